@@ -1,0 +1,60 @@
+"""The ``vivit-bench`` command and the one place where errors become exit codes."""
+
+import importlib
+import sys
+
+import typer
+from rich.console import Console
+
+from vivit_bench import __version__
+from vivit_bench.errors import VivitBenchError
+
+app = typer.Typer(
+    name="vivit-bench",
+    help="Benchmarks of the ViViT curvature model: critical batch sizes and GGN spectra.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+# One module per command group, each with an ``app``; the order is that of --help.
+_GROUPS = {
+    "critical-batch": "vivit_bench.cli.critical_batch",
+    "spectrum": "vivit_bench.cli.spectrum",
+    "problems": "vivit_bench.cli.problems",
+}
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: bool = typer.Option(False, "--version", help="Print the version and exit."),
+) -> None:
+    if version:
+        typer.echo(f"vivit-bench {__version__}")
+        raise typer.Exit()
+
+
+@app.command()
+def env() -> None:
+    """Print what is recorded with every result: machine, libraries, code."""
+    import json
+
+    from vivit_bench.store import provenance
+
+    typer.echo(json.dumps(provenance(), indent=2))
+
+
+def main() -> None:
+    """Run the command line; errors of the user are one line on stderr."""
+    for name, module in _GROUPS.items():
+        app.add_typer(importlib.import_module(module).app, name=name)
+    try:
+        app()
+    except VivitBenchError as error:
+        Console(stderr=True, soft_wrap=True, highlight=False).print(
+            f"vivit-bench: {error}", markup=False
+        )
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("vivit-bench: interrupted; finished work is kept, the same command goes on", err=True)
+        sys.exit(130)

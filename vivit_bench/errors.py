@@ -1,0 +1,20 @@
+"""Errors a user can cause or must be told about.
+
+The command line turns each into one line on stderr and an exit code; everything
+else that escapes is a bug and keeps its traceback.
+"""
+
+
+class VivitBenchError(Exception):
+    """A run failed for a stated reason (exit code 1).
+
+    The message is one line: the value, the reason, and what to do next.
+    """
+
+    exit_code = 1
+
+
+class UsageError(VivitBenchError):
+    """The request itself is wrong: a bad value, name, file or model (exit code 2)."""
+
+    exit_code = 2

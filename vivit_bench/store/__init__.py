@@ -1,0 +1,6 @@
+"""Records, provenance and atomic files."""
+
+from vivit_bench.store.atomic import write_atomic
+from vivit_bench.store.provenance import Provenance, provenance
+
+__all__ = ["Provenance", "provenance", "write_atomic"]

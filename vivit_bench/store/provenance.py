@@ -1,0 +1,108 @@
+"""What is recorded with every result: machine, libraries, code, time."""
+
+import functools
+import hashlib
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+import vivit_bench
+
+Provenance = dict[str, Any]
+
+_LIBRARIES = {
+    "torch": "torch",
+    "torchvision": "torchvision",
+    "backpack": "backpack-for-pytorch",
+    "deepobs": "deepobs",
+    "vivit_for_pytorch": "vivit-for-pytorch",
+    "numpy": "numpy",
+    "scipy": "scipy",
+}
+
+
+def provenance() -> Provenance:
+    """Describe this machine, its libraries, this code and the time, JSON-ready.
+
+    Returns:
+        Flat dictionary. ``None`` stands for what is absent (no GPU, no git, a library
+        that is not installed). ``time`` is UTC in ISO 8601; ``ram_bytes`` in bytes.
+    """
+    return {**_static_provenance(), "time": datetime.now(UTC).isoformat(timespec="seconds")}
+
+
+@functools.cache
+def _static_provenance() -> Provenance:
+    return {
+        "vivit_bench": vivit_bench.__version__,
+        "code": code_fingerprint(),
+        "git_commit": _git_commit(),
+        "python": platform.python_version(),
+        **{key: library_version(name) for key, name in _LIBRARIES.items()},
+        "os": platform.platform(),
+        "host": platform.node(),
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "ram_bytes": psutil.virtual_memory().total,
+        **_gpu(),
+    }
+
+
+def library_version(distribution: str) -> str | None:
+    """Installed version of a distribution, or None."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+@functools.cache
+def code_fingerprint() -> str:
+    """Hash of the package's own sources (12 hex digits).
+
+    Unlike the git commit it changes with uncommitted edits, and it exists in an
+    installation without git.
+    """
+    root = Path(vivit_bench.__file__).parent
+    digest = hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        digest.update(str(file.relative_to(root)).encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _git_commit() -> str | None:
+    root = Path(vivit_bench.__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _gpu() -> Provenance:
+    import torch
+
+    if not torch.cuda.is_available():
+        return {"gpu": None, "gpu_bytes": None}
+    properties = torch.cuda.get_device_properties(0)
+    return {"gpu": properties.name, "gpu_bytes": properties.total_memory}
