@@ -20,7 +20,7 @@ class Samples(StrEnum):
     FRAC = "frac"
     """The first max(N // 8, 1); the gradient always uses the whole mini-batch."""
 
-    def count(self, batch_size: int) -> int:
+    def size(self, batch_size: int) -> int:
         """Number of samples that carry the curvature of a mini-batch of ``batch_size``."""
         return batch_size if self is Samples.FULL else max(batch_size // 8, 1)
 

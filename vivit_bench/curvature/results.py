@@ -50,3 +50,16 @@ class DirectionalDerivatives:
     """[N, K], gamma_nk = e_k^T grad l_n, over the whole mini-batch."""
     lambdas: Tensor
     """[num_samples, K], lambda_nk = e_k^T J_n^T H_n J_n e_k."""
+
+
+@dataclass(frozen=True)
+class NewtonStep:
+    """A damped Newton step in parameter format (Equation 9)."""
+
+    info: BatchInfo
+    step: list[Tensor]
+    """One tensor per trainable parameter, its shape, dtype and device: theta + step."""
+    eigenvalues: dict[str, Tensor]
+    """Block name ("" for the full GGN) -> [K] eigenvalues above the cutoff, descending."""
+    dampings: dict[str, Tensor]
+    """Block name -> [K] damping of each direction, in the same order."""

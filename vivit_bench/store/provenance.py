@@ -63,15 +63,18 @@ def library_version(distribution: str) -> str | None:
 
 
 @functools.cache
-def code_fingerprint() -> str:
+def code_fingerprint(rooms: tuple[str, ...] = (".",)) -> str:
     """Hash of the package's own sources (12 hex digits).
 
     Unlike the git commit it changes with uncommitted edits, and it exists in an
     installation without git.
+
+    Args:
+        rooms: Subpackages to hash, for results that the others cannot change.
     """
     root = Path(vivit_bench.__file__).parent
     digest = hashlib.sha256()
-    for file in sorted(root.rglob("*.py")):
+    for file in sorted(file for room in rooms for file in (root / room).rglob("*.py")):
         digest.update(str(file.relative_to(root)).encode())
         digest.update(file.read_bytes())
     return digest.hexdigest()[:12]

@@ -1,0 +1,58 @@
+"""Made-up spectra for the tests of storage, figures and comparisons."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from vivit_bench.curvature.options import Blocks, Curvature, Samples
+from vivit_bench.spectrum import Precision, SpectrumRecord, SpectrumSettings
+from vivit_bench.spectrum.record import merge_blocks
+
+SETTINGS = SpectrumSettings(
+    problem="cifar10_3c3d",
+    batch_size=128,
+    curvature=Curvature.EXACT,
+    samples=Samples.FULL,
+    mc_samples=1,
+    blocks=Blocks.NONE,
+    cutoff=1e-4,
+    data="deepobs",
+    seed=0,
+    checkpoint=None,
+    dtype=Precision.FLOAT32,
+    device="cpu",
+)
+
+
+def make_record(
+    eigenvalues: Sequence[float] = (3.0, 0.5, 1e-6),
+    *,
+    num_params: int = 100,
+    layers: dict[str, Sequence[float]] | None = None,
+    **settings: Any,
+) -> SpectrumRecord:
+    """A record of given eigenvalues; keywords change the settings."""
+    parts = {name: np.array(values, dtype=float) for name, values in (layers or {}).items()}
+    values = merge_blocks(parts) if layers else np.array(eigenvalues, dtype=float)
+    if layers:
+        settings["blocks"] = Blocks.LAYER
+    finite = values[np.isfinite(values)]
+    return SpectrumRecord(
+        settings=replace(SETTINGS, **settings),
+        eigenvalues=values,
+        blocks=parts,
+        num_params=num_params,
+        num_samples=2,
+        num_outputs=3,
+        num_columns=len(values),
+        trace=float(finite.sum()),
+        loss=0.7,
+        solver_dtype="float64",
+        threads=1,
+        seconds=0.1,
+        model_fingerprint="model",
+        batch_fingerprint="batch",
+        provenance={"code": "0"},
+    )

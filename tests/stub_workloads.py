@@ -1,0 +1,164 @@
+"""Workloads that end in every way a trial can; run in child processes by the trial tests."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+
+MIB = 2**20
+_kept: list[object] = []
+
+
+class Stub:
+    """Does nothing but `work`, after a warm-up that does nothing."""
+
+    def __init__(self, work: Callable[[int], object]):
+        self._work = work
+
+    def warm_up(self) -> None:
+        pass
+
+    def run(self, n: int) -> object:
+        return self._work(n)
+
+    def check(self, result: object) -> str:
+        return "eigenvalues: 1 of 1 numbers are NaN or infinite" if result != result else ""
+
+
+def fill(mib_per_sample: float = 1.0) -> Stub:
+    """Uses memory in proportion to N."""
+    return Stub(lambda n: len(bytearray(os.urandom(4096)) * int(n * mib_per_sample * 256)))
+
+
+def fill_then(ending: str, mib_per_sample: float = 1.0) -> Stub:
+    """Uses memory in proportion to N and then ends badly."""
+
+    def work(n: int) -> object:
+        _kept.append(b"x" * int(n * mib_per_sample * MIB))
+        return endings[ending](n)
+
+    return Stub(work)
+
+
+def ends(ending: str) -> Stub:
+    return Stub(endings[ending])
+
+
+def fails_in_set_up(ending: str) -> Stub:
+    endings[ending](1)
+    raise AssertionError("the ending did not end")
+
+
+def fails_in_warm_up(ending: str) -> Stub:
+    stub = Stub(lambda n: 0)
+    stub.warm_up = lambda: endings[ending](2)  # type: ignore[assignment, method-assign, return-value]
+    return stub
+
+
+def torch_memory() -> Stub:
+    import torch
+
+    torch.ones(2) + 1
+    return Stub(lambda n: torch.zeros(2**40))
+
+
+def numpy_memory() -> Stub:
+    import numpy as np
+
+    return Stub(lambda n: np.ones(2**40))
+
+
+def writes_pid(path: str) -> Stub:
+    """Tells its own process and that of a grandchild, then waits for ever."""
+
+    def work(n: int) -> object:
+        grandchild = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
+        with open(f"{path}.part", "w") as file:
+            file.write(f"{os.getpid()} {grandchild.pid}")
+        os.rename(f"{path}.part", path)
+        return _wait(n)
+
+    return Stub(work)
+
+
+def _raise(error: BaseException) -> Callable[[int], object]:
+    def work(n: int) -> object:
+        raise error
+
+    return work
+
+
+def _kill(number: int) -> Callable[[int], object]:
+    return lambda n: os.kill(os.getpid(), number)
+
+
+def _wait(n: int) -> object:
+    threading.Event().wait()
+    return 0
+
+
+def _spin(n: int) -> object:
+    while True:
+        pass
+
+
+def _import_error(n: int) -> object:
+    import a_module_that_is_missing  # type: ignore[import-not-found]
+
+    return a_module_that_is_missing
+
+
+def _allocate_blocks(n: int) -> object:
+    while True:
+        _kept.append(b"x" * MIB)
+
+
+def _allocate_objects(n: int) -> object:
+    numbers = []
+    value = 10**6
+    while True:
+        value += 1
+        numbers.append(value)
+
+
+def _map_shared(n: int) -> object:
+    """Memory that RLIMIT_DATA does not count: only the watchdog sees it."""
+    import mmap
+
+    while True:
+        region = mmap.mmap(-1, 16 * MIB, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)
+        region.write(b"x" * (16 * MIB))
+        _kept.append(region)
+
+
+def _dereference_null(n: int) -> object:
+    return ctypes.string_at(0)
+
+
+endings: dict[str, Callable[[int], object]] = {
+    "finish": lambda n: 0,
+    "nan": lambda n: float("nan"),
+    "sigkill": _kill(signal.SIGKILL),
+    "sigsegv": _dereference_null,
+    "sigabrt": _kill(signal.SIGABRT),
+    "exit": lambda n: os._exit(3),
+    "sys-exit": _raise(SystemExit(1)),
+    "import-error": _import_error,
+    "wait": _wait,
+    "spin": _spin,
+    "endless-blocks": _allocate_blocks,
+    "endless-objects": _allocate_objects,
+    "endless-shared": _map_shared,
+    "memory-error": _raise(MemoryError()),
+    "primitive": _raise(RuntimeError("could not create a primitive")),
+    "lapack": _raise(
+        RuntimeError(
+            "linalg.eigh: Argument 8 has illegal value. Most certainly there is a bug in the "
+            "implementation calling the backend library."
+        )
+    ),
+    "value-error": _raise(ValueError("unsupported layer Foo")),
+}

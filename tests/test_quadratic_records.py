@@ -1,0 +1,233 @@
+"""Stored runs: resumed where interrupted, never mixed, ranked and drawn."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+import vivit_bench.quadratic.records as records
+import vivit_bench.quadratic.runner as runner
+from vivit_bench.cli.quadratic import app
+from vivit_bench.errors import UsageError, VivitBenchError
+from vivit_bench.quadratic import OptimizerName, Settings, load_results, run_experiment
+from vivit_bench.quadratic.experiment import Repetition, run_repetition
+from vivit_bench.quadratic.records import Journal, Results, results_from
+from vivit_bench.report.quadratic import curve_table, final_table, format_table, quantiles
+from vivit_bench.report.quadratic_figures import draw_dampings, draw_losses
+
+INF = float("inf")
+SMALL = Settings(
+    repeats=4,
+    steps=3,
+    dampings=(0.1, 10.0),
+    curvatures=(5.0, 9.0),
+    batch_size=6,
+    resamples=10,
+    grid_points=5,
+)
+
+
+def made_up(losses: dict[str, list[list[float]]], dampings: list[list[float]]) -> Results:
+    """Results of given losses [repetitions][steps + 1] per optimiser."""
+    count = len(next(iter(losses.values())))
+    repetitions = [
+        Repetition(r, {label: rows[r] for label, rows in losses.items()}, dampings)
+        for r in range(count)
+    ]
+    return results_from(SMALL, repetitions, seconds=1.0)
+
+
+def test_stored_run_comes_back(tmp_path: Path) -> None:
+    results = run_experiment(SMALL, tmp_path)
+    loaded = load_results(tmp_path)
+    pd.testing.assert_frame_equal(loaded.losses, results.losses, rtol=1e-11)
+    pd.testing.assert_frame_equal(loaded.dampings, results.dampings, rtol=1e-5)
+    assert loaded.settings == json.loads(json.dumps(SMALL.record()))
+    assert loaded.provenance["torch"]
+    assert len(loaded.losses) == 4 * 4 * 4
+    assert len(loaded.dampings) == 4 * 3 * 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "dampings.csv",
+        "losses.csv",
+        "run.json",
+    ]
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_interrupted_run_goes_on_where_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torn: bool
+) -> None:
+    whole = run_experiment(SMALL, tmp_path / "whole")
+    ran: list[int] = []
+
+    def interrupted(settings: Settings, index: int) -> Repetition:
+        if index == 2 and 2 not in ran:
+            ran.append(index)
+            raise KeyboardInterrupt
+        ran.append(index)
+        return run_repetition(settings, index)
+
+    monkeypatch.setattr(runner, "run_repetition", interrupted)
+    folder = tmp_path / "parts"
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(SMALL, folder)
+    if torn:
+        journal = Journal(folder, SMALL).path
+        journal.write_bytes(journal.read_bytes()[:-20])
+    seen: list[int] = []
+    again = run_experiment(SMALL, folder, progress=seen.append)
+    assert ran == ([0, 1, 2, 1, 2, 3] if torn else [0, 1, 2, 2, 3])
+    assert seen[0] == (1 if torn else 2)
+    pd.testing.assert_frame_equal(again.losses, whole.losses, check_exact=True)
+    pd.testing.assert_frame_equal(again.dampings, whole.dampings, check_exact=True)
+
+
+def test_infinite_and_undefined_values_survive_the_journal(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, SMALL)
+    stored = Repetition(3, {"sgd": [1.0, INF]}, [[INF, float("nan")]])
+    journal.append(stored, 0.5)
+    (found, seconds) = journal.read()[3]
+    assert (found.losses, seconds) == (stored.losses, 0.5)
+    np.testing.assert_array_equal(found.dampings, stored.dampings)
+
+
+def test_partial_runs_of_other_settings_stay_apart(tmp_path: Path) -> None:
+    Journal(tmp_path, SMALL).append(run_repetition(SMALL, 0), 1.0)
+    other = Settings(**{**vars(SMALL), "seed": 1})
+    assert Journal(tmp_path, other).read() == {}
+    run_experiment(other, tmp_path)
+    assert list(Journal(tmp_path, SMALL).read()) == [0]
+
+
+def test_partial_runs_of_other_code_stay_apart_until_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Journal(tmp_path, SMALL).append(run_repetition(SMALL, 0), 1.0)
+    facts = records.provenance()
+    monkeypatch.setattr(records, "provenance", lambda: {**facts, "code": "other"})
+    assert Journal(tmp_path, SMALL).read() == {}
+    run_experiment(SMALL, tmp_path)
+    assert list(tmp_path.glob("partial-*")) == []
+
+
+def test_finished_run_of_other_settings_is_replaced_on_request_only(tmp_path: Path) -> None:
+    other = Settings(**{**vars(SMALL), "repeats": 2, "dampings": (1.0,)})
+    run_experiment(SMALL, tmp_path)
+    message = r"repeats 4 -> 2, dampings 0.1,10.0 -> 1.0"
+    with pytest.raises(UsageError, match=message):
+        run_experiment(other, tmp_path)
+    assert load_results(tmp_path).settings["repeats"] == 4
+    run_experiment(other, tmp_path, fresh=True)
+    assert load_results(tmp_path).settings["repeats"] == 2
+
+
+def test_missing_and_mismatched_files_get_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="vivit-bench quadratic run"):
+        load_results(tmp_path)
+    run_experiment(SMALL, tmp_path)
+    with (tmp_path / "losses.csv").open("a") as file:
+        file.write("sgd,9,0,1\n")
+    with pytest.raises(VivitBenchError, match=r"losses.csv is not the file"):
+        load_results(tmp_path)
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(VivitBenchError, match="not JSON"):
+        load_results(tmp_path)
+
+
+def test_folder_that_cannot_be_made_gets_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="choose another --results-dir"):
+        run_experiment(SMALL, tmp_path / "file" / "quadratic")
+
+
+def test_table_ranks_and_counts_divergence() -> None:
+    results = made_up(
+        {
+            "sgd": [[100.0, 40.0], [100.0, 60.0], [100.0, 50.0], [100.0, 50.0]],
+            "damping 1": [[100.0, 1.0], [100.0, INF], [100.0, 999.0], [100.0, 1001.0]],
+            "bootstrap": [[100.0, 2.0], [100.0, 4.0], [100.0, 6.0], [100.0, 8.0]],
+        },
+        dampings=[],
+    )
+    table = final_table(results)
+    assert table["optimizer"].tolist() == ["bootstrap", "sgd", "damping 1"]
+    assert table["rank"].tolist() == [1, 2, 3]
+    assert table["median"].tolist() == [5.0, 50.0, 1000.0]
+    assert table["lower_quartile"].tolist() == [3.5, 47.5, 749.5]
+    assert table["upper_quartile"].tolist() == [6.5, 52.5, INF]
+    assert table["best_share"].tolist() == [0.75, 0.0, 0.25]
+    assert table["diverged_share"].tolist() == [0.0, 0.0, 0.5]
+    lines = format_table(table).splitlines()
+    assert lines[2].split() == ["1", "bootstrap", "5", "3.5", "6.5", "75%", "0%"]
+    assert lines[4].split()[-3:] == ["inf", "25%", "50%"]
+    assert format_table(table, markdown=True).startswith("|   rank | optimizer")
+
+
+def test_quantiles_of_infinite_losses() -> None:
+    losses = np.array([[1.0, 1.0, INF], [2.0, INF, INF], [3.0, INF, INF]])
+    np.testing.assert_array_equal(
+        quantiles(losses, (0.25, 0.5)), [[1.5, INF, INF], [2.0, INF, INF]]
+    )
+
+
+def test_figures_show_the_medians_and_the_share_of_infinite_dampings() -> None:
+    losses = {"damping 0.1": [[9.0, 3.0, 1.0, 1.0]] * 3, "bootstrap": [[9.0, 2.0, INF, INF]] * 3}
+    dampings = [[1.0, INF], [INF, 2.0], [INF, INF]]
+    results = made_up(losses, dampings)
+    (panel,) = draw_losses(results).axes
+    drawn = {line.get_label(): line.get_ydata() for line in panel.get_lines()}
+    np.testing.assert_array_equal(drawn[r"damping $10^{-1}$"], [9, 3, 1, 1])
+    np.testing.assert_array_equal(drawn["bootstrap"], [9, 2, INF, INF])
+    assert len(curve_table(results)) == 8
+    above, below = draw_dampings(results).axes
+    shares = [line.get_ydata().tolist() for line in below.get_lines()]
+    assert shares == [[0.0, 1.0], [1.0, 0.5]]
+    assert above.get_lines()[0].get_ydata().tolist() == [1.0]
+
+
+def test_command_line_runs_plots_and_tables(tmp_path: Path) -> None:
+    cli, where = CliRunner(), ["--results-dir", str(tmp_path)]
+    options = ["--repeats", "2", "--steps", "2", "--optimizers", "sgd,bootstrap", "--grid"]
+    options += ["1e-2:1e1:7", "--resamples", "9", "--curvatures", "1,3", "--batch-size", "5"]
+    done = cli.invoke(app, ["run", *options, *where])
+    assert done.exit_code == 0, done.output
+    assert "bootstrap" in done.stdout
+    settings = load_results(tmp_path / "quadratic").settings
+    assert settings["grid_points"] == 7
+    assert settings["optimizers"] == ["sgd", "bootstrap"]
+    for command, names in (("plot", ["figure_3.png", "dampings.pdf"]), ("table", ["table.csv"])):
+        done = cli.invoke(app, [command, *where])
+        assert done.exit_code == 0, done.output
+        for name in names:
+            assert (tmp_path / "quadratic" / name).stat().st_size > 0
+            assert name in done.stdout
+    table = pd.read_csv(io.StringIO((tmp_path / "quadratic" / "table.csv").read_text()))
+    assert set(table["optimizer"]) == {"sgd", "bootstrap"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--optimizers", "adam"], "'adam' is unknown: choose from sgd, constant, bootstrap"),
+        (["--dampings", "1;2"], "'1;2' is not a list of numbers"),
+        (["--grid", "1e-4:1e2"], "not FIRST:LAST:POINTS"),
+        (["--grid", "1e-4:1e2:0"], "0 points is empty"),
+        (["--batch-size", "1"], "cannot resample N = 1"),
+        (["--curvatures", "1,-2"], "curvature along direction 1 is -2"),
+    ],
+)
+def test_command_line_refuses_bad_values(tmp_path: Path, options: list[str], message: str) -> None:
+    done = CliRunner().invoke(app, ["run", *options, "--results-dir", str(tmp_path)])
+    assert isinstance(done.exception, UsageError)
+    assert message in str(done.exception)
+
+
+def test_defaults_of_the_command_are_the_paper() -> None:
+    assert Settings().optimizers == tuple(OptimizerName)
+    shown = CliRunner().invoke(app, ["run", "--help"], env={"COLUMNS": "200"}).stdout
+    assert "0.0001,0.001,0.01,0.1,1,10,100,1000,10000" in shown
+    assert "0.0001:100:200" in shown

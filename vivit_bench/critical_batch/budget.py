@@ -1,0 +1,97 @@
+"""The memory a trial may use, and the memory there is.
+
+A budget of B bytes means: *over the idle process*. A child process imports the libraries,
+builds the model, reads the data set and does the whole work once with 2 samples. Its memory
+then is the fixed cost, the "idle process". From there on its peak may rise by at most B. The
+mini-batch of N samples is made afterwards, so it counts, as it would for a user.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+MIB = 2**20
+
+DEFAULT_SHARE = 0.5
+"""Share of the memory available now that is the budget without ``--memory-limit``."""
+_DEFAULT_STEP = 64 * MIB
+
+MACHINE_RESERVE = 256 * MIB
+"""Bytes that must stay available; below, a trial is stopped and nothing concluded from it."""
+
+BUDGET_MEANING = (
+    "peak memory over the idle process (libraries, model and data set, after a 2-sample warm-up)"
+)
+
+
+@dataclass(frozen=True)
+class MemoryBudget:
+    """A limit and the margins around it, in bytes."""
+
+    limit_bytes: int
+    """Largest peak over the idle process with which a batch fits."""
+
+    @property
+    def watchdog_bytes(self) -> int:
+        """Resident memory over the idle process at which the child is killed."""
+        return self.limit_bytes + max(64 * MIB, self.limit_bytes // 10)
+
+    @property
+    def fence_bytes(self) -> int:
+        """Data segment over the idle process at which the kernel refuses memory.
+
+        Wider than the watchdog's margin: PyTorch's CPU operations allocate up to 20% more than
+        they ever touch (a multi-layer perceptron's gradient), and what is not touched takes no
+        memory. A tighter fence, not the peak, would decide.
+        """
+        return self.limit_bytes + max(64 * MIB, self.limit_bytes // 4)
+
+    def resolution_bytes(self, threads: int) -> int:
+        """How near to the limit one reading cannot decide.
+
+        The kernel keeps page counts per CPU in batches of max(32, 2 CPUs) pages, for anonymous
+        memory and for files; each thread's CPU may hold one back. Threads that share a CPU or
+        do not also differ by up to 1 MiB in which buffers they hold at the same time.
+
+        Args:
+            threads: Of the child.
+        """
+        batch = max(32, 2 * (os.cpu_count() or 1)) * os.sysconf("SC_PAGESIZE")
+        return max(2 * MIB, 2 * threads * batch)
+
+
+def available_memory() -> int:
+    """Bytes of memory a new process can use now, under the control group's limit if any."""
+    return min([psutil.virtual_memory().available, *_cgroup_headroom(Path("/sys/fs/cgroup"))])
+
+
+def default_limit(available: int) -> int:
+    """The budget without ``--memory-limit``: `DEFAULT_SHARE`, rounded down to 64 MiB.
+
+    Args:
+        available: Bytes available now.
+
+    Returns:
+        Bytes, at least 64 MiB.
+    """
+    return max(int(available * DEFAULT_SHARE) // _DEFAULT_STEP, 1) * _DEFAULT_STEP
+
+
+def _cgroup_headroom(root: Path) -> list[int]:
+    """Limit minus use of the container, for both versions of control groups."""
+    headroom = []
+    for folder, limit, usage, cache in (
+        (root, "memory.max", "memory.current", "inactive_file"),
+        (root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        try:
+            most = int((folder / limit).read_text())
+            used = int((folder / usage).read_text())
+            stat = (folder / "memory.stat").read_text().split()
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+        reclaimable = int(stat[stat.index(cache) + 1]) if cache in stat else 0
+        headroom.append(max(most - used + reclaimable, 0))
+    return headroom

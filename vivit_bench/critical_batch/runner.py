@@ -1,0 +1,238 @@
+"""A search from settings to stored records."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vivit_bench.critical_batch.budget import (
+    DEFAULT_SHARE,
+    MemoryBudget,
+    available_memory,
+    default_limit,
+)
+from vivit_bench.critical_batch.device_memory import available_device_memory
+from vivit_bench.critical_batch.journal import Journal, open_journal
+from vivit_bench.critical_batch.outcomes import Outcome, Trial
+from vivit_bench.critical_batch.search import Bracket, SearchResult, find_critical_batch_size
+from vivit_bench.critical_batch.searches import make_row, store_row
+from vivit_bench.critical_batch.settings import (
+    DEFAULT_MAX_BATCH,
+    DEFAULT_TRIAL_TIMEOUT,
+    Cell,
+    check_bounds,
+    environment_key,
+    record_key,
+)
+from vivit_bench.critical_batch.sizes import format_size
+from vivit_bench.critical_batch.spec import TrialSpec
+from vivit_bench.critical_batch.stale import older_records_note, remembered_limit, trials_folder
+from vivit_bench.critical_batch.trial import TrialRun, run_trial
+from vivit_bench.errors import UsageError
+from vivit_bench.store import provenance, write_atomic
+
+
+class Listener:
+    """Is told what happens during a search; this one ignores it."""
+
+    def note(self, text: str) -> None:
+        """Something the user should know."""
+
+    def started(self, n: int, bracket: Bracket) -> None:
+        """A trial begins."""
+
+    def finished(self, trial: Trial, from_records: bool) -> None:
+        """A trial ended, or its record was used."""
+
+
+@dataclass(frozen=True)
+class MemoryLimit:
+    """A budget and who chose it."""
+
+    limit_bytes: int
+    chosen_by_user: bool
+
+
+@dataclass(frozen=True)
+class FinishedSearch:
+    """A search's result and where it is stored."""
+
+    cell: Cell
+    memory_limit: MemoryLimit
+    result: SearchResult
+    from_records: int
+    """Trials that were not run because their records were there."""
+    table: Path
+    """``searches.csv``."""
+
+
+def run_search(
+    cell: Cell,
+    memory_limit: MemoryLimit,
+    *,
+    results_dir: Path,
+    max_batch: int = DEFAULT_MAX_BATCH,
+    trial_timeout: float = DEFAULT_TRIAL_TIMEOUT,
+    fresh: bool = False,
+    listener: Listener | None = None,
+    run: Callable[[TrialSpec, float], TrialRun] = run_trial,
+) -> FinishedSearch:
+    """Search the critical batch size of a cell, going on from records if there are any.
+
+    Args:
+        cell: From `make_cell`.
+        memory_limit: From `choose_limit`.
+        results_dir: Folder of all results.
+        max_batch: Largest batch size to run.
+        trial_timeout: Seconds for the work of one trial.
+        fresh: Forget the records and start over.
+        listener: Is told what happens.
+        run: Runs one trial.
+
+    Returns:
+        The result; it is stored.
+
+    Raises:
+        TrialError: A trial failed for a reason that says nothing about memory.
+        UsageError: A value that is not allowed.
+        VivitBenchError: The same search is running already.
+    """
+    check_bounds(max_batch, trial_timeout)
+    listener = listener or Listener()
+    current = provenance()
+    environment = environment_key(cell, current)
+    key = record_key(cell, memory_limit.limit_bytes, environment)
+    header = {
+        "key": key,
+        "cell": cell.key_fields(),
+        "memory_limit_bytes": memory_limit.limit_bytes,
+        "limit_chosen_by_user": memory_limit.chosen_by_user,
+        "environment": environment,
+    }
+    folder = trials_folder(results_dir)
+    path = folder / f"{cell.slug()}_{key}.jsonl"
+    if note := older_records_note(folder, header):
+        listener.note(note)
+    with open_journal(path, header, fresh) as journal:
+        trials = _Trials(cell, memory_limit, journal, trial_timeout, listener, run)
+        result = find_critical_batch_size(trials.run, max_batch)
+        row = make_row(
+            cell,
+            memory_limit.limit_bytes,
+            result,
+            max_batch=max_batch,
+            trial_timeout=trial_timeout,
+            provenance=current,
+            environment=environment,
+            key=key,
+        )
+        table = store_row(results_dir, row)
+    return FinishedSearch(cell, memory_limit, result, trials.from_records, table)
+
+
+class _Trials:
+    """Runs trials, or takes their records."""
+
+    def __init__(
+        self,
+        cell: Cell,
+        memory_limit: MemoryLimit,
+        journal: Journal,
+        timeout: float,
+        listener: Listener,
+        run: Callable[[TrialSpec, float], TrialRun],
+    ):
+        self._spec: dict[str, Any] = {
+            "limit_bytes": memory_limit.limit_bytes,
+            "threads": cell.threads,
+            "work": cell.work(),
+            "device": cell.device,
+        }
+        self._journal = journal
+        self._timeout = timeout
+        self._listener = listener
+        self._run = run
+        self._limit_checked = False
+        self.from_records = 0
+
+    def run(self, n: int, bracket: Bracket) -> Trial:
+        recorded = self._journal.reusable(n, self._timeout)
+        if recorded is not None:
+            self.from_records += 1
+            self._listener.finished(recorded, True)
+            return recorded
+        self._check_limit()
+        self._listener.started(n, bracket)
+        done = self._run(TrialSpec(n=n, **self._spec), self._timeout)
+        self._journal.append(done.trial)
+        if done.trial.outcome is Outcome.ERROR and done.stderr:
+            log = self._journal.path.with_suffix(".stderr.txt")
+            write_atomic(log, f"{done.stderr}\n")
+            self._listener.note(f"what the trial of N = {n} wrote to stderr: {log}")
+        self._listener.finished(done.trial, False)
+        return done.trial
+
+    def _check_limit(self) -> None:
+        """Refuse a budget the machine cannot give now; records alone need none."""
+        if not self._limit_checked and self._spec["device"] == "cpu":
+            check_limit(self._spec["limit_bytes"])
+        self._limit_checked = True
+
+
+def choose_limit(
+    cells: list[Cell],
+    asked_bytes: int | None,
+    *,
+    results_dir: Path,
+    fresh: bool = False,
+    listener: Listener | None = None,
+) -> MemoryLimit:
+    """The user's memory limit, or a share of what is available now.
+
+    Without the user's choice, the limit with which an earlier search of one of the cells began
+    is kept: the same command must go on with the same search.
+
+    Args:
+        cells: What is to be searched, on one device.
+        asked_bytes: The user's choice.
+        results_dir: Folder of all results.
+        fresh: Choose anew.
+        listener: Is told the limit and its reason.
+
+    Returns:
+        The limit.
+    """
+    if asked_bytes is not None:
+        return MemoryLimit(asked_bytes, True)
+    listener = listener or Listener()
+    kept = None if fresh else remembered_limit(trials_folder(results_dir), cells)
+    if kept is not None:
+        listener.note(
+            f"memory limit: {format_size(kept)}, chosen when the search began "
+            "(--fresh or --memory-limit SIZE chooses anew)"
+        )
+        return MemoryLimit(kept, False)
+    device = cells[0].device
+    available = available_memory() if device == "cpu" else available_device_memory(device)
+    limit = default_limit(available)
+    listener.note(
+        f"memory limit: {format_size(limit)}, {DEFAULT_SHARE:.0%} of the memory available now "
+        "(choose with --memory-limit SIZE)"
+    )
+    return MemoryLimit(limit, False)
+
+
+def check_limit(limit_bytes: int) -> None:
+    """Refuse a budget larger than what the machine can give now.
+
+    Raises:
+        UsageError: With the memory available.
+    """
+    available = available_memory()
+    needed = MemoryBudget(limit_bytes).watchdog_bytes
+    if needed > available:
+        raise UsageError(
+            f"--memory-limit {format_size(limit_bytes)}: a trial may take {format_size(needed)} "
+            f"before it is stopped, and {format_size(available)} are available now; "
+            "use a smaller limit or free memory"
+        )

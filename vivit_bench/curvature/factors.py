@@ -1,0 +1,280 @@
+"""What is kept of each layer's share of V, and how its Gram matrix is formed from it.
+
+Two kinds, after appendix C of the paper:
+
+* :class:`ExplicitFactor` holds V itself. It costs least where a layer has fewer
+  parameters than outputs, and it serves every layer type.
+* :class:`AffineFactor` holds the layer input z and the cotangents s of a linear layer
+  or convolution, whose V = s unfold(z)^T is never held as a whole. It is contracted
+  in chunks of V, over pairs of samples, or (one output position) as the product of
+  the input and output Gram matrices (C.1).
+
+All rows are ordered (sample, column), and samples are put in any slices.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from enum import StrEnum
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from vivit_bench.curvature.capture import LayerCall, own_parameters
+from vivit_bench.curvature.expand import expand
+from vivit_bench.curvature.kernels import add_lower, unfold
+
+Direction = dict[nn.Parameter, Tensor]
+"""A vector in parameter space, parameter -> tensor of its shape."""
+
+
+class Contraction(StrEnum):
+    """The ways to contract a layer's V with itself; all compute the same Gram matrix."""
+
+    EXPLICIT = "explicit V"
+    """V is held and multiplied; wins where D_layer is small."""
+    GRAM_PRODUCT = "input Gram x output Gram"
+    """One output position: (z z'^T + 1) * (s s'^T); always wins there."""
+    CHUNKS = "V in chunks"
+    """V in chunks of input channels; wins where there are many output positions."""
+    PAIRS = "sample pairs"
+    """For every two samples s (unfold(z)^T unfold(z') + 1) s'^T; wins for few positions."""
+
+
+class Factor(ABC):
+    """One unit's share of V for N samples with c columns each (M = N c rows)."""
+
+    def __init__(self, num_samples: int, num_columns: int):
+        self.num_samples = num_samples
+        self.num_columns = num_columns
+
+    @property
+    def rows(self) -> int:
+        """M = N c."""
+        return self.num_samples * self.num_columns
+
+    @abstractmethod
+    def put(
+        self,
+        samples: slice,
+        columns: slice,
+        calls: Sequence[LayerCall],
+        cotangents: Sequence[Tensor | None],
+    ) -> None:
+        """Take in some samples' columns: one cotangent [c', n', *output] per call."""
+
+    @abstractmethod
+    def chunks(self) -> Iterator[Tensor]:
+        """V^T in pieces [M, d], whose widths add up to the unit's parameters."""
+
+    @abstractmethod
+    def dot(self, direction: Direction) -> Tensor:
+        """V^T x for a vector x in parameter space: [M]."""
+
+    @abstractmethod
+    def combine(self, weights: Tensor) -> Direction:
+        """V w for ``weights`` [M]."""
+
+    def add_gram(self, gram: Tensor) -> None:
+        """Lower triangle of ``gram`` [M, M] += V^T V."""
+        for v in self.chunks():
+            add_lower(gram, v)
+
+    def add_cross(self, other: "Factor", out: Tensor) -> None:
+        """``out`` [M, M'] += V^T V' for a factor of the same unit and kind."""
+        for v, w in zip(self.chunks(), other.chunks(), strict=True):
+            out.addmm_(v, w.t())
+
+
+class ExplicitFactor(Factor):
+    """V itself, [N, c, D_unit], summed over the calls that share the parameters."""
+
+    def __init__(self, num_samples: int, num_columns: int, parameters: Sequence[nn.Parameter]):
+        super().__init__(num_samples, num_columns)
+        self.parameters = list(parameters)
+        sizes = [p.numel() for p in parameters]
+        ends = torch.tensor(sizes).cumsum(0).tolist()
+        self._slices = {
+            p: slice(end - size, end) for p, size, end in zip(parameters, sizes, ends, strict=True)
+        }
+        self.v = parameters[0].new_zeros(num_samples, num_columns, ends[-1], requires_grad=False)
+
+    def put(  # noqa: D102
+        self,
+        samples: slice,
+        columns: slice,
+        calls: Sequence[LayerCall],
+        cotangents: Sequence[Tensor | None],
+    ) -> None:
+        for call, s in zip(calls, cotangents, strict=True):
+            if s is None:
+                continue
+            own = own_parameters(call.module)
+            for name, v in expand(call, s).items():
+                self.v[samples, columns, self._slices[own[name]]] += v.transpose(0, 1)
+
+    def chunks(self) -> Iterator[Tensor]:  # noqa: D102
+        yield self.v.flatten(0, 1)
+
+    def dot(self, direction: Direction) -> Tensor:  # noqa: D102
+        return self.v.flatten(0, 1) @ torch.cat([direction[p].flatten() for p in self.parameters])
+
+    def combine(self, weights: Tensor) -> Direction:  # noqa: D102
+        vector = weights @ self.v.flatten(0, 1)
+        return {p: vector[self._slices[p]].view_as(p) for p in self.parameters}
+
+
+class AffineFactor(Factor):
+    """Layer input and cotangents of one call of a linear layer or convolution."""
+
+    def __init__(
+        self,
+        num_samples: int,
+        num_columns: int,
+        call: LayerCall,
+        contraction: Contraction,
+        chunk_bytes: int,
+    ):
+        super().__init__(num_samples, num_columns)
+        self.module = call.module
+        self.contraction = contraction
+        self.chunk_bytes = chunk_bytes
+        z = call.inputs[0]
+        self._is_linear = isinstance(self.module, nn.Linear)
+        self._output_shape = call.output_shape[1:]
+        outputs = self._output_shape[-1 if self._is_linear else 0]
+        positions = self._output_shape.numel() // outputs
+        # Linear layers are kept as [channels, positions] too, like convolutions.
+        shape = (z.shape[-1], positions) if self._is_linear else tuple(z.shape[1:])
+        self.z = z.new_zeros(num_samples, *shape)
+        self.s = z.new_zeros(num_samples, num_columns, outputs, positions)
+
+    def put(  # noqa: D102
+        self,
+        samples: slice,
+        columns: slice,
+        calls: Sequence[LayerCall],
+        cotangents: Sequence[Tensor | None],
+    ) -> None:
+        (call,), (s,) = calls, cotangents
+        z = call.inputs[0]
+        n = len(z)
+        self.z[samples] = z.reshape(n, -1, z.shape[-1]).mT if self._is_linear else z
+        if s is not None:
+            s = s.transpose(0, 1)
+            outputs = self.s.shape[2]
+            if self._is_linear:
+                self.s[samples, columns] = s.reshape(*s.shape[:2], -1, outputs).mT
+            else:
+                self.s[samples, columns] = s.flatten(3)
+
+    def _unfolded(self, samples: slice, channels: slice = slice(None)) -> Tensor:
+        """[n, channels * kernel, P]."""
+        z = self.z[samples]
+        if isinstance(self.module, nn.Linear):
+            return z[:, channels]
+        return unfold(z, self.module, channels)  # type: ignore[arg-type]
+
+    @property
+    def _has_bias(self) -> bool:
+        return "bias" in own_parameters(self.module)
+
+    def chunks(self) -> Iterator[Tensor]:  # noqa: D102
+        n, c, outputs, positions = self.s.shape
+        weight = self.module.weight
+        assert isinstance(weight, nn.Parameter)
+        channels = weight.shape[1]
+        channel_bytes = self.rows * outputs * weight[0, 0].numel() * self.s.element_size()
+        step = min(max(self.chunk_bytes // max(channel_bytes, 1), 1), channels)
+        s = self.s.view(n, c * outputs, positions)
+        for start in range(0, channels, step):
+            u = self._unfolded(slice(None), slice(start, start + step))
+            yield torch.bmm(s, u.mT).view(self.rows, -1)
+        if self._has_bias:
+            yield self.s.sum(3).view(self.rows, -1)
+
+    def add_gram(self, gram: Tensor) -> None:  # noqa: D102
+        if self.contraction is Contraction.GRAM_PRODUCT:
+            self._add_product(self, gram, lower=True)
+        elif self.contraction is Contraction.PAIRS:
+            self._add_pairs(gram)
+        else:
+            super().add_gram(gram)
+
+    def add_cross(self, other: Factor, out: Tensor) -> None:  # noqa: D102
+        assert isinstance(other, AffineFactor)
+        if self.contraction is Contraction.GRAM_PRODUCT:
+            self._add_product(other, out, lower=False)
+        else:
+            super().add_cross(other, out)
+
+    def _add_product(self, other: "AffineFactor", out: Tensor, lower: bool) -> None:
+        """``out`` += (z z'^T + 1) * (s s'^T) in row blocks of whole samples (C.1)."""
+        bias = float(self._has_bias)
+        c, d = self.num_columns, other.num_columns
+        block = max(512 // max(c, 1), 1)
+        z, s = other.z.flatten(1), other.s.flatten(1).view(other.rows, -1)
+        for start in range(0, self.num_samples, block):
+            stop = min(start + block, self.num_samples)
+            end = stop if lower else other.num_samples
+            inputs = self.z[start:stop].flatten(1) @ z[:end].t() + bias
+            outputs = self.s[start:stop].reshape((stop - start) * c, -1) @ s[: end * d].t()
+            outputs.view(stop - start, c, end, d).mul_(inputs[:, None, :, None])
+            out[start * c : stop * c, : end * d] += outputs
+
+    def _add_pairs(self, gram: Tensor) -> None:
+        """Lower triangle of ``gram``, sample pair by sample pair.
+
+        For samples n, m: G = s_n A s_m^T over outputs and positions, with
+        A = unfold(z_n)^T unfold(z_m) + 1, [P, P].
+        """
+        n, c, outputs, positions = self.s.shape
+        itemsize, target = self.s.element_size(), 2**20
+        rows = max(target // (c * outputs * positions * itemsize), 1)
+        columns = max(target // (rows * positions**2 * itemsize), 1)
+        bias = float(self._has_bias)
+        flat = self.s.view(n * c, outputs * positions)
+        for start in range(0, n, columns):
+            stop = min(start + columns, n)
+            right = self._unfolded(slice(start, stop)).transpose(0, 1).flatten(1)
+            for i in range(start, n, rows):
+                j = min(i + rows, n)
+                left = self._unfolded(slice(i, j)).mT.flatten(0, 1)
+                a = (left @ right).add_(bias).view(j - i, positions, stop - start, positions)
+                s = self.s[i:j].view(j - i, c * outputs, positions)
+                for m in range(start, min(stop, j)):
+                    t = torch.bmm(s, a[:, :, m - start])
+                    gram[i * c : j * c, m * c : (m + 1) * c].addmm_(
+                        t.view((j - i) * c, -1), flat[m * c : (m + 1) * c].t()
+                    )
+
+    def dot(self, direction: Direction) -> Tensor:  # noqa: D102
+        own = own_parameters(self.module)
+        assert isinstance(self.module.weight, nn.Parameter)
+        values = {"weight": direction[own["weight"]]}
+        if self.module.bias is not None:
+            bias = self.module.bias
+            assert isinstance(bias, nn.Parameter)
+            values["bias"] = direction[bias] if "bias" in own else torch.zeros_like(bias)
+        out = functional_call(self.module, values, (self._layer_input(),))
+        out = self._channels_first(out)
+        return (self.s * out[:, None]).sum((2, 3)).flatten()
+
+    def combine(self, weights: Tensor) -> Direction:  # noqa: D102
+        cotangent = torch.einsum("ncop,nc->nop", self.s, weights.view(self.num_samples, -1))
+        own = own_parameters(self.module)
+        with torch.enable_grad():
+            out = self._channels_first(self.module(self._layer_input()))
+            grads = torch.autograd.grad(out, list(own.values()), cotangent)
+        return dict(zip(own.values(), grads, strict=True))
+
+    def _layer_input(self) -> Tensor:
+        if not self._is_linear:
+            return self.z
+        return self.z.mT.reshape(self.num_samples, *self._output_shape[:-1], self.z.shape[1])
+
+    def _channels_first(self, out: Tensor) -> Tensor:
+        """A layer output as [N, O, P]."""
+        if self._is_linear:
+            return out.reshape(self.num_samples, -1, self.s.shape[2]).mT
+        return out.flatten(2)

@@ -1,0 +1,52 @@
+"""Gram matrices V^T V of a mini-batch, full or per layer."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from torch import Tensor
+
+from vivit_bench.curvature.factors import Factor
+from vivit_bench.curvature.minibatch import MiniBatch
+from vivit_bench.curvature.options import Blocks
+from vivit_bench.curvature.plan import UnitPlan
+
+Visit = Callable[[UnitPlan, Factor], None]
+
+
+class Gram(NamedTuple):
+    """The Gram matrix of one block of the GGN."""
+
+    units: list[UnitPlan]
+    factor: Factor | None
+    """The factor of a per-layer block; None for the full GGN, whose factors are freed."""
+    matrix: Tensor
+    """[M, M] in the model's dtype; only the lower triangle is valid."""
+
+
+def grams(
+    batch: MiniBatch,
+    factors: dict[UnitPlan, Factor],
+    blocks: Blocks,
+    visit: Visit | None = None,
+) -> Iterator[Gram]:
+    """The full GGN's Gram matrix, or each layer's in forward order, one alive at a time.
+
+    Args:
+        batch: The request.
+        factors: From :meth:`MiniBatch.collect`; emptied, each freed as soon as it can be.
+        blocks: Full or per layer.
+        visit: Called once with every unit and its factor.
+    """
+    per_layer = blocks is Blocks.LAYER
+    groups = [[unit] for unit in batch.units] if per_layer else [batch.units[::-1]]
+    for units in groups:
+        matrix = batch.new_gram()
+        for unit in units:
+            factor = factors.pop(unit)
+            factor.add_gram(matrix)
+            if visit is not None:
+                visit(unit, factor)
+            if not per_layer:
+                del factor
+        yield Gram(units, factor if per_layer else None, matrix)
+        del matrix

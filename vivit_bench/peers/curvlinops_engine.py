@@ -1,0 +1,63 @@
+"""Leading eigenvalues by Lanczos iterations on ``curvlinops``' GGN operator."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from curvlinops import GGNLinearOperator
+from scipy.sparse.linalg import eigsh
+from torch import Tensor, nn
+
+from vivit_bench.curvature.options import Curvature, Samples
+from vivit_bench.errors import UsageError
+from vivit_bench.peers.engine import Quantity, backpropagate_gradient
+
+LEADING = 10
+
+
+class CurvlinopsEngine:
+    """The 10 leading eigenvalues of the exact GGN; nothing else."""
+
+    name = "curvlinops"
+    quantities = frozenset({Quantity.GRADIENT, Quantity.EIGENVALUES})
+
+    def prepare(self, model: nn.Module, loss: nn.Module) -> tuple[nn.Module, nn.Module]:
+        """Nothing to convert."""
+        return model, loss
+
+    def run(
+        self,
+        quantity: Quantity,
+        model: nn.Module,
+        loss: nn.Module,
+        inputs: Tensor,
+        targets: Tensor,
+        *,
+        curvature: Curvature,
+        samples: Samples,
+        seed: int,
+        **_: Any,
+    ) -> dict[str, Tensor]:
+        """See `Engine`; ``eigenvalues`` are the 10 leading ones."""
+        if quantity not in self.quantities:
+            raise UsageError(f"engine 'curvlinops' cannot compute {quantity.value}")
+        if quantity is Quantity.EIGENVALUES and curvature is not Curvature.EXACT:
+            raise UsageError("engine 'curvlinops' computes exact curvature only")
+        value = backpropagate_gradient(model, loss, inputs, targets)
+        if quantity is Quantity.GRADIENT:
+            return {"loss": value}
+        count = samples.size(len(inputs))
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        operator = GGNLinearOperator(
+            model, loss, parameters, [(inputs[:count], targets[:count])], check_deterministic=False
+        )
+        start = np.random.default_rng(seed).standard_normal(operator.shape[0])
+        leading = min(LEADING, operator.shape[0] - 1)
+        values = eigsh(
+            operator.to_scipy(),
+            k=leading,
+            which="LA",
+            v0=start.astype(np.float32 if parameters[0].dtype == torch.float32 else np.float64),
+            return_eigenvectors=False,
+        )
+        return {"loss": value, "eigenvalues": torch.from_numpy(np.sort(values)[::-1].copy())}

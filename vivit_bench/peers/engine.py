@@ -1,0 +1,83 @@
+"""The interface every implementation is measured through."""
+
+from enum import StrEnum
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from vivit_bench.curvature.options import Curvature, Samples
+
+DAMPING = 1.0
+CUTOFF = 1e-4
+"""Newton steps as in Table S.1: damping 1 along directions with eigenvalues above 1e-4."""
+
+
+class Quantity(StrEnum):
+    """What is computed besides the gradient of the whole mini-batch."""
+
+    GRADIENT = "gradient"
+    """Nothing."""
+    EIGENVALUES = "eigenvalues"
+    """All non-trivial eigenvalues of the GGN."""
+    BLOCK_NEWTON = "block-newton"
+    """The damped Newton step of the per-layer block diagonal."""
+    FULL_NEWTON = "full-newton"
+    """The damped Newton step of the full GGN."""
+
+
+class Engine(Protocol):
+    """One implementation."""
+
+    name: str
+    quantities: frozenset[Quantity]
+
+    def prepare(self, model: nn.Module, loss: nn.Module) -> tuple[nn.Module, nn.Module]:
+        """Convert model and loss once, outside of what is measured.
+
+        Raises:
+            UsageError: If the implementation cannot handle the model.
+        """
+
+    def run(
+        self,
+        quantity: Quantity,
+        model: nn.Module,
+        loss: nn.Module,
+        inputs: Tensor,
+        targets: Tensor,
+        *,
+        curvature: Curvature,
+        samples: Samples,
+        mc_samples: int,
+        seed: int,
+    ) -> dict[str, Tensor]:
+        """Backpropagate the whole mini-batch's gradient (into ``.grad``) and compute.
+
+        Args:
+            quantity: One of ``quantities``.
+            model: As ``prepare`` returned it.
+            loss: As ``prepare`` returned it.
+            inputs: [N, ...].
+            targets: [N, ...].
+            curvature: Exact or Monte-Carlo.
+            samples: All samples or the first max(N // 8, 1).
+            mc_samples: Monte-Carlo samples per datum.
+            seed: Of the Monte-Carlo samples; engines draw differently.
+
+        Returns:
+            ``loss`` [], and ``eigenvalues`` [K] (descending) or ``step`` [D], the
+            flattened parameters in the order of ``model.parameters()``.
+
+        Raises:
+            UsageError: If the implementation cannot compute it.
+        """
+
+
+def backpropagate_gradient(
+    model: nn.Module, loss: nn.Module, inputs: Tensor, targets: Tensor
+) -> Tensor:
+    """The standard gradient backpropagation that is always part of the work."""
+    model.zero_grad(set_to_none=True)
+    value: Tensor = loss(model(inputs), targets)
+    value.backward()  # type: ignore[no-untyped-call]
+    return value.detach()

@@ -1,0 +1,47 @@
+"""DeepOBS's and the user's problems, and the data they run on.
+
+Names are loaded on first use, so that asking for a table row or a `DataSource`
+does not import torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from vivit_bench.problems.catalogue import ProblemInfo, list_problems
+from vivit_bench.problems.sources import (
+    DataSource,
+    available_sources,
+    data_folder,
+    default_source,
+)
+
+if TYPE_CHECKING:
+    from vivit_bench.problems.data import load_batch, load_dataset
+    from vivit_bench.problems.load import load_problem
+    from vivit_bench.problems.problem import Problem
+
+_LAZY = {
+    "Problem": "problem",
+    "load_batch": "data",
+    "load_dataset": "data",
+    "load_problem": "load",
+}
+
+__all__ = [
+    "DataSource",
+    "Problem",
+    "ProblemInfo",
+    "available_sources",
+    "data_folder",
+    "default_source",
+    "list_problems",
+    "load_batch",
+    "load_dataset",
+    "load_problem",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)

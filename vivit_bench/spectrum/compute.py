@@ -1,0 +1,177 @@
+"""Compute GGN spectra of problems.
+
+PyTorch is imported inside the functions: plots and comparisons of stored spectra, which
+share this package, do without it.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vivit_bench.curvature.options import Blocks, Curvature, Samples
+from vivit_bench.errors import VivitBenchError
+from vivit_bench.spectrum.record import SpectrumRecord
+from vivit_bench.spectrum.settings import (
+    DEFAULT_CUTOFF,
+    Precision,
+    SpectrumSettings,
+    check_cutoff,
+    check_mc_samples,
+)
+from vivit_bench.spectrum.workload import Workload, load_workload
+from vivit_bench.store import provenance
+
+if TYPE_CHECKING:
+    from vivit_bench.curvature import Spectrum
+    from vivit_bench.problems import DataSource
+
+
+def compute_spectrum(
+    problem: str,
+    *,
+    batch_size: int | None = None,
+    curvature: Curvature = Curvature.EXACT,
+    samples: Samples = Samples.FULL,
+    mc_samples: int = 1,
+    blocks: Blocks = Blocks.NONE,
+    cutoff: float = DEFAULT_CUTOFF,
+    data: "DataSource | None" = None,
+    data_dir: Path | None = None,
+    seed: int = 0,
+    checkpoint: Path | None = None,
+    dtype: Precision = Precision.FLOAT32,
+    device: str = "cpu",
+    threads: int | None = None,
+) -> SpectrumRecord:
+    """Compute all non-trivial GGN eigenvalues of a problem on one mini-batch.
+
+    Args:
+        problem: DeepOBS name or ``path/to/file.py:function``.
+        batch_size: N; None for the problem's default (128, or 64 for cifar100_allcnnc).
+        curvature: Exact or Monte-Carlo factorisation of the loss Hessian.
+        samples: The whole mini-batch, or its first max(N // 8, 1) samples.
+        mc_samples: M, for Monte-Carlo curvature only.
+        blocks: The full GGN or its diagonal blocks, one a layer.
+        cutoff: Eigenvalues above it are counted as directions.
+        data: Data source; None for the problem's real data.
+        data_dir: Folder of the data sets.
+        seed: Of parameters, mini-batch and Monte-Carlo samples.
+        checkpoint: File with the parameters of a trained model.
+        dtype: Precision of model, data and matrix products.
+        device: ``cpu`` or ``cuda[:i]``.
+        threads: CPU threads; None leaves PyTorch's choice.
+
+    Returns:
+        The spectrum; ``save(path)`` stores it.
+
+    Raises:
+        UsageError: A wrong name, value, file or device.
+        VivitBenchError: The memory does not suffice, or the result is not finite.
+    """
+    check_mc_samples(curvature, mc_samples)
+    check_cutoff(cutoff)
+    with cpu_threads(threads):
+        workload = load_workload(
+            problem,
+            batch_size=batch_size,
+            data=data,
+            data_dir=data_dir,
+            seed=seed,
+            checkpoint=checkpoint,
+            dtype=dtype,
+            device=device,
+        )
+        return compute_on(
+            workload, workload.settings(curvature, samples, mc_samples, blocks, cutoff)
+        )
+
+
+def compute_on(workload: Workload, settings: SpectrumSettings) -> SpectrumRecord:
+    """Compute one variant's spectrum on a loaded workload.
+
+    Args:
+        workload: Model and mini-batch.
+        settings: What ``workload.settings(...)`` returned.
+
+    Raises:
+        UsageError: A model the engine cannot handle.
+        VivitBenchError: The memory does not suffice, or the result is not finite.
+    """
+    import torch
+
+    from vivit_bench.curvature import eigenvalues
+
+    start = time.perf_counter()
+    with _memory_errors(settings):
+        spectrum = eigenvalues(
+            workload.model,
+            workload.loss,
+            workload.inputs,
+            workload.targets,
+            curvature=settings.curvature,
+            samples=settings.samples,
+            mc_samples=settings.mc_samples,
+            blocks=settings.blocks,
+            seed=settings.seed,
+        )
+    seconds = time.perf_counter() - start
+    _check_finite(settings, spectrum)
+    return SpectrumRecord(
+        settings=settings,
+        eigenvalues=spectrum.eigenvalues.numpy(),
+        blocks={name: values.numpy() for name, values in spectrum.blocks.items()},
+        num_params=workload.num_params,
+        num_samples=spectrum.info.num_samples,
+        num_outputs=spectrum.info.num_outputs,
+        num_columns=spectrum.info.num_columns,
+        trace=spectrum.trace,
+        loss=spectrum.info.loss,
+        solver_dtype=spectrum.info.solver_dtype,
+        threads=torch.get_num_threads(),
+        seconds=seconds,
+        model_fingerprint=workload.model_fingerprint,
+        batch_fingerprint=workload.batch_fingerprint,
+        provenance=provenance(),
+        data_dir=None if workload.data_dir is None else str(workload.data_dir),
+    )
+
+
+@contextmanager
+def cpu_threads(threads: int | None) -> Iterator[None]:
+    """Run PyTorch on ``threads`` CPU threads inside the block (None: leave it alone)."""
+    import torch
+
+    before = torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _memory_errors(settings: SpectrumSettings) -> Iterator[None]:
+    import torch
+
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not known and "can't allocate memory" not in str(error):
+            raise
+        raise VivitBenchError(
+            f"{settings.problem}: not enough memory on {settings.device} for {settings.variant} "
+            f"at batch size {settings.batch_size}; try a smaller --batch-size or --samples frac"
+        ) from error
+
+
+def _check_finite(settings: SpectrumSettings, spectrum: "Spectrum") -> None:
+    if not (math.isfinite(spectrum.info.loss) and bool(spectrum.eigenvalues.isfinite().all())):
+        raise VivitBenchError(
+            f"{settings.problem}: the GGN is not finite (loss {spectrum.info.loss}); "
+            "check the parameters in the checkpoint and the data"
+        )

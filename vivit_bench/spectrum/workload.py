@@ -1,0 +1,142 @@
+"""A problem's model and one mini-batch, loaded once for all variants of its spectrum."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vivit_bench.curvature.options import Blocks, Curvature, Samples
+from vivit_bench.errors import UsageError
+from vivit_bench.spectrum.fingerprint import batch_fingerprint, model_fingerprint
+from vivit_bench.spectrum.settings import (
+    DEFAULT_CUTOFF,
+    Precision,
+    SpectrumSettings,
+    check_cutoff,
+    check_mc_samples,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from torch.nn import Module
+
+    from vivit_bench.problems import DataSource
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A model and one mini-batch on their device, in their precision."""
+
+    problem: str
+    model: "Module"
+    loss: "Module"
+    inputs: "Tensor"
+    """[N, ...]."""
+    targets: "Tensor"
+    """[N] int64 or [N, ...]."""
+    num_params: int
+    """D."""
+    data: str
+    data_dir: Path | None
+    seed: int
+    checkpoint: Path | None
+    dtype: Precision
+    device: str
+    model_fingerprint: str
+    batch_fingerprint: str
+
+    def settings(
+        self,
+        curvature: Curvature = Curvature.EXACT,
+        samples: Samples = Samples.FULL,
+        mc_samples: int = 1,
+        blocks: Blocks = Blocks.NONE,
+        cutoff: float = DEFAULT_CUTOFF,
+    ) -> SpectrumSettings:
+        """Full settings of one variant on this workload.
+
+        Raises:
+            UsageError: ``mc_samples`` or ``cutoff`` makes no sense.
+        """
+        check_mc_samples(curvature, mc_samples)
+        check_cutoff(cutoff)
+        return SpectrumSettings(
+            problem=self.problem,
+            batch_size=len(self.inputs),
+            curvature=curvature,
+            samples=samples,
+            mc_samples=mc_samples,
+            blocks=blocks,
+            cutoff=cutoff,
+            data=self.data,
+            seed=self.seed,
+            checkpoint=None if self.checkpoint is None else str(self.checkpoint),
+            dtype=self.dtype,
+            device=self.device,
+        )
+
+
+def load_workload(
+    problem: str,
+    *,
+    batch_size: int | None = None,
+    data: "DataSource | None" = None,
+    data_dir: Path | None = None,
+    seed: int = 0,
+    checkpoint: Path | None = None,
+    dtype: Precision = Precision.FLOAT32,
+    device: str = "cpu",
+) -> Workload:
+    """Load a problem and its mini-batch; arguments and errors as in ``compute_spectrum``."""
+    import torch
+
+    from vivit_bench.problems import default_source, load_batch, load_problem
+
+    target_device = _parse_device(device)
+    loaded = load_problem(problem, seed=seed, checkpoint=checkpoint)
+    size = loaded.spectrum_batch_size if batch_size is None else batch_size
+    source = default_source(loaded, "real") if data is None else data
+    inputs, targets = load_batch(loaded, size, source=source, data_dir=data_dir, seed=seed)
+    float_type = torch.float64 if dtype is Precision.FLOAT64 else torch.float32
+    # Hashed before the conversion: precision and device are settings of their own.
+    model_hash = model_fingerprint(problem, loaded.model, loaded.loss)
+    batch_hash = batch_fingerprint(inputs, targets)
+    return Workload(
+        problem=problem,
+        model=loaded.model.to(target_device, float_type),
+        loss=loaded.loss.to(target_device, float_type),
+        inputs=_convert(inputs, target_device, float_type),
+        targets=_convert(targets, target_device, float_type),
+        num_params=loaded.num_params,
+        data=str(source),
+        data_dir=data_dir,
+        seed=seed,
+        checkpoint=checkpoint,
+        dtype=dtype,
+        device=device,
+        model_fingerprint=model_hash,
+        batch_fingerprint=batch_hash,
+    )
+
+
+def _parse_device(name: str) -> "torch.device":
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in {"cpu", "cuda"}:
+        raise UsageError(f"--device {name}: unknown device; use cpu, cuda or cuda:0")
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise UsageError(
+                f"--device {name}: this machine offers {count} CUDA devices to PyTorch; "
+                "use --device cpu"
+            )
+    return device
+
+
+def _convert(tensor: "Tensor", device: "torch.device", float_type: "torch.dtype") -> "Tensor":
+    return tensor.to(device, float_type) if tensor.is_floating_point() else tensor.to(device)
