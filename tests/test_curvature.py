@@ -89,6 +89,8 @@ def test_directional_derivatives(case: Case, dtype: torch.dtype, samples: Sample
     result = directional_derivatives(model, loss, x, y, samples=samples, cutoff=CUTOFF)
     assert len(result.eigenvalues) == len(values)
     assert relative_error(result.eigenvalues, values) < TOLERANCE[dtype]
+    if not len(values):  # one saturated sample has no curvature above the cutoff
+        return
     # Directions whose eigenvalues are apart from the others are defined up to sign.
     gaps = (values[:, None] - values[None, :]).abs().fill_diagonal_(torch.inf).min(1).values
     single = gaps > 1e-2 * values[0]
@@ -176,21 +178,24 @@ def test_monte_carlo_converges_to_exact(name: str) -> None:
     ggn = dense(model, loss, x, y).ggn()
     expected = torch.linalg.eigvalsh(ggn).flip(0)
     errors = {}
-    for count in (4, 400):
+    for count in (4, 100):
         found = [
             eigenvalues(model, loss, x, y, curvature=Curvature.MC, mc_samples=count, seed=seed)
             for seed in range(4)
         ]
         errors[count] = sum(relative_error(f.eigenvalues[:3], expected[:3]) for f in found) / 4
-    assert errors[400] < 0.1
-    assert errors[400] < errors[4] / 3
+    assert errors[100] < 0.15
+    assert errors[100] < errors[4] / 2.5
 
 
 def test_monte_carlo_trace_is_unbiased() -> None:
     model, loss, x, y = CASES[0].build(torch.float64)
     trace = dense(model, loss, x, y).ggn().trace().item()
-    found = eigenvalues(model, loss, x, y, curvature=Curvature.MC, mc_samples=4000)
-    assert found.trace == pytest.approx(trace, rel=0.05)
+    found = [
+        eigenvalues(model, loss, x, y, curvature=Curvature.MC, mc_samples=50, seed=seed).trace
+        for seed in range(20)
+    ]
+    assert sum(found) / 20 == pytest.approx(trace, rel=0.05)
 
 
 @pytest.mark.parametrize("curvature", list(Curvature))

@@ -1,7 +1,9 @@
 """The ``vivit-bench`` command and the one place where errors become exit codes."""
 
 import importlib
+import os
 import sys
+import warnings
 
 import typer
 from rich.console import Console
@@ -21,6 +23,8 @@ app = typer.Typer(
 _GROUPS = {
     "critical-batch": "vivit_bench.cli.critical_batch",
     "spectrum": "vivit_bench.cli.spectrum",
+    "curvature": "vivit_bench.cli.curvature",
+    "quadratic": "vivit_bench.cli.quadratic",
     "problems": "vivit_bench.cli.problems",
 }
 
@@ -46,8 +50,14 @@ def env() -> None:
 
 def main() -> None:
     """Run the command line; errors of the user are one line on stderr."""
+    # Spinning OpenMP threads slow every command many times beside any other load.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")
     for name, module in _GROUPS.items():
         app.add_typer(importlib.import_module(module).app, name=name)
+    app.command("compare-engines")(
+        importlib.import_module("vivit_bench.cli.compare").compare_engines
+    )
     try:
         app()
     except VivitBenchError as error:
@@ -56,5 +66,7 @@ def main() -> None:
         )
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        typer.echo("vivit-bench: interrupted; finished work is kept, the same command goes on", err=True)
+        typer.echo(
+            "vivit-bench: interrupted; finished work is kept, the same command goes on", err=True
+        )
         sys.exit(130)

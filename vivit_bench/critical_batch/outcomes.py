@@ -30,19 +30,19 @@ class Trial:
     message: str
     """Why it did not fit, on one line; empty if it did."""
     peak_bytes: int | None
-    """Peak memory over the idle process; None where it is not known."""
+    """Peak memory over the idle process, of the reading that decided; None if not known."""
     idle_bytes: int | None
     """Memory of the idle process: libraries, model and data, after a 2-sample warm-up."""
     absolute_peak_bytes: int | None
-    """Peak memory of the whole process."""
+    """Peak memory of the whole process, in the first reading."""
     seconds: float
     """Wall time with the start of the process. Not a benchmark: a process at its memory limit
     is slower than usual."""
     timeout_seconds: float
     """The time-out it ran under."""
     confirmed: bool
-    """Whether it was measured a second time, on one CPU, because its peak was too near to
-    the budget for the first reading to decide."""
+    """Whether it was measured again, on one CPU, because its peak was too near to the budget
+    for the first reading to decide."""
     time: str
     """End, UTC, ISO 8601."""
 

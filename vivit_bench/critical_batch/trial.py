@@ -59,8 +59,8 @@ def run_trial(spec: TrialSpec, timeout_seconds: float) -> TrialRun:
         The trial.
     """
     started = time.monotonic()
-    watch = watch_child(spec, timeout_seconds)
-    confirmed = _too_near(watch)
+    first = watch = watch_child(spec, timeout_seconds)
+    confirmed = _too_near(first)
     if confirmed:
         watch = _confirm(spec, timeout_seconds)
     evidence = watch.evidence()
@@ -70,8 +70,8 @@ def run_trial(spec: TrialSpec, timeout_seconds: float) -> TrialRun:
         outcome=outcome,
         message=message,
         peak_bytes=evidence.peak_bytes,
-        idle_bytes=watch.idle_bytes,
-        absolute_peak_bytes=watch.absolute_peak_bytes,
+        idle_bytes=first.idle_bytes,
+        absolute_peak_bytes=first.absolute_peak_bytes,
         seconds=round(time.monotonic() - started, 3),
         timeout_seconds=timeout_seconds,
         confirmed=confirmed,

@@ -48,3 +48,17 @@ def directional_derivatives(
         gammas=system.gammas().flip(1).cpu(),
         lambdas=system.lambdas().flip(1).cpu(),
     )
+
+
+def signal_to_noise(values: Tensor) -> Tensor:
+    """mean(x)^2 / var(x) over samples with the biased variance (appendix B.2).
+
+    Args:
+        values: [N, K] gammas or lambdas.
+
+    Returns:
+        [K] float64; ``inf`` where the variance is zero (N = 1, equal samples), ``nan``
+        where the mean is zero as well.
+    """
+    mean = values.double().mean(0)
+    return mean.square() / values.double().var(0, correction=0)

@@ -54,6 +54,7 @@ def _batch_norm(call: LayerCall, s: Tensor) -> dict[str, Tensor]:
 
 def _prelu(call: LayerCall, s: Tensor) -> dict[str, Tensor]:
     """By hand, since PyTorch maps PReLU's backward pass wrongly (2.14)."""
+    assert isinstance(call.module, nn.PReLU)
     channels = call.module.weight.numel()
     slopes = (s * call.inputs[0].clamp(max=0)).reshape(*s.shape[:2], channels, -1)
     return {"weight": slopes.sum(3)}
@@ -71,7 +72,7 @@ def _any_module(call: LayerCall, s: Tensor) -> dict[str, Tensor]:
         args = tuple(
             a.unsqueeze(0) if axis == 0 else a for a, axis in zip(inputs, mapped, strict=True)
         )
-        _, pull = vjp(lambda p: functional_call(module, p, args)[0], parameters)
+        pull = vjp(lambda p: functional_call(module, p, args)[0], parameters)[1]
         return vmap(lambda v: pull(v)[0])(cotangents)
 
     try:

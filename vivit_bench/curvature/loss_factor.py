@@ -68,7 +68,7 @@ class LossFactor(ABC):
 
     @abstractmethod
     def check_targets(self, outputs: Tensor, targets: Tensor) -> None:
-        """Raise :class:`UsageError` if the targets or outputs do not fit the loss."""
+        """Raise :class:`UsageError` if outputs [1, ...] or targets [N, ...] do not fit the loss."""
 
 
 class CrossEntropyFactor(LossFactor):
@@ -140,10 +140,10 @@ class CrossEntropyFactor(LossFactor):
                 f"CrossEntropyLoss needs integer class labels, got targets of {targets.dtype}; "
                 "convert them with targets.long()"
             )
-        if targets.shape != outputs.shape[:1]:
+        if targets.ndim != 1:
             raise UsageError(
-                f"targets of shape {list(targets.shape)} do not match outputs "
-                f"{list(outputs.shape)}; CrossEntropyLoss needs one label per sample"
+                f"targets have shape {list(targets.shape)}; CrossEntropyLoss needs one label "
+                "per sample, [N]"
             )
         if outputs.shape[1] < 2:
             raise UsageError("CrossEntropyLoss needs at least C = 2 outputs, the model has 1")
@@ -197,10 +197,10 @@ class MSEFactor(LossFactor):
                 f"MSELoss needs floating-point targets, got {targets.dtype}; "
                 "convert them with targets.float()"
             )
-        if targets.shape != outputs.shape:
+        if targets.shape[1:] != outputs.shape[1:]:
             raise UsageError(
-                f"targets of shape {list(targets.shape)} do not match outputs "
-                f"{list(outputs.shape)}; MSELoss needs equal shapes"
+                f"targets of shape {list(targets.shape)} do not match outputs of shape "
+                f"[N, {', '.join(map(str, outputs.shape[1:]))}]; MSELoss needs equal shapes"
             )
 
 

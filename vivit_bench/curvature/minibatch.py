@@ -5,14 +5,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 
 from vivit_bench.curvature.capture import LayerCall, backpropagate, record_calls
 from vivit_bench.curvature.checks import check_request
 from vivit_bench.curvature.factors import Direction, Factor
 from vivit_bench.curvature.loss_factor import LossFactor, loss_factor
 from vivit_bench.curvature.options import Curvature, Samples
-from vivit_bench.curvature.pooling import batched_max_pooling
 from vivit_bench.curvature.plan import UnitPlan, plan_units
+from vivit_bench.curvature.pooling import batched_max_pooling
 from vivit_bench.curvature.results import BatchInfo
 from vivit_bench.errors import UsageError
 
@@ -116,19 +117,21 @@ class MiniBatch:
             outputs = self.model(self.inputs[:1])
         if not isinstance(outputs, Tensor) or len(outputs) != 1:
             raise UsageError("the model must return one tensor with the sample axis first")
-        self.factor_of_loss.check_targets(outputs.detach(), self.targets[:1])
+        self.factor_of_loss.check_targets(outputs.detach(), self.targets)
+        for call in calls:
+            call.check_unmodified()
         if not outputs.requires_grad:
             raise UsageError("the model's output does not depend on its trainable parameters")
         # A call may be a dead end, whose output never reaches the model's.
-        alive = [i for i, call in enumerate(calls) if call.edge is not None]
+        edges = {i: call.edge for i, call in enumerate(calls) if call.edge is not None}
         grads = torch.autograd.grad(
             outputs,
-            [*self.parameters, *(calls[i].edge for i in alive)],
+            [get_gradient_edge(p) for p in self.parameters] + list(edges.values()),
             torch.ones_like(outputs),
             allow_unused=True,
         )
-        edges_grads = grads[len(self.parameters) :]
-        self._reached = [i for i, g in zip(alive, edges_grads, strict=True) if g is not None]
+        reached = grads[len(self.parameters) :]
+        self._reached = [i for i, g in zip(edges, reached, strict=True) if g is not None]
         seen = {p for call in calls for p in call.module.parameters(recurse=False)}
         names = {p: name for name, p in self.model.named_parameters()}
         for parameter, grad in zip(self.parameters, grads, strict=False):

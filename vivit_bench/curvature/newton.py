@@ -27,7 +27,7 @@ def newton_step(
     blocks: Blocks = Blocks.NONE,
     **options: Any,
 ) -> NewtonStep:
-    """s = -sum_k gamma_k / (l_k + d_k) e_k over the directions above the cutoff.
+    """S = -sum_k gamma_k / (l_k + d_k) e_k over the directions above the cutoff.
 
     Neither V nor an eigenvector in parameter space is formed: s = V w for weights w from
     the Gram matrix's eigenpairs, one ordinary backward pass (full GGN) or one weight
@@ -81,7 +81,7 @@ def newton_step(
 
 
 def _weights(system: GramSystem, policy: DampingPolicy) -> tuple[Tensor, Tensor]:
-    """w [M] with s = V w, and the dampings [K]."""
+    """Weights w [M] with s = V w, and the dampings [K]."""
     gammas = system.gammas()
     if isinstance(policy, ConstantDamping):
         delta = torch.full_like(system.eigenvalues, policy.value)

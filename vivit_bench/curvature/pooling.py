@@ -4,12 +4,21 @@ PyTorch has no batching rule for the backward pass of max pooling and loops over
 columns; the scatter below is one call for all of them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+MaxPool = nn.MaxPool1d | nn.MaxPool2d | nn.MaxPool3d
+_POOLS: dict[type[nn.Module], tuple[int, Callable[..., Any]]] = {
+    nn.MaxPool1d: (1, nn.functional.max_pool1d_with_indices),
+    nn.MaxPool2d: (2, nn.functional.max_pool2d_with_indices),
+    nn.MaxPool3d: (3, nn.functional.max_pool3d_with_indices),
+}
+"""Module type -> spatial axes and function."""
 
 
 class _Scatter(torch.autograd.Function):
@@ -39,7 +48,7 @@ def _scatter(grad: Tensor, indices: Tensor, size: torch.Size) -> Tensor:
 
 class _MaxPool(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, module: nn.Module) -> Tensor:
+    def forward(ctx: Any, x: Tensor, module: MaxPool) -> Tensor:
         out, indices = _pool(module, x)
         ctx.save_for_backward(indices)
         ctx.size = x.shape
@@ -47,40 +56,35 @@ class _MaxPool(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _Scatter.apply(grad, ctx.saved_tensors[0], ctx.size), None  # type: ignore[no-untyped-call]
+        return _Scatter.apply(grad, ctx.saved_tensors[0], ctx.size), None
 
 
-def _pool(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    functions = {
-        nn.MaxPool1d: nn.functional.max_pool1d_with_indices,
-        nn.MaxPool2d: nn.functional.max_pool2d_with_indices,
-        nn.MaxPool3d: nn.functional.max_pool3d_with_indices,
-    }
-    return functions[type(module)](
-        x, module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode
-    )
+def _pool(module: MaxPool, x: Tensor) -> tuple[Tensor, Tensor]:
+    settings = (module.kernel_size, module.stride, module.padding, module.dilation)
+    out, indices = _POOLS[type(module)][1](x, *settings, module.ceil_mode)
+    return out, indices
 
 
 @contextmanager
 def batched_max_pooling(model: nn.Module) -> Iterator[None]:
     """Inside, max-pooling modules of ``model`` run with the batched backward pass."""
-    pools = [
+    pools: list[Any] = [
         m
         for m in model.modules()
-        if type(m) in (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
-        and not m.return_indices
-        and "forward" not in m.__dict__
+        if type(m) in _POOLS
+        and not getattr(m, "return_indices", False)
+        and "forward" not in vars(m)
     ]
+
+    def forward(module: Any, x: Tensor) -> Tensor:
+        if x.ndim != 2 + _POOLS[type(module)][0]:
+            return type(module).forward(module, x)
+        return _MaxPool.apply(x, module)
+
     try:
         for module in pools:
-            module.forward = lambda x, m=module: (  # type: ignore[method-assign]
-                _MaxPool.apply(x, m) if x.ndim == 2 + _spatial(m) else type(m).forward(m, x)
-            )
+            module.forward = partial(forward, module)
         yield
     finally:
         for module in pools:
-            module.__dict__.pop("forward", None)
-
-
-def _spatial(module: nn.Module) -> int:
-    return {nn.MaxPool1d: 1, nn.MaxPool2d: 2, nn.MaxPool3d: 3}[type(module)]
+            vars(module).pop("forward", None)

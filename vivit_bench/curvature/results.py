@@ -18,7 +18,8 @@ class BatchInfo:
     num_outputs: int
     """C, model outputs per sample."""
     num_columns: int
-    """Columns of V: ``num_samples`` times C - 1 (exact cross-entropy), C (exact MSE) or mc_samples."""
+    """M, columns of V: ``num_samples`` times C - 1 (exact cross-entropy), C (exact MSE) or
+    mc_samples."""
     loss: float
     """Mean loss of the mini-batch."""
     solver_dtype: str

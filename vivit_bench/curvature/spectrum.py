@@ -48,6 +48,7 @@ def eigenvalues(
         found[units[0].name] = eigenvalues_of(matrix)[:size]
     info = batch.info(batch.mean_loss())
     if Blocks(blocks) is Blocks.NONE:
-        return Spectrum(info, *found.values(), trace)
+        (values,) = found.values()
+        return Spectrum(info, values, trace)
     values = torch.cat(list(found.values())).sort(descending=True).values
     return Spectrum(info, values, trace, found)

@@ -1,11 +1,14 @@
 """The interface every implementation is measured through."""
 
+from __future__ import annotations
+
 from enum import StrEnum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from torch import Tensor, nn
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
-from vivit_bench.curvature.options import Curvature, Samples
+    from vivit_bench.curvature.options import Curvature, Samples
 
 DAMPING = 1.0
 CUTOFF = 1e-4
@@ -79,5 +82,5 @@ def backpropagate_gradient(
     """The standard gradient backpropagation that is always part of the work."""
     model.zero_grad(set_to_none=True)
     value: Tensor = loss(model(inputs), targets)
-    value.backward()  # type: ignore[no-untyped-call]
+    value.backward()
     return value.detach()

@@ -35,7 +35,7 @@ def supplied_symeig() -> Iterator[None]:
 
     # Present in PyTorch 2 as a method that raises.
     previous = Tensor.__dict__.get("symeig")
-    Tensor.symeig = symeig  # type: ignore[assignment,method-assign]
+    Tensor.symeig = symeig  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -96,10 +96,12 @@ class VivitForPytorch:
             )
             extensions = computation.get_extensions()
         hook = computation.get_extension_hook(groups)
-        with supplied_symeig(), backpack(*extensions, extension_hook=hook):
-            # What the authors' measurements switch on.
-            with weight_jac_t_save_memory(True):
-                value = backpropagate_gradient(model, loss, inputs, targets)
+        with (
+            supplied_symeig(),
+            backpack(*extensions, extension_hook=hook),
+            weight_jac_t_save_memory(True),  # as in the authors' measurements
+        ):
+            value = backpropagate_gradient(model, loss, inputs, targets)
         results = [computation.get_result(group) for group in groups]
         if quantity is Quantity.EIGENVALUES:
             return {"loss": value, "eigenvalues": results[0].flip(0)}

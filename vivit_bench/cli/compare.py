@@ -1,0 +1,71 @@
+"""``vivit-bench compare-engines``: time, memory and agreement, side by side."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vivit_bench.curvature.options import Curvature, Samples
+from vivit_bench.peers import Quantity, engine_names
+from vivit_bench.problems.sources import DataSource
+
+
+def compare_engines(
+    problem: Annotated[str, typer.Argument(help="DeepOBS name, or path/to/file.py:function.")],
+    quantity: Annotated[Quantity, typer.Option(help="What to compute.")] = Quantity.EIGENVALUES,
+    batch_size: Annotated[int, typer.Option(min=1, help="Mini-batch size N.")] = 128,
+    curvature: Annotated[Curvature, typer.Option(help="Loss Hessian.")] = Curvature.EXACT,
+    samples: Annotated[Samples, typer.Option(help="Curvature samples.")] = Samples.FULL,
+    mc_samples: Annotated[int, typer.Option(min=1, help="Label draws per sample for mc.")] = 1,
+    engine: Annotated[
+        list[str],
+        typer.Option(help=f"Engine, repeatable; the first is the base. {engine_names()}"),
+    ] = ["vivit-bench", "vivit-for-pytorch"],  # noqa: B006
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each engine, in turn.")] = 5,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
+    data: Annotated[DataSource | None, typer.Option(help="Default: synthetic, or own.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the data sets.")] = None,
+    seed: Annotated[int, typer.Option(help="Of parameters, data and label draws.")] = 0,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds one run may take.")] = 600.0,
+    floor: Annotated[
+        bool, typer.Option("--floor", help="Also report the time the machine needs at best.")
+    ] = False,
+    output: Annotated[Path | None, typer.Option(help="Write the table to this CSV file.")] = None,
+) -> None:
+    """Measure engines in turn, every run in a fresh process: time, memory, agreement."""
+    from vivit_bench.comparison.compare import compare_engines as measure
+    from vivit_bench.comparison.compare import summarise
+    from vivit_bench.comparison.floor import measure_floor
+    from vivit_bench.peers import get_engine
+    from vivit_bench.problems.sources import default_source
+    from vivit_bench.report.comparison import print_comparison, print_floor, save_comparison
+
+    for name in engine:
+        get_engine(name)
+    work = {
+        "problem": problem,
+        "quantity": quantity.value,
+        "curvature": curvature.value,
+        "samples": samples.value,
+        "mc_samples": mc_samples,
+        "data": (data or default_source(problem, "memory")).value,
+        "data_dir": str(data_dir) if data_dir else None,
+        "seed": seed,
+        "checkpoint": None,
+        "device": "cpu",
+    }
+    runs = measure(
+        work,
+        engine,
+        batch_size,
+        threads=threads,
+        repeats=repeats,
+        timeout=timeout,
+        progress=lambda line: typer.echo(line, err=True),
+    )
+    rows = summarise(runs)
+    print_comparison(rows)
+    if output is not None:
+        save_comparison(rows, {**work, "batch_size": batch_size, "threads": threads}, output)
+    if floor:
+        print_floor(measure_floor(work, batch_size, threads), rows[0]["wall_seconds"])

@@ -1,0 +1,298 @@
+"""``vivit-bench curvature``: Newton steps, directions and eigenvectors of one mini-batch."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vivit_bench.cli.spectrum import (
+    BatchSizeOption,
+    BlocksOption,
+    CheckpointOption,
+    CutoffOption,
+    DataDirOption,
+    DataOption,
+    DeviceOption,
+    DtypeOption,
+    McSamplesOption,
+    ProblemArgument,
+    SeedOption,
+)
+from vivit_bench.curvature.options import Blocks, Curvature, Samples
+from vivit_bench.errors import UsageError
+from vivit_bench.spectrum.settings import DEFAULT_CUTOFF, Precision, check_cutoff
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Quantities of one mini-batch's GGN: Newton steps, directions, eigenvectors.",
+)
+
+CurvatureOption = Annotated[Curvature, typer.Option(help="Loss Hessian: exact or Monte-Carlo.")]
+SamplesOption = Annotated[
+    Samples, typer.Option(help="Curvature of the whole mini-batch or of its first N // 8.")
+]
+
+
+def _request(problem: str, **loading: Any) -> tuple[Any, ...]:
+    """(model, loss, inputs, targets) of a problem, as the engine takes them."""
+    from vivit_bench.spectrum import load_workload
+
+    work = load_workload(problem, **loading)
+    return work.model, work.loss, work.inputs, work.targets
+
+
+def _write_table(table: "pd.DataFrame", output: Path | None) -> None:
+    """To a CSV file, or to stdout."""
+    from vivit_bench.report.spectrum_comparison import write_text
+
+    text = table.to_csv(index=False)
+    if output is None:
+        typer.echo(text, nl=False)
+    else:
+        write_text(output, text)
+        typer.echo(f"wrote {output}", err=True)
+
+
+def _save_tensors(values: dict[str, Any], output: Path) -> None:
+    """Write tensors for ``torch.load(..., weights_only=True)``."""
+    import io
+
+    import torch
+
+    from vivit_bench.store import write_atomic
+
+    buffer = io.BytesIO()
+    torch.save(values, buffer)
+    try:
+        write_atomic(output, buffer.getvalue())
+    except OSError as error:
+        raise UsageError(f"cannot write {output}: {error.strerror or error}") from error
+    typer.echo(f"wrote {output}", err=True)
+
+
+@app.command()
+def newton(
+    problem: ProblemArgument,
+    damping: Annotated[
+        str, typer.Option(help="A number, or bootstrap: chosen per direction from the noise.")
+    ] = "1.0",
+    whole_space: Annotated[
+        bool,
+        typer.Option("--whole-space", help="-(G + damping I)^-1 grad L, without a cutoff."),
+    ] = False,
+    batch_size: BatchSizeOption = None,
+    curvature: CurvatureOption = Curvature.EXACT,
+    samples: SamplesOption = Samples.FULL,
+    mc_samples: McSamplesOption = 1,
+    blocks: BlocksOption = Blocks.NONE,
+    cutoff: CutoffOption = DEFAULT_CUTOFF,
+    data: DataOption = None,
+    data_dir: DataDirOption = None,
+    seed: SeedOption = 0,
+    checkpoint: CheckpointOption = None,
+    dtype: DtypeOption = Precision.FLOAT32,
+    device: DeviceOption = "cpu",
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Write the step to this file: parameter name -> tensor (torch.load)."),
+    ] = None,
+) -> None:
+    """Compute a damped Newton step and what it does to the loss of the mini-batch."""
+    import pandas as pd
+    import torch
+
+    from vivit_bench.curvature import newton_step
+    from vivit_bench.curvature.damping import damping_policy
+
+    check_cutoff(cutoff)
+    policy = damping_policy(damping, seed)
+    model, loss, inputs, targets = _request(
+        problem,
+        batch_size=batch_size,
+        data=data,
+        data_dir=data_dir,
+        seed=seed,
+        checkpoint=checkpoint,
+        dtype=dtype,
+        device=device,
+    )
+    result = newton_step(
+        model,
+        loss,
+        inputs,
+        targets,
+        damping=policy,
+        cutoff=None if whole_space else cutoff,
+        blocks=blocks,
+        curvature=curvature,
+        samples=samples,
+        mc_samples=mc_samples,
+        seed=seed,
+    )
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    if output is not None:
+        step = {n: s.cpu() for (n, _), s in zip(named, result.step, strict=True)}
+        _save_tensors(step, output)
+    with torch.no_grad():
+        for (_, parameter), change in zip(named, result.step, strict=True):
+            parameter += change
+        after = float(loss(model(inputs), targets))
+    norm = float(torch.cat([s.flatten() for s in result.step]).double().norm())
+    directions = sum(len(v) for v in result.eigenvalues.values())
+    row = {
+        "loss": result.info.loss,
+        "loss_after_step": after,
+        "step_norm": norm,
+        "directions": result.info.num_params if whole_space else directions,
+    }
+    _write_table(pd.DataFrame([row]), None)
+
+
+@app.command()
+def directional(
+    problem: ProblemArgument,
+    batch_size: BatchSizeOption = None,
+    curvature: CurvatureOption = Curvature.EXACT,
+    samples: SamplesOption = Samples.FULL,
+    mc_samples: McSamplesOption = 1,
+    cutoff: CutoffOption = DEFAULT_CUTOFF,
+    data: DataOption = None,
+    data_dir: DataDirOption = None,
+    seed: SeedOption = 0,
+    checkpoint: CheckpointOption = None,
+    dtype: DtypeOption = Precision.FLOAT32,
+    device: DeviceOption = "cpu",
+    output: Annotated[
+        Path | None, typer.Option(help="CSV file.", show_default="standard output")
+    ] = None,
+) -> None:
+    """Slope, curvature and their signal-to-noise ratios along every GGN eigenvector."""
+    import pandas as pd
+
+    from vivit_bench.curvature import directional_derivatives
+    from vivit_bench.curvature.directional import signal_to_noise
+
+    check_cutoff(cutoff)
+    request = _request(
+        problem,
+        batch_size=batch_size,
+        data=data,
+        data_dir=data_dir,
+        seed=seed,
+        checkpoint=checkpoint,
+        dtype=dtype,
+        device=device,
+    )
+    result = directional_derivatives(
+        *request,
+        cutoff=cutoff,
+        curvature=curvature,
+        samples=samples,
+        mc_samples=mc_samples,
+        seed=seed,
+    )
+    table = pd.DataFrame(
+        {
+            "index": range(len(result.eigenvalues)),
+            "eigenvalue": result.eigenvalues,
+            "gamma": result.gammas.mean(0),
+            "gamma_snr": signal_to_noise(result.gammas),
+            "lambda": result.lambdas.mean(0),
+            "lambda_snr": signal_to_noise(result.lambdas),
+        }
+    )
+    _write_table(table, output)
+
+
+@app.command()
+def eigenvectors(
+    problem: ProblemArgument,
+    output: Annotated[
+        Path,
+        typer.Option(help="File: eigenvalues [k], and parameter name -> [k, *shape] (torch.load)."),
+    ],
+    k: Annotated[int, typer.Option("--top", min=1, help="How many, by eigenvalue.")] = 10,
+    batch_size: BatchSizeOption = None,
+    curvature: CurvatureOption = Curvature.EXACT,
+    samples: SamplesOption = Samples.FULL,
+    mc_samples: McSamplesOption = 1,
+    cutoff: CutoffOption = DEFAULT_CUTOFF,
+    data: DataOption = None,
+    data_dir: DataDirOption = None,
+    seed: SeedOption = 0,
+    checkpoint: CheckpointOption = None,
+    dtype: DtypeOption = Precision.FLOAT32,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Write the leading GGN eigenvectors in parameter format to a file."""
+    import torch
+
+    from vivit_bench.curvature import eigenvectors as compute
+
+    check_cutoff(cutoff)
+    model, *rest = _request(
+        problem,
+        batch_size=batch_size,
+        data=data,
+        data_dir=data_dir,
+        seed=seed,
+        checkpoint=checkpoint,
+        dtype=dtype,
+        device=device,
+    )
+    basis = compute(
+        model,
+        *rest,
+        k=k,
+        cutoff=cutoff,
+        curvature=curvature,
+        samples=samples,
+        mc_samples=mc_samples,
+        seed=seed,
+    )
+    vectors = [vector for chunk in basis.chunks() for vector in chunk]
+    names = [n for n, p in model.named_parameters() if p.requires_grad]
+    stacked = {
+        name: torch.stack([vector[i] for vector in vectors]).cpu() for i, name in enumerate(names)
+    }
+    _save_tensors({"eigenvalues": basis.eigenvalues, **stacked}, output)
+
+
+@app.command()
+def explain(
+    problem: ProblemArgument,
+    batch_size: BatchSizeOption = None,
+    curvature: CurvatureOption = Curvature.EXACT,
+    samples: SamplesOption = Samples.FULL,
+    mc_samples: McSamplesOption = 1,
+    seed: SeedOption = 0,
+) -> None:
+    """Show how the engine would contract each layer, and why, without computing."""
+    import humanize
+    from rich.console import Console
+    from rich.table import Table
+
+    from vivit_bench.curvature import explain as plan
+    from vivit_bench.problems import default_source
+
+    request = _request(
+        problem, batch_size=batch_size, data=default_source(problem, "memory"), seed=seed
+    )
+    units = plan(*request, curvature=curvature, samples=samples, mc_samples=mc_samples)
+    table = Table()
+    for name in ("layer", "type", "D", "contraction", "GFLOP", "kept", "reason"):
+        table.add_column(name, justify="right" if name in ("D", "GFLOP", "kept") else "left")
+    for unit in units:
+        table.add_row(
+            unit.name,
+            unit.layer_type,
+            f"{unit.num_params:,}",
+            unit.contraction.value,
+            f"{unit.flops / 1e9:.2f}",
+            humanize.naturalsize(unit.bytes, binary=True),
+            unit.reason,
+        )
+    Console().print(table)

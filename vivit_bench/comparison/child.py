@@ -1,0 +1,44 @@
+"""One measurement in a fresh process: ``python -m vivit_bench.comparison.child SPEC``.
+
+Set-up and a warm-up on two samples come first and are not measured. The result goes to
+a file, the measurement to stdout.
+"""
+
+import json
+import sys
+import time
+
+
+def main() -> None:
+    """Run the work that the JSON in the first argument describes."""
+    spec = json.loads(sys.argv[1])
+    import torch
+
+    from vivit_bench.critical_batch.process_memory import peak_over, read_memory, reset_peak
+    from vivit_bench.critical_batch.workloads import EngineWorkload
+
+    torch.set_num_threads(spec["threads"])
+    workload = EngineWorkload(**spec["work"])
+    workload.warm_up()
+    reset_peak()
+    idle = read_memory()
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = workload.run(spec["n"])
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    now = read_memory()
+    assert isinstance(result, dict)
+    assert idle is not None
+    assert now is not None
+    torch.save({name: tensor.cpu() for name, tensor in result.items()}, spec["result"])
+    peak = peak_over(idle, now)
+    print(json.dumps({"wall_seconds": wall, "cpu_seconds": cpu, "peak_bytes": peak}))
+
+
+if __name__ == "__main__":
+    from vivit_bench.errors import VivitBenchError
+
+    try:
+        main()
+    except VivitBenchError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
