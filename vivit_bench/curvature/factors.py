@@ -28,6 +28,11 @@ Direction = dict[nn.Parameter, Tensor]
 """A vector in parameter space, parameter -> tensor of its shape."""
 
 
+PAIRS_TILE_BYTES = 4 * 2**20
+"""Size of the sample-pair contraction's intermediates: smaller ones leave the second core
+idle (measured on 3c3d: 1 MiB 0.53 s, 4 MiB 0.39 s, 16 MiB 0.36 s)."""
+
+
 class Contraction(StrEnum):
     """The ways to contract a layer's V with itself; all compute the same Gram matrix."""
 
@@ -229,7 +234,7 @@ class AffineFactor(Factor):
         A = unfold(z_n)^T unfold(z_m) + 1, [P, P].
         """
         n, c, outputs, positions = self.s.shape
-        itemsize, target = self.s.element_size(), 2**20
+        itemsize, target = self.s.element_size(), PAIRS_TILE_BYTES
         rows = max(target // (c * outputs * positions * itemsize), 1)
         columns = max(target // (rows * positions**2 * itemsize), 1)
         bias = float(self._has_bias)

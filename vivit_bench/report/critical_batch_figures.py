@@ -1,0 +1,151 @@
+"""Bar plots of critical batch sizes (Figures 1b, S.4b and S.5b)."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from vivit_bench.critical_batch.sizes import format_size
+from vivit_bench.errors import UsageError
+from vivit_bench.report.critical_batch_tables import size_label
+from vivit_bench.store import write_atomic
+
+# Okabe and Ito's palette, as in the spectra; light ones carry a fraction of the samples.
+_BARS = {
+    ("exact", "full"): ("exact, full", "#0072B2"),
+    ("exact", "frac"): ("exact, frac", "#8CC3E3"),
+    ("mc", "full"): ("mc, full", "#D55E00"),
+    ("mc", "frac"): ("mc, frac", "#F2B084"),
+}
+_GRADIENT = ("gradient", "#7F7F7F")
+_QUANTITIES = ("gradient", "eigenvalues", "block-newton", "full-newton")
+_STYLE: dict[Any, Any] = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "pdf.fonttype": 42,
+}
+_BAR_INCHES = 0.36
+
+Group = tuple[str, list[dict[str, Any]]]
+
+
+def plot_critical_batch_sizes(rows: pd.DataFrame, stem: Path) -> list[Path]:
+    """Draw one problem's critical batch sizes on one device, as PNG (200 dpi) and PDF.
+
+    Args:
+        rows: Of one problem and device, from a `Selection`.
+        stem: Path of the files without their endings.
+
+    Returns:
+        Paths of the PNG and the PDF.
+
+    Raises:
+        UsageError: They cannot be written.
+    """
+    figure = draw_critical_batch_sizes(rows)
+    paths = []
+    # Without a creation date, the same numbers give the same file.
+    for ending, metadata in (("png", {}), ("pdf", {"CreationDate": None})):
+        content = io.BytesIO()
+        with matplotlib.rc_context(_STYLE):
+            figure.savefig(content, format=ending, dpi=200, metadata=metadata)
+        path = stem.with_name(f"{stem.name}.{ending}")
+        try:
+            write_atomic(path, content.getvalue())
+        except OSError as error:
+            raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
+        paths.append(path)
+    return paths
+
+
+def draw_critical_batch_sizes(rows: pd.DataFrame) -> Figure:
+    """Draw the bars of ``plot_critical_batch_sizes`` without storing them.
+
+    One group per quantity (and engine, if there are several), the gradient first; log axis;
+    every bar with its number.
+    """
+    groups = _groups(rows)
+    bars = sum(len(group) for _, group in groups)
+    width = max(3.4, 0.9 + _BAR_INCHES * (bars + len(groups)))
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width, 2.5), layout="constrained")
+        FigureCanvasAgg(figure)
+        panel = figure.subplots()
+        _draw_groups(panel, groups)
+        panel.set_yscale("log")
+        # Bars begin below 1 so that a 1 is seen; there is room for the numbers above.
+        panel.set_ylim(0.7, max(10, int(rows["critical_batch_size"].max())) * 2.5)
+        first = rows.iloc[0]
+        limits = " / ".join(format_size(int(v)) for v in sorted(set(rows["memory_limit_bytes"])))
+        panel.set_title(f"{_short(first['problem'])}, {first['device']}, memory limit {limits}")
+        panel.set_ylabel("critical batch size")
+        handles, labels = panel.get_legend_handles_labels()
+        columns = 5 if width >= 4.5 else 3
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
+    return figure
+
+
+def _groups(rows: pd.DataFrame) -> list[Group]:
+    """Label of each group and its bars, in the order of the axis."""
+    engines = sorted(set(rows["engine"]), key=lambda name: (name != "vivit-bench", name))
+    several = rows.loc[rows["quantity"] != "gradient", "engine"].nunique() > 1
+    groups: list[Group] = []
+    for quantity in _QUANTITIES:
+        for engine in engines:
+            if quantity == "gradient" and groups:
+                continue  # one of them is enough
+            part = rows[(rows["quantity"] == quantity) & (rows["engine"] == engine)]
+            ordered = [
+                part[(part["curvature"] == curvature) & (part["samples"] == samples)]
+                for curvature, samples in (("", ""), *_BARS)
+            ]
+            bars = [dict(found.iloc[-1].items()) for found in ordered if not found.empty]
+            if bars:
+                named = several and quantity != "gradient"
+                groups.append((f"{quantity}\n{engine}" if named else quantity, bars))
+    return groups
+
+
+def _draw_groups(panel: Axes, groups: list[Group]) -> None:
+    labelled: set[str] = set()
+    ticks = []
+    position = 0.0
+    for _, bars in groups:
+        places = position + np.arange(len(bars))
+        ticks.append(float(places.mean()))
+        for place, bar in zip(places, bars, strict=True):
+            label, colour = _BARS.get((bar["curvature"], bar["samples"]), _GRADIENT)
+            size = int(bar["critical_batch_size"])
+            shown = "" if label in labelled else label
+            panel.bar(place, size, width=0.9, color=colour, edgecolor="white", label=shown)
+            labelled.add(label)
+            panel.annotate(
+                size_label(size, bar["stopped_by"], at_least=r"$\geq$"),
+                (place, max(size, 1)),
+                xytext=(0, 1.5),
+                textcoords="offset points",
+                ha="center",
+                va="bottom",
+                fontsize=6,
+            )
+        position = float(places[-1]) + 2.0
+    panel.set_xticks(ticks, [label for label, _ in groups])
+    panel.tick_params(axis="x", length=0)
+
+
+def _short(problem: str) -> str:
+    """Name of a problem, without the folders of a user's file."""
+    return problem.rsplit("/", 1)[-1]
