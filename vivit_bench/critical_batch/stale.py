@@ -14,21 +14,21 @@ def trials_folder(results_dir: Path) -> Path:
 
 
 def older_records_note(folder: Path, header: Header) -> str:
-    """Say which records of the same problem and quantity are not used, and why.
+    """Say which records under the same memory limit are not used, and why.
 
     Args:
         folder: Of the records.
         header: Of the present search.
 
     Returns:
-        One line on the newest such records; empty if the present search has records of its own
-        or there are no others.
+        One line on the newest such records of the same problem and quantity; empty if the
+        present search has records of its own or there are no others.
     """
     others = []
     for path, other in _headers(folder):
         if other["key"] == header["key"]:
             return ""
-        if all(other["cell"].get(name) == header["cell"][name] for name in _SAME_CELL):
+        if _is_about_the_same(other, header) and _has_trials(path):
             others.append((path, other))
     if not others:
         return ""
@@ -58,7 +58,7 @@ def remembered_limit(folder: Path, cells: list[Cell]) -> int | None:
 
 
 # Records that differ in one of these are of another cell, not stale ones of this.
-_SAME_CELL = ("problem", "quantity", "curvature", "samples", "device", "engine")
+_SAME = ("problem", "quantity", "curvature", "samples", "device", "engine")
 
 
 def _headers(folder: Path) -> Iterator[tuple[Path, Header]]:
@@ -70,9 +70,18 @@ def _headers(folder: Path) -> Iterator[tuple[Path, Header]]:
             yield path, header
 
 
+def _is_about_the_same(other: Header, header: Header) -> bool:
+    cells = (other["cell"], header["cell"])
+    same_cell = all(cells[0].get(name) == cells[1][name] for name in _SAME)
+    return same_cell and other["memory_limit_bytes"] == header["memory_limit_bytes"]
+
+
+def _has_trials(path: Path) -> bool:
+    return path.read_bytes().count(b"\n") > 1
+
+
 def _flat(header: Header) -> dict[str, Any]:
-    limit = {"memory_limit_bytes": header["memory_limit_bytes"]}
-    return {**header["cell"], **limit, **header["environment"]}
+    return {**header["cell"], **header["environment"]}
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, Any]]:
