@@ -1,7 +1,9 @@
 """Workloads that end in every way a trial can; run in child processes by the trial tests."""
 
 import ctypes
+import importlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -34,10 +36,11 @@ def fill(mib_per_sample: float = 1.0) -> Stub:
 
 
 def fill_then(ending: str, mib_per_sample: float = 1.0) -> Stub:
-    """Uses memory in proportion to N and then ends badly."""
+    """Uses memory in proportion to N and then ends badly, held for the watchdog to see."""
 
     def work(n: int) -> object:
         _kept.append(b"x" * int(n * mib_per_sample * MIB))
+        threading.Event().wait(0.3)
         return endings[ending](n)
 
     return Stub(work)
@@ -52,10 +55,13 @@ def fails_in_set_up(ending: str) -> Stub:
     raise AssertionError("the ending did not end")
 
 
-def fails_in_warm_up(ending: str) -> Stub:
-    stub = Stub(lambda n: 0)
-    stub.warm_up = lambda: endings[ending](2)  # type: ignore[assignment, method-assign, return-value]
-    return stub
+class FailsInWarmUp(Stub):
+    def __init__(self, ending: str):
+        super().__init__(endings["finish"])
+        self._ending = ending
+
+    def warm_up(self) -> None:
+        endings[self._ending](2)
 
 
 def torch_memory() -> Stub:
@@ -84,6 +90,39 @@ def writes_pid(path: str) -> Stub:
     return Stub(work)
 
 
+def tells_pid(path: str) -> Stub:
+    """Writes its process to a named pipe and waits for ever."""
+
+    def work(n: int) -> object:
+        with open(path, "w") as file:
+            file.write(str(os.getpid()))
+        return _wait(n)
+
+    return Stub(work)
+
+
+def spiky_set_up(mib: int) -> Stub:
+    """Needs more in its set-up than in its work."""
+    del_me = bytearray(mib * MIB)
+    assert len(del_me)
+    return fill()
+
+
+def tells_limits() -> Stub:
+    """Writes oom_score_adj, the soft RLIMIT_DATA and VmData to stderr."""
+
+    def work(n: int) -> object:
+        with open("/proc/self/oom_score_adj") as file:
+            score = file.read().strip()
+        with open("/proc/self/status") as file:
+            (data,) = (line.split()[1] for line in file if line.startswith("VmData"))
+        limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
+        print(score, limit, int(data) * 1024, file=sys.stderr)
+        return 0
+
+    return Stub(work)
+
+
 def _raise(error: BaseException) -> Callable[[int], object]:
     def work(n: int) -> object:
         raise error
@@ -106,9 +145,7 @@ def _spin(n: int) -> object:
 
 
 def _import_error(n: int) -> object:
-    import a_module_that_is_missing  # type: ignore[import-not-found]
-
-    return a_module_that_is_missing
+    return importlib.import_module("a_module_that_is_missing")
 
 
 def _allocate_blocks(n: int) -> object:

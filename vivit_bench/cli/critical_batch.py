@@ -277,7 +277,8 @@ def table(
 ) -> None:
     """Print stored critical batch sizes as in Table S.1, and write CSV, Markdown and LaTeX.
 
-    One table has searches under one memory limit and of one machine: the newest.
+    One table has searches under one memory limit and of one machine: the newest. With
+    --problem it is only printed.
     """
     from vivit_bench.critical_batch.searches import searches_path
     from vivit_bench.critical_batch.table_s1 import SUB_TABLES
@@ -302,10 +303,10 @@ def table(
             f"no search of table {', '.join(letters)} is stored; "
             f"make them with: vivit-bench critical-batch sweep --table {letters[0]}"
         )
-    if format is TableFormat.TERMINAL:
-        typer.echo("\n".join(selection.conditions) + "\n")
     for made in tables:
         typer.echo(format_table(made, format))
+        if problem:
+            continue  # the files are for the whole table
         for path in write_table(made, searches_path(results_dir).parent):
             typer.echo(str(path), err=True)
 

@@ -17,7 +17,7 @@ from vivit_bench.curvature.pooling import batched_max_pooling
 from vivit_bench.curvature.results import BatchInfo
 from vivit_bench.errors import UsageError
 
-WORKING_BYTES = 64 * 2**20
+WORKING_BYTES = 48 * 2**20
 """Default working-memory target of one micro-batch's backpropagation; a chunk of V
 takes at most a quarter of it."""
 

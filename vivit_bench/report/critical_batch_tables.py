@@ -26,7 +26,10 @@ class CriticalTable:
     engine: str
     frame: pd.DataFrame
     """Columns problem, curvature, full, frac (sizes, ``Int64``, missing ones NA),
-    full_stopped_by, frac_stopped_by, and full_paper, frac_paper if asked for."""
+    full_stopped_by, frac_stopped_by, memory_limit_bytes (of the row's searches, NA if mixed),
+    and full_paper, frac_paper if asked for."""
+    conditions: list[str]
+    """Memory limit and machine, one line each."""
 
     @property
     def stem(self) -> str:
@@ -71,12 +74,15 @@ def make_table(
                     other = _find(published, problem, curvature, samples)
                     size = other["critical_batch_size"] if other is not None else pd.NA
                     line[f"{samples}_paper"] = size
+            limits = rows.loc[rows["problem"] == problem, "memory_limit_bytes"].unique()
+            line["memory_limit_bytes"] = limits[0] if len(limits) == 1 else pd.NA
             lines.append(line)
     columns = ["problem", "curvature", *_SAMPLES, *(f"{name}_stopped_by" for name in _SAMPLES)]
+    columns.append("memory_limit_bytes")
     columns += [f"{name}_paper" for name in _SAMPLES] if paper else []
-    sizes = [name for name in columns if name in _SAMPLES or name.endswith("_paper")]
+    sizes = [name for name in columns if name in _SAMPLES or name.endswith(("_paper", "_bytes"))]
     frame = pd.DataFrame(lines)[columns].astype(dict.fromkeys(sizes, "Int64"))
-    return CriticalTable(sub_table, engine, frame)
+    return CriticalTable(sub_table, engine, frame, Selection(rows).conditions)
 
 
 def format_table(table: CriticalTable, style: TableFormat) -> str:
@@ -104,7 +110,7 @@ def format_table(table: CriticalTable, style: TableFormat) -> str:
         )
     title = f"{table.sub_table.title} ({table.engine})"
     heading = f"### {title}" if style is TableFormat.MARKDOWN else title
-    return "\n\n".join([heading, *blocks, *_footnotes(table)]) + "\n"
+    return "\n\n".join([heading, "\n".join(table.conditions), *blocks, *_footnotes(table)]) + "\n"
 
 
 def write_table(table: CriticalTable, folder: Path) -> list[Path]:
@@ -192,6 +198,7 @@ def _latex(table: CriticalTable) -> str:
     headers = _headers(columns)
     lines = [
         f"% {table.sub_table.title} ({table.engine})",
+        *(f"% {condition}" for condition in table.conditions),
         rf"\begin{{tabular}}{{ll{'r' * len(headers)}}}",
         r"\toprule",
         " & ".join(["problem", "curvature", *headers]) + r" \\",

@@ -1,0 +1,151 @@
+"""The search as a pure function: thresholds, maxima, interruption points, every ending."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vivit_bench.critical_batch.outcomes import Outcome, Trial
+from vivit_bench.critical_batch.search import (
+    Bracket,
+    SearchResult,
+    StoppedBy,
+    TrialError,
+    find_critical_batch_size,
+)
+
+maxima = st.integers(1, 40_000)
+thresholds = st.integers(0, 50_000)
+
+
+def trial(n: int, outcome: Outcome, message: str = "") -> Trial:
+    return Trial(
+        n=n,
+        outcome=outcome,
+        message=message,
+        peak_bytes=n,
+        idle_bytes=0,
+        absolute_peak_bytes=n,
+        seconds=1.0,
+        timeout_seconds=60.0,
+        confirmed=False,
+        time="2026-01-01T00:00:00+00:00",
+    )
+
+
+class Machine:
+    """Batches up to ``threshold`` fit; from ``stop_at`` on something else ends a trial."""
+
+    def __init__(self, threshold: int, stop_at: int | None = None, ending: Outcome | None = None):
+        self.threshold = threshold
+        self.stop_at = stop_at
+        self.ending = ending
+        self.runs: list[int] = []
+
+    def run(self, n: int, bracket: Bracket) -> Trial:
+        self.runs.append(n)
+        if self.stop_at is not None and n >= self.stop_at:
+            assert self.ending is not None
+            return trial(n, self.ending, "the reason")
+        return trial(n, Outcome.FITS if n <= self.threshold else Outcome.OUT_OF_MEMORY)
+
+    def search(self, max_batch: int) -> SearchResult:
+        return find_critical_batch_size(self.run, max_batch)
+
+
+@given(thresholds, maxima)
+def test_the_number_is_exact_and_both_sides_were_run(threshold: int, max_batch: int) -> None:
+    machine = Machine(threshold)
+    result = machine.search(max_batch)
+
+    assert result.critical_batch_size == min(threshold, max_batch)
+    if threshold >= max_batch:
+        assert result.stopped_by is StoppedBy.MAX_BATCH
+        assert max_batch in machine.runs
+    else:
+        assert result.stopped_by is StoppedBy.MEMORY
+        assert {threshold, threshold + 1} - {0} <= set(machine.runs)
+    assert [each.n for each in result.trials] == machine.runs
+
+
+@given(thresholds, maxima)
+def test_no_batch_size_is_run_twice_or_beyond_the_maximum(threshold: int, max_batch: int) -> None:
+    machine = Machine(threshold)
+    machine.search(max_batch)
+    assert len(set(machine.runs)) == len(machine.runs) <= 2 * max_batch.bit_length() + 2
+    assert all(1 <= n <= max_batch for n in machine.runs)
+
+
+@given(thresholds, maxima, st.data())
+def test_an_interrupted_search_goes_on_from_its_records(
+    threshold: int, max_batch: int, data: st.DataObject
+) -> None:
+    """Whatever has finished before the interruption is not run again; the result is the same."""
+    undisturbed = Machine(threshold).search(max_batch)
+    survived = data.draw(st.integers(0, len(undisturbed.trials)))
+    records = {each.n: each for each in undisturbed.trials[:survived]}
+    again = Machine(threshold)
+
+    def run(n: int, bracket: Bracket) -> Trial:
+        return records.get(n) or again.run(n, bracket)
+
+    assert find_critical_batch_size(run, max_batch) == undisturbed
+    assert not set(again.runs) & set(records)
+    assert len(again.runs) == len(undisturbed.trials) - survived
+
+
+@given(thresholds, maxima, st.integers(1, 50_000), st.sampled_from(["timeout", "limit"]))
+def test_a_timeout_or_limit_ends_the_search_at_the_largest_size_known_to_fit(
+    threshold: int, max_batch: int, stop_at: int, ending: str
+) -> None:
+    machine = Machine(threshold, stop_at, Outcome(ending))
+    result = machine.search(max_batch)
+
+    met = [n for n in machine.runs if n >= stop_at]
+    fitted = [n for n in machine.runs if n < stop_at and n <= threshold]
+    assert result.critical_batch_size == max(fitted, default=0)
+    if met:
+        assert met == [machine.runs[-1]]
+        assert result.stopped_by is StoppedBy(ending)
+        assert result.message == f"N = {met[0]}: the reason"
+    else:
+        assert result.stopped_by in (StoppedBy.MEMORY, StoppedBy.MAX_BATCH)
+
+
+def test_a_timeout_during_bisection_ends_the_search_too() -> None:
+    outcomes = {
+        1: Outcome.FITS,
+        2: Outcome.FITS,
+        4: Outcome.FITS,
+        8: Outcome.OUT_OF_MEMORY,
+        6: Outcome.TIMEOUT,
+    }
+    result = find_critical_batch_size(lambda n, bracket: trial(n, outcomes[n]), 64)
+    assert (result.critical_batch_size, result.stopped_by) == (4, StoppedBy.TIMEOUT)
+
+
+@given(thresholds, maxima, st.integers(1, 50_000))
+def test_an_error_aborts_with_its_message_and_is_never_a_size(
+    threshold: int, max_batch: int, stop_at: int
+) -> None:
+    machine = Machine(threshold, stop_at, Outcome.ERROR)
+    try:
+        result = machine.search(max_batch)
+    except TrialError as error:
+        assert machine.runs[-1] >= stop_at
+        assert str(error) == f"N = {machine.runs[-1]} failed, and not for memory: the reason"
+    else:
+        assert max(machine.runs) < stop_at
+        assert result.critical_batch_size == min(threshold, max_batch)
+
+
+def test_not_even_one_sample_fits() -> None:
+    result = Machine(0).search(32_768)
+    assert (result.critical_batch_size, result.stopped_by) == (0, StoppedBy.MEMORY)
+    assert result.critical_trial is None
+    assert [each.n for each in result.trials] == [1]
+
+
+def test_a_failed_set_up_is_not_blamed_on_the_batch_size() -> None:
+    failed = trial(1, Outcome.ERROR, "set-up failed: no such file")
+    with pytest.raises(TrialError, match=r"^set-up failed: no such file$"):
+        find_critical_batch_size(lambda n, bracket: failed, 8)

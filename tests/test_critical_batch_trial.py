@@ -1,0 +1,182 @@
+"""Real child processes under real budgets: every class of failure, provoked and recognised."""
+
+import os
+import select
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vivit_bench.critical_batch.outcomes import Outcome, Trial
+from vivit_bench.critical_batch.spec import TrialSpec
+from vivit_bench.critical_batch.trial import Watch, child_environment, run_trial, watch_child
+from vivit_bench.critical_batch.verdict import Kill
+
+STUBS = Path(__file__).with_name("stub_workloads.py")
+MIB = 2**20
+LIMIT = 64 * MIB
+
+
+def make_spec(stub: str, n: int = 1, **work: Any) -> TrialSpec:
+    return TrialSpec(n=n, limit_bytes=LIMIT, threads=2, work=work, workload=f"{STUBS}:{stub}")
+
+
+def run(stub: str, n: int = 1, timeout: float = 60.0, **work: Any) -> Trial:
+    return run_trial(make_spec(stub, n, **work), timeout).trial
+
+
+def test_the_budget_is_a_strict_step_over_the_idle_process() -> None:
+    """1 MiB a sample and 64 MiB: 64 samples fit and 65 do not."""
+    small, fits, too_large = (run("fill", n) for n in (10, 64, 65))
+    assert (small.outcome, small.confirmed) == (Outcome.FITS, False)
+    assert (fits.outcome, fits.confirmed) == (Outcome.FITS, True)
+    assert (too_large.outcome, too_large.confirmed) == (Outcome.OUT_OF_MEMORY, True)
+    assert fits.peak_bytes is not None
+    assert 63.5 * MIB < fits.peak_bytes <= 64 * MIB
+    assert fits.idle_bytes is not None
+    assert fits.absolute_peak_bytes is not None
+    assert fits.absolute_peak_bytes >= fits.idle_bytes + 63 * MIB
+
+
+@pytest.mark.parametrize(
+    ("stub", "outcome", "words"),
+    [
+        ("torch_memory", Outcome.OUT_OF_MEMORY, "DefaultCPUAllocator"),
+        ("numpy_memory", Outcome.OUT_OF_MEMORY, "Unable to allocate"),
+    ],
+)
+def test_libraries_that_run_out_of_memory(stub: str, outcome: Outcome, words: str) -> None:
+    trial = run(stub)
+    assert trial.outcome is outcome
+    assert words in trial.message
+
+
+@pytest.mark.parametrize(
+    ("ending", "outcome", "words"),
+    [
+        ("memory-error", Outcome.OUT_OF_MEMORY, "MemoryError"),
+        ("endless-blocks", Outcome.OUT_OF_MEMORY, ""),
+        ("endless-objects", Outcome.OUT_OF_MEMORY, ""),
+        ("endless-shared", Outcome.OUT_OF_MEMORY, "of a budget of 64 MiB"),
+        ("lapack", Outcome.LIMIT, "Argument 8 has illegal value"),
+        ("nan", Outcome.ERROR, "NaN or infinite"),
+        ("sigkill", Outcome.ERROR, "killed by SIGKILL"),
+        ("sigsegv", Outcome.ERROR, "killed by SIGSEGV: Fatal Python error"),
+        ("sigabrt", Outcome.ERROR, "killed by SIGABRT"),
+        ("exit", Outcome.ERROR, "exit code 3"),
+        ("sys-exit", Outcome.ERROR, "SystemExit"),
+        ("import-error", Outcome.ERROR, "a_module_that_is_missing"),
+        ("primitive", Outcome.ERROR, "no sign of memory"),
+        ("value-error", Outcome.ERROR, "unsupported layer Foo"),
+    ],
+)
+def test_every_ending_of_the_work(ending: str, outcome: Outcome, words: str) -> None:
+    trial = run("ends", ending=ending)
+    assert trial.outcome is outcome
+    assert words in trial.message
+
+
+@pytest.mark.parametrize("ending", ["sigkill", "sigsegv", "exit", "primitive", "import-error"])
+def test_an_ambiguous_ending_near_the_budget_is_memory(ending: str) -> None:
+    assert run("fill_then", n=56, ending=ending).outcome is Outcome.OUT_OF_MEMORY
+
+
+@pytest.mark.parametrize(("ending", "outcome"), [("value-error", "error"), ("lapack", "limit")])
+def test_a_clear_ending_near_the_budget_stays_what_it_is(ending: str, outcome: str) -> None:
+    assert run("fill_then", n=56, ending=ending).outcome is Outcome(outcome)
+
+
+@pytest.mark.parametrize("ending", ["wait", "spin"])
+def test_a_time_out(ending: str) -> None:
+    trial = run("ends", timeout=0.2, ending=ending)
+    assert (trial.outcome, trial.message) == (Outcome.TIMEOUT, "stopped after 0.2 s")
+
+
+def test_a_time_out_above_the_budget_is_memory() -> None:
+    assert run("fill_then", n=70, timeout=1.0, ending="wait").outcome is Outcome.OUT_OF_MEMORY
+
+
+@pytest.mark.parametrize("ending", ["import-error", "memory-error", "sigsegv", "exit", "sys-exit"])
+@pytest.mark.parametrize("stub", ["fails_in_set_up", "FailsInWarmUp"])
+def test_a_failed_set_up_is_an_error_and_never_memory(stub: str, ending: str) -> None:
+    trial = run(stub, ending=ending)
+    assert trial.outcome is Outcome.ERROR
+    assert trial.message.startswith("set-up failed: ")
+
+
+def test_a_set_up_above_the_budget_does_not_count() -> None:
+    """DeepOBS's initialisers take a GiB that is gone before the work begins."""
+    assert run("spiky_set_up", n=10, mib=200).outcome is Outcome.FITS
+
+
+def test_a_machine_short_of_memory_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vivit_bench.critical_batch.trial.available_memory", lambda: 0)
+    watch = watch_child(make_spec("ends", ending="wait"), 60.0)
+    assert watch.kill is Kill.MACHINE
+    assert run("ends", ending="wait").outcome is Outcome.ERROR
+
+
+def test_the_child_s_environment() -> None:
+    environment = child_environment(3)
+    assert environment["MALLOC_MMAP_THRESHOLD_"] == "65536"
+    assert environment["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert environment["OMP_NUM_THREADS"] == environment["MKL_NUM_THREADS"] == "3"
+
+
+def test_a_child_volunteers_to_be_killed_and_has_its_fence() -> None:
+    stderr = run_trial(make_spec("tells_limits"), 60.0).stderr
+    score, limit, data = (int(line) for line in stderr.split()[-3:])
+    assert score == 1000
+    # VmData at "ready" plus the fence; the work itself has grown by little since.
+    assert data <= limit <= data + 2 * LIMIT
+
+
+def test_an_interrupted_parent_leaves_no_process_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C: the child and what it started are gone when the interruption gets out."""
+    note = tmp_path / "pids"
+    look = Watch.look
+
+    def look_and_interrupt(self: Watch, pid: int, thoroughly: bool) -> Kill | None:
+        if note.exists():
+            raise KeyboardInterrupt
+        return look(self, pid, thoroughly)
+
+    monkeypatch.setattr(Watch, "look", look_and_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        watch_child(make_spec("writes_pid", path=str(note)), 60.0)
+    child, grandchild = (int(pid) for pid in note.read_text().split())
+    assert not Path(f"/proc/{child}").exists()
+    assert ended(grandchild)
+
+
+def test_a_killed_parent_takes_its_child_along(tmp_path: Path) -> None:
+    """kill -9 leaves the parent no time to clean up: the kernel does."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    code = (
+        "import sys; from vivit_bench.critical_batch.spec import TrialSpec; "
+        "from vivit_bench.critical_batch.trial import run_trial; "
+        "run_trial(TrialSpec.from_json(sys.argv[1]), 600.0)"
+    )
+    spec = make_spec("tells_pid", path=str(pipe)).to_json()
+    with subprocess.Popen([sys.executable, "-c", code, spec]) as parent:
+        child = int(pipe.read_text())
+        parent.kill()
+        parent.wait()
+    assert ended(child)
+
+
+def ended(pid: int) -> bool:
+    """Wait for a process that is not ours to end."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([descriptor], [], [], 30.0)[0])
+    finally:
+        os.close(descriptor)
