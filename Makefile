@@ -16,8 +16,8 @@ $(STAMP): pyproject.toml
 
 # A real critical-batch search and a real spectrum, on a laptop's CPU in minutes.
 demo: $(STAMP)
-	$(RUN) critical-batch search cifar10_3c3d --curvature exact --memory-limit 256MiB --results-dir results/demo
-	$(RUN) critical-batch search cifar10_3c3d --quantity gradient --memory-limit 256MiB --results-dir results/demo
+	$(RUN) critical-batch search cifar10_3c3d --curvature exact --memory-limit 128MiB --results-dir results/demo
+	$(RUN) critical-batch search cifar10_3c3d --quantity gradient --memory-limit 128MiB --results-dir results/demo
 	$(RUN) spectrum sweep mnist_2c2d --data mnist5k --results-dir results/demo
 	$(RUN) spectrum plot mnist_2c2d --results-dir results/demo
 

@@ -66,7 +66,7 @@ def test_a_description_is_one_short_line() -> None:
     assert len(describe(ValueError("x" * 5_000))) < 500
 
 
-READY = Evidence(budget=MemoryBudget(100), ready=True, peak_bytes=10)
+READY = Evidence(budget=MemoryBudget(100), ready=True, message="why", peak_bytes=10)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_verdicts(evidence: Evidence, outcome: Outcome) -> None:
 
 def test_a_crash_is_described_by_its_signal_and_last_words() -> None:
     _, reason = judge(
-        replace(READY, exit_code=-11, stderr="Fatal Python error: Segmentation fault")
+        replace(READY, message="", exit_code=-11, stderr="Fatal Python error: Segmentation fault")
     )
     assert reason.startswith("killed by SIGSEGV: Fatal Python error: Segmentation fault")
     assert "no sign of memory" in reason

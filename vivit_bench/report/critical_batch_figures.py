@@ -1,6 +1,5 @@
 """Bar plots of critical batch sizes (Figures 1b, S.4b and S.5b)."""
 
-import io
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from vivit_bench.critical_batch.sizes import format_size
-from vivit_bench.errors import UsageError
 from vivit_bench.report.critical_batch_tables import size_label
-from vivit_bench.store import write_atomic
+from vivit_bench.report.figures import STYLE, save_figure
 
 # Okabe and Ito's palette, as in the spectra; light ones carry a fraction of the samples.
 _BARS = {
@@ -25,18 +23,6 @@ _BARS = {
 }
 _GRADIENT = ("gradient", "#7F7F7F")
 _QUANTITIES = ("gradient", "eigenvalues", "block-newton", "full-newton")
-_STYLE: dict[Any, Any] = {
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.labelsize": 8,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 7,
-    "legend.fontsize": 7,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "pdf.fonttype": 42,
-}
 _BAR_INCHES = 0.36
 
 Group = tuple[str, list[dict[str, Any]]]
@@ -55,20 +41,7 @@ def plot_critical_batch_sizes(rows: pd.DataFrame, stem: Path) -> list[Path]:
     Raises:
         UsageError: They cannot be written.
     """
-    figure = draw_critical_batch_sizes(rows)
-    paths = []
-    # Without a creation date, the same numbers give the same file.
-    for ending, metadata in (("png", {}), ("pdf", {"CreationDate": None})):
-        content = io.BytesIO()
-        with matplotlib.rc_context(_STYLE):
-            figure.savefig(content, format=ending, dpi=200, metadata=metadata)
-        path = stem.with_name(f"{stem.name}.{ending}")
-        try:
-            write_atomic(path, content.getvalue())
-        except OSError as error:
-            raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
-        paths.append(path)
-    return paths
+    return save_figure(draw_critical_batch_sizes(rows), stem)
 
 
 def draw_critical_batch_sizes(rows: pd.DataFrame) -> Figure:
@@ -80,7 +53,7 @@ def draw_critical_batch_sizes(rows: pd.DataFrame) -> Figure:
     groups = _groups(rows)
     bars = sum(len(group) for _, group in groups)
     width = max(3.4, 0.9 + _BAR_INCHES * (bars + len(groups)))
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, 2.5), layout="constrained")
         FigureCanvasAgg(figure)
         panel = figure.subplots()

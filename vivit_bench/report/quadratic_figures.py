@@ -1,6 +1,5 @@
 """Figures of the noisy-quadratic experiment: the loss curves (Figure 3) and the dampings."""
 
-import io
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,25 +14,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from vivit_bench.errors import UsageError
 from vivit_bench.quadratic.options import OptimizerName
 from vivit_bench.quadratic.records import Results
+from vivit_bench.report.figures import STYLE, save_figure
 from vivit_bench.report.quadratic import curve_table
-from vivit_bench.store import write_atomic
 
-_STYLE: dict[Any, Any] = {
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.labelsize": 8,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.fontsize": 7,
-    "legend.title_fontsize": 7,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "pdf.fonttype": 42,
-}
 _BOOTSTRAP = "#D55E00"
 _SGD = "#000000"
 
@@ -44,16 +29,16 @@ def plot_results(results: Results, folder: Path) -> list[Path]:
     Returns:
         Paths of the files.
     """
-    paths = _save(draw_losses(results), folder / "figure_3")
+    paths = save_figure(draw_losses(results), folder / "figure_3")
     if len(results.dampings):
-        paths += _save(draw_dampings(results), folder / "dampings")
+        paths += save_figure(draw_dampings(results), folder / "dampings")
     return paths
 
 
 def draw_losses(results: Results) -> Figure:
     """Figure 3: median loss with its quartile band against the step, a line per optimiser."""
     curves = curve_table(results)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, panel = _figure(4.6, 3.0)
         for label, style in _line_styles(results):
             curve = curves[curves["optimizer"] == label]
@@ -84,7 +69,7 @@ def draw_dampings(results: Results) -> Figure:
     Above, median and quartiles of the finite ones; below, the share of infinite ones, where
     no step was taken. Early and late steps apart: the slopes' signal fades on the way.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, (above, below) = _figure(4.0, 3.8, rows=2)
         for index, (label, chosen) in enumerate(_phases(results)):
             colour = colormaps["viridis"](0.1 + 0.37 * index)
@@ -175,19 +160,3 @@ def _title(results: Results) -> str:
         f"noisy quadratic, D = {len(settings['curvatures'])}, N = {settings['batch_size']}, "
         f"{settings['repeats']} repetitions"
     )
-
-
-def _save(figure: Figure, stem: Path) -> list[Path]:
-    paths = []
-    # Without a creation date, the same results give the same file.
-    for ending, metadata in (("png", {}), ("pdf", {"CreationDate": None})):
-        content = io.BytesIO()
-        with matplotlib.rc_context(_STYLE):
-            figure.savefig(content, format=ending, dpi=200, metadata=metadata)
-        path = stem.with_name(f"{stem.name}.{ending}")
-        try:
-            write_atomic(path, content.getvalue())
-        except OSError as error:
-            raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
-        paths.append(path)
-    return paths

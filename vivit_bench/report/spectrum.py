@@ -1,11 +1,9 @@
 """Histograms of GGN spectra (Figures S.4a and S.5a)."""
 
-import io
 import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -17,8 +15,8 @@ from numpy.typing import NDArray
 
 from vivit_bench.curvature.options import Curvature
 from vivit_bench.errors import UsageError
+from vivit_bench.report.figures import STYLE, save_figure
 from vivit_bench.spectrum.record import SpectrumRecord
-from vivit_bench.store import write_atomic
 
 BINS_PER_DECADE = 6
 
@@ -27,17 +25,6 @@ _COLOURS = {Curvature.EXACT: "#0072B2", Curvature.MC: "#D55E00"}
 _CUTOFF_COLOUR = "#9A9A9A"
 # One paper column; text of about the size of a caption.
 _COLUMN_INCHES = 3.4
-_STYLE: dict[Any, Any] = {
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.labelsize": 8,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "pdf.fonttype": 42,
-}
 
 
 def plot_spectra(
@@ -56,20 +43,9 @@ def plot_spectra(
     Raises:
         UsageError: No cutoff is given and the spectra have different ones.
     """
-    figure = draw_spectra(records, cutoff=common_cutoff(records) if cutoff is None else cutoff)
-    paths = []
-    # Without a creation date, the same spectra give the same file.
-    for ending, metadata in (("png", {}), ("pdf", {"CreationDate": None})):
-        content = io.BytesIO()
-        with matplotlib.rc_context(_STYLE):
-            figure.savefig(content, format=ending, dpi=200, metadata=metadata)
-        path = stem.with_name(f"{stem.name}.{ending}")
-        try:
-            write_atomic(path, content.getvalue())
-        except OSError as error:
-            raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
-        paths.append(path)
-    return paths
+    return save_figure(
+        draw_spectra(records, cutoff=common_cutoff(records) if cutoff is None else cutoff), stem
+    )
 
 
 def draw_spectra(records: Sequence[SpectrumRecord], *, cutoff: float) -> Figure:
@@ -77,7 +53,7 @@ def draw_spectra(records: Sequence[SpectrumRecord], *, cutoff: float) -> Figure:
     edges = histogram_edges([record.eigenvalues for record in records], cutoff)
     columns = min(len(records), 2)
     rows = math.ceil(len(records) / columns)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(_COLUMN_INCHES, 0.7 + 1.3 * rows), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat

@@ -1,0 +1,169 @@
+"""``vivit-bench critical-batch`` as a user types it."""
+
+import csv
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from critical_batch_cases import add_gradient, add_variants
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run ``vivit-bench critical-batch ...`` in an empty folder, through ``main``."""
+    main_module = importlib.import_module("vivit_bench.cli.main")
+    monkeypatch.chdir(tmp_path)
+    group = {"critical-batch": "vivit_bench.cli.critical_batch"}
+    monkeypatch.setattr(main_module, "_GROUPS", group)
+
+    def run_critical_batch(*arguments: object) -> Outcome:
+        monkeypatch.setattr(main_module.app, "registered_groups", [])
+        monkeypatch.setattr(sys, "argv", ["vivit-bench", "critical-batch", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main_module.main()
+        return Outcome(int(stopped.value.code or 0), *capsys.readouterr())
+
+    return run_critical_batch
+
+
+def test_a_real_search_and_its_resumption(run: Run, tmp_path: Path) -> None:
+    """One sample more a trial, on the real engine in real processes; then from records alone."""
+    command = ("search", "mnist_logreg", "--curvature", "mc", "--memory-limit", "256MiB")
+    first = run(*command, "--max-batch", 3)
+    assert first.code == 0
+    assert [line.split()[:4] for line in first.err.splitlines()] == [
+        ["N", "=", n, "fits"] for n in ("1", "2", "3")
+    ]
+    assert "critical batch size  3" in first.out
+    assert "max-batch" in first.out
+    assert "peak memory over the idle process" in first.out
+    with (tmp_path / "results" / "critical_batch" / "searches.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert row["critical_batch_size"] == "3"
+    assert row["stopped_by"] == "max-batch"
+    assert int(row["idle_bytes"]) > 100 * 2**20
+    again = run(*command, "--max-batch", 2)
+    assert again.code == 0
+    assert "critical batch size  2" in again.out
+    assert "2, 2 of them from records" in again.out
+
+
+def test_an_unusable_problem_is_one_line_and_not_a_size(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "nets.py").write_text("def net():\n    return 1\n")
+    outcome = run("search", "nets.py:net", "--memory-limit", "256MiB")
+    assert outcome.code == 1
+    assert outcome.out == ""
+    assert "vivit-bench: set-up failed: nets.py:net" in outcome.err.splitlines()[-1]
+    assert "Traceback" not in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("mnist_mlpp",), "did you mean 'mnist_mlp'?"),
+        (("nets.py:net",), "there is no file nets.py"),
+        (("nets.py",), "path/to/file.py:function"),
+        (("mnist_mlp", "--threads", 0), "--threads 0: must be at least 1"),
+        (("mnist_mlp", "--max-batch", 0), "--max-batch 0: must be at least 1"),
+        (("mnist_mlp", "--trial-timeout", -1), "--trial-timeout -1: must be"),
+        (("mnist_mlp", "--trial-timeout", "inf"), "--trial-timeout inf: must be"),
+        (("mnist_mlp", "--mc-samples", 0), "--mc-samples 0: must be at least 1"),
+        (("mnist_mlp", "--mc-samples", 2), "only --curvature mc draws samples"),
+        (("mnist_mlp", "--memory-limit", "lots"), "write for example 2GiB"),
+        (("mnist_mlp", "--device", "tpu"), "write cpu, cuda or cuda:0"),
+        (("mnist_mlp", "--engine", "vivit"), "vivit-for-pytorch"),
+        (("cifar10_3c3d", "--data", "mnist5k"), "use deepobs or synthetic"),
+        (("mnist_mlp", "--checkpoint", "none.pt"), "--checkpoint none.pt: no such file"),
+        (("mnist_mlp", "--quantity", "gradient", "--samples", "frac"), "leave the option out"),
+    ],
+)
+def test_wrong_values_are_refused_in_one_line(
+    run: Run, arguments: tuple[object, ...], words: str
+) -> None:
+    outcome = run("search", *arguments)
+    assert (outcome.code, outcome.out) == (2, "")
+    (line,) = outcome.err.splitlines()
+    assert words in line
+
+
+@pytest.mark.parametrize(
+    ("option", "allowed"),
+    [
+        ("--quantity", "full-newton"),
+        ("--curvature", "exact"),
+        ("--samples", "frac"),
+        ("--data", "synthetic"),
+    ],
+)
+def test_wrong_choices_are_refused_with_the_allowed_ones(
+    run: Run, option: str, allowed: str
+) -> None:
+    outcome = run("search", "mnist_mlp", option, "nonsense")
+    assert outcome.code == 2
+    assert allowed in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_a_sweep_is_one_search_after_the_other(run: Run) -> None:
+    outcome = run("sweep", "--table", "b", "--problem", "mnist_logreg", "--no-gradient",
+                  "--max-batch", 1, "--memory-limit", "256MiB")  # fmt: skip
+    assert outcome.code == 0
+    assert outcome.out.splitlines() == [
+        f"mnist_logreg: block-newton, {variant} (vivit-bench, cpu): >= 1 (stopped by max-batch)"
+        for variant in ("exact, full", "exact, frac", "mc, full", "mc, frac")
+    ]
+    assert "[4/4] mnist_logreg: block-newton, mc, frac" in outcome.err
+
+
+def test_tables_are_printed_and_written(run: Run, tmp_path: Path) -> None:
+    add_variants(tmp_path / "results", (10, 20, 30, 40))
+    add_variants(tmp_path / "results", (1, 2, 3, 4), memory_limit_bytes=2**20, time="2020-01-01")
+    outcome = run("table", "--paper", "--format", "csv")
+    assert outcome.code == 0
+    lines = outcome.out.splitlines()
+    assert lines[1] == "cifar10_3c3d,exact,10,20,memory,memory,2147483648,1166,3004"
+    assert "warning: cpu: left out 4 searches with the memory limits 1 MiB" in outcome.err
+    folder = tmp_path / "results" / "critical_batch"
+    assert (folder / "table_s1a.csv").read_text().splitlines() == lines[:3]
+    small = run("table", "--memory-limit", "1MiB", "--table", "a", "--problem", "cifar10_3c3d")
+    assert "exact                1       2" in small.out
+    assert (folder / "table_s1a.csv").read_text().splitlines() == lines[:3]
+    missing = run("table", "--table", "b")
+    assert (missing.code, missing.out) == (2, "")
+    assert "vivit-bench critical-batch sweep --table b" in missing.err
+
+
+def test_a_figure_per_problem_and_device(run: Run, tmp_path: Path) -> None:
+    add_gradient(tmp_path / "results", 1000)
+    add_variants(tmp_path / "results", (10, 20, 30, 40))
+    add_variants(tmp_path / "results", (1, 2, 3, 4), problem="nets/a.py:net", device="cuda:0")
+    outcome = run("plot")
+    assert outcome.code == 0
+    paths = [Path(line) for line in outcome.out.splitlines()]
+    assert [path.name for path in paths] == [
+        "critical_batch_cifar10_3c3d_cpu.png",
+        "critical_batch_cifar10_3c3d_cpu.pdf",
+        "critical_batch_nets-a-net_cuda.png",
+        "critical_batch_nets-a-net_cuda.pdf",
+    ]
+    assert all(path.stat().st_size > 1_000 for path in paths)
+
+
+@pytest.mark.parametrize("command", ["table", "plot"])
+def test_no_searches_yet(run: Run, command: str) -> None:
+    outcome = run(command)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "make some with: vivit-bench critical-batch sweep" in outcome.err

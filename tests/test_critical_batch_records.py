@@ -1,0 +1,400 @@
+"""Records of trials and searches: durable, resumable, and never mixed silently."""
+
+import csv
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vivit_bench.critical_batch import Cell, MemoryLimit, Outcome, Trial, make_cell, run_search
+from vivit_bench.critical_batch import runner as runner_module
+from vivit_bench.critical_batch import settings as settings_module
+from vivit_bench.critical_batch.journal import open_journal
+from vivit_bench.critical_batch.runner import FinishedSearch, Listener, choose_limit
+from vivit_bench.critical_batch.search import StoppedBy, TrialError
+from vivit_bench.critical_batch.searches import COLUMNS, searches_path
+from vivit_bench.critical_batch.spec import TrialSpec
+from vivit_bench.critical_batch.sweep import sweep_cells, table_cells
+from vivit_bench.critical_batch.table_s1 import SUB_TABLES
+from vivit_bench.critical_batch.trial import TrialRun
+from vivit_bench.curvature.options import Curvature, Samples
+from vivit_bench.errors import UsageError, VivitBenchError
+from vivit_bench.peers import Quantity
+
+LIMIT = MemoryLimit(2**30, True)
+
+
+def make_trial(n: int, outcome: Outcome, message: str = "", timeout: float = 1_800.0) -> Trial:
+    return Trial(
+        n=n,
+        outcome=outcome,
+        message=message,
+        peak_bytes=1000 * n,
+        idle_bytes=5,
+        absolute_peak_bytes=1000 * n + 5,
+        seconds=2.0,
+        timeout_seconds=timeout,
+        confirmed=False,
+        time="2026-01-01T00:00:00+00:00",
+    )
+
+
+class FakeTrials:
+    """Stands in for child processes; batches up to ``threshold`` fit."""
+
+    def __init__(self, threshold: int, endings: dict[int, Outcome] | None = None):
+        self.threshold = threshold
+        self.endings = endings or {}
+        self.runs: list[int] = []
+        self.interrupt_after: int | None = None
+
+    def __call__(self, spec: TrialSpec, timeout: float) -> TrialRun:
+        if len(self.runs) == self.interrupt_after:
+            raise KeyboardInterrupt
+        self.runs.append(spec.n)
+        fits = Outcome.FITS if spec.n <= self.threshold else Outcome.OUT_OF_MEMORY
+        outcome = self.endings.get(spec.n, fits)
+        message = "" if outcome is Outcome.FITS else "the reason"
+        return TrialRun(make_trial(spec.n, outcome, message, timeout), "Traceback: the reason")
+
+
+class Notes(Listener):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.fixture
+def cell() -> Cell:
+    return make_cell("mnist_mlp", threads=2)
+
+
+@pytest.fixture
+def search(tmp_path: Path, cell: Cell) -> Callable[..., FinishedSearch]:
+    def run(trials: FakeTrials, **options: Any) -> FinishedSearch:
+        settings = {"max_batch": 64, "results_dir": tmp_path, **options}
+        return run_search(settings.pop("cell", cell), LIMIT, run=trials, **settings)
+
+    return run
+
+
+Search = Callable[..., FinishedSearch]
+
+
+def rows_of(results_dir: Path) -> list[dict[str, str]]:
+    with searches_path(results_dir).open() as file:
+        return list(csv.DictReader(file))
+
+
+def journals(results_dir: Path) -> list[Path]:
+    return sorted((results_dir / "critical_batch" / "trials").glob("*.jsonl"))
+
+
+@pytest.mark.parametrize("survived", range(10))
+def test_an_interrupted_search_repeats_no_finished_trial(search: Search, survived: int) -> None:
+    whole = FakeTrials(21)
+    expected = [1, 2, 4, 8, 16, 32, 24, 20, 22, 21]
+    first = FakeTrials(21)
+    first.interrupt_after = survived
+    with pytest.raises(KeyboardInterrupt):
+        search(first)
+    finished = search(whole)
+    assert first.runs + whole.runs == expected
+    assert finished.result.critical_batch_size == 21
+    assert finished.from_records == survived
+
+
+def test_a_finished_search_runs_nothing_again_and_fresh_runs_all(search: Search) -> None:
+    search(FakeTrials(21))
+    again, fresh = FakeTrials(21), FakeTrials(17)
+    assert search(again).from_records == 10
+    assert again.runs == []
+    finished = search(fresh, fresh=True)
+    assert finished.from_records == 0
+    assert finished.result.critical_batch_size == 17
+
+
+@given(st.data())
+def test_a_line_cut_anywhere_is_dropped(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """A power cut leaves any part of the last lines; complete ones are kept."""
+    path = tmp_path_factory.mktemp("cut") / "trials.jsonl"
+    trials = [make_trial(n, Outcome.FITS) for n in (1, 2, 4)]
+    with open_journal(path, {"key": "k"}, fresh=False) as journal:
+        for trial in trials:
+            journal.append(trial)
+    content = path.read_bytes()
+    cut = data.draw(st.integers(0, len(content)))
+    path.write_bytes(content[:cut])
+    kept = max(content[:cut].count(b"\n") - 1, 0)
+    with open_journal(path, {"key": "k"}, fresh=False) as journal:
+        assert list(journal.trials.values()) == trials[:kept]
+        for trial in trials[kept:]:
+            journal.append(trial)
+    assert path.read_bytes() == content
+
+
+def test_a_damaged_record_is_told_and_not_skipped(search: Search, tmp_path: Path) -> None:
+    search(FakeTrials(3))
+    (path,) = journals(tmp_path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([lines[0], b"{nonsense\n", *lines[2:]]))
+    with pytest.raises(VivitBenchError, match=r"line 2 is damaged; start over with --fresh"):
+        search(FakeTrials(3))
+
+
+def test_each_trial_is_on_disk_before_the_next_begins(search: Search, tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    class Reads(FakeTrials):
+        def __call__(self, spec: TrialSpec, timeout: float) -> TrialRun:
+            seen.append(len(journals(tmp_path)[0].read_bytes().splitlines()) - 1)
+            return super().__call__(spec, timeout)
+
+    search(Reads(3))
+    assert seen == [0, 1, 2, 3]
+
+
+def test_the_same_search_twice_at_once_is_refused(search: Search) -> None:
+    class Nested(FakeTrials):
+        def __call__(self, spec: TrialSpec, timeout: float) -> TrialRun:
+            with pytest.raises(VivitBenchError, match="another process is running this search"):
+                search(FakeTrials(3))
+            return super().__call__(spec, timeout)
+
+    assert search(Nested(3)).result.critical_batch_size == 3
+
+
+def test_a_timeout_is_tried_again_only_with_more_time(search: Search) -> None:
+    slow = {8: Outcome.TIMEOUT}
+    finished = search(FakeTrials(21, slow), trial_timeout=10.0)
+    assert (finished.result.critical_batch_size, finished.result.stopped_by) == (
+        4,
+        StoppedBy.TIMEOUT,
+    )
+    same, more = FakeTrials(21, slow), FakeTrials(21)
+    assert search(same, trial_timeout=10.0).result.stopped_by is StoppedBy.TIMEOUT
+    assert same.runs == []
+    assert search(more, trial_timeout=20.0).result.critical_batch_size == 21
+    assert more.runs == [8, 16, 32, 24, 20, 22, 21]
+
+
+def test_an_error_is_told_with_its_log_and_tried_again(
+    search: Search, tmp_path: Path, cell: Cell
+) -> None:
+    notes = Notes()
+    with pytest.raises(TrialError, match="N = 4 failed, and not for memory: the reason"):
+        search(FakeTrials(21, {4: Outcome.ERROR}), listener=notes)
+    assert not searches_path(tmp_path).exists()
+    (log,) = journals(tmp_path)[0].parent.glob("*.stderr.txt")
+    assert log.read_text() == "Traceback: the reason\n"
+    assert notes.notes == [f"what the trial of N = 4 wrote to stderr: {log}"]
+    mended = FakeTrials(21)
+    search(mended)
+    assert mended.runs[0] == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"torch": "0.0"}, r"torch 0\.0 \(now "),
+        ({"host": "elsewhere"}, "host elsewhere"),
+        ({"cpu": "abacus"}, "cpu abacus"),
+        ({"python": "2.7"}, r"python 2\.7"),
+    ],
+)
+def test_records_of_another_environment_are_left_alone_and_named(
+    search: Search, monkeypatch: pytest.MonkeyPatch, change: dict[str, str], words: str
+) -> None:
+    current = runner_module.provenance()
+    with monkeypatch.context() as patch:
+        patch.setattr(runner_module, "provenance", lambda: {**current, **change})
+        search(FakeTrials(21))
+    here, notes = FakeTrials(5), Notes()
+    assert search(here, listener=notes).result.critical_batch_size == 5
+    assert here.runs[0] == 1
+    (note,) = notes.notes
+    assert note.startswith("not used: mnist_mlp_eigenvalues_exact_full_vivit-bench_")
+    assert re.search(words, note)
+
+
+def test_only_code_that_measures_makes_records_stale(
+    search: Search, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rooms: list[tuple[str, ...]] = []
+
+    def fingerprint(names: tuple[str, ...]) -> str:
+        rooms.append(names)
+        return "another"
+
+    search(FakeTrials(21))
+    monkeypatch.setattr(settings_module, "code_fingerprint", fingerprint)
+    changed = FakeTrials(21)
+    search(changed)
+    assert changed.runs[0] == 1
+    assert set(rooms[0]) == {"critical_batch", "curvature", "peers", "problems"}
+
+
+def test_other_settings_have_records_of_their_own(search: Search, tmp_path: Path) -> None:
+    search(FakeTrials(21))
+    others = [
+        {"seed": 1},
+        {"threads": 1},
+        {"samples": Samples.FRAC},
+        {"curvature": Curvature.MC},
+        {"curvature": Curvature.MC, "mc_samples": 2},
+        {"quantity": Quantity.GRADIENT},
+        {"quantity": Quantity.FULL_NEWTON},
+        {"data": "mnist5k"},
+    ]
+    for options in others:
+        trials = FakeTrials(3)
+        cell = make_cell("mnist_mlp", **{"threads": 2, **options})  # type: ignore[arg-type]
+        assert search(trials, cell=cell).from_records == 0
+    assert len(journals(tmp_path)) == len(rows_of(tmp_path)) == len(others) + 1
+
+
+def test_a_changed_problem_file_has_records_of_its_own(search: Search, tmp_path: Path) -> None:
+    file = tmp_path / "nets.py"
+    file.write_text("def net(): ...\n")
+    own = make_cell(f"{file}:net", threads=2)
+    search(FakeTrials(3), cell=own)
+    file.write_text("def net(): ...  # another\n")
+    changed, notes = FakeTrials(5), Notes()
+    search(changed, cell=own, listener=notes)
+    assert changed.runs[0] == 1
+    assert "problem_file" in notes.notes[0]
+
+
+def test_the_table_of_searches(search: Search, tmp_path: Path, cell: Cell) -> None:
+    search(FakeTrials(21))
+    search(FakeTrials(0), cell=make_cell("mnist_mlp", seed=7, threads=2))
+    frame = pd.read_csv(searches_path(tmp_path))
+    assert list(frame.columns) == list(COLUMNS)
+    first, second = (row for _, row in frame.iterrows())
+    assert first["critical_batch_size"] == 21
+    assert first["stopped_by"] == "memory"
+    assert first["peak_bytes"] == 21_000
+    assert first["trials"] == 10
+    assert first["seconds"] == 20.0
+    assert first["memory_limit_bytes"] == 2**30
+    assert first[["problem", "quantity", "curvature", "samples", "data", "engine"]].tolist() == [
+        "mnist_mlp",
+        "eigenvalues",
+        "exact",
+        "full",
+        "synthetic",
+        "vivit-bench",
+    ]
+    assert (second["critical_batch_size"], second["seed"]) == (0, 7)
+    assert pd.isna(second["peak_bytes"])
+    assert (
+        frame[["cpu", "cores", "ram_bytes", "torch", "backpack", "code", "python"]]
+        .notna()
+        .all(axis=None)
+    )
+
+
+def test_a_search_replaces_its_row_and_keeps_the_others(search: Search, tmp_path: Path) -> None:
+    search(FakeTrials(21))
+    search(FakeTrials(3), cell=make_cell("mnist_mlp", seed=7, threads=2))
+    search(FakeTrials(17), fresh=True)
+    sizes = {row["seed"]: row["critical_batch_size"] for row in rows_of(tmp_path)}
+    assert sizes == {"0": "17", "7": "3"}
+    path = searches_path(tmp_path)
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(UsageError, match="not a table of searches"):
+        search(FakeTrials(21))
+
+
+def test_a_limit_the_machine_cannot_give_is_refused_before_any_trial(
+    search: Search, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner_module, "available_memory", lambda: 2**30)
+    trials = FakeTrials(3)
+    with pytest.raises(UsageError, match=r"--memory-limit 1 GiB: .* 1 GiB are available now"):
+        search(trials)
+    assert trials.runs == []
+
+
+def test_the_default_limit_stays_while_its_search_is_unfinished(
+    cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The memory available now changes; the same command must still mean the same search."""
+    notes = Notes()
+    monkeypatch.setattr(runner_module, "available_memory", lambda: 8 * 2**30)
+    chosen = choose_limit([cell], None, results_dir=tmp_path, listener=notes)
+    assert chosen == MemoryLimit(4 * 2**30, False)
+    interrupted = FakeTrials(21)
+    interrupted.interrupt_after = 3
+    with pytest.raises(KeyboardInterrupt):
+        run_search(cell, chosen, results_dir=tmp_path, run=interrupted)
+    monkeypatch.setattr(runner_module, "available_memory", lambda: 6 * 2**30)
+    assert choose_limit([cell], None, results_dir=tmp_path, listener=notes) == chosen
+    assert choose_limit([cell], None, results_dir=tmp_path, fresh=True).limit_bytes == 3 * 2**30
+    other = make_cell("mnist_mlp", seed=1, threads=2)
+    assert choose_limit([other], None, results_dir=tmp_path).limit_bytes == 3 * 2**30
+    assert choose_limit([cell], 5, results_dir=tmp_path) == MemoryLimit(5, True)
+    assert notes.notes == [
+        "memory limit: 4 GiB, 50% of the memory available now (choose with --memory-limit SIZE)",
+        "memory limit: 4 GiB, chosen when the search began "
+        "(--fresh or --memory-limit SIZE chooses anew)",
+    ]
+
+
+def test_the_header_says_what_determines_the_trials(search: Search, tmp_path: Path) -> None:
+    search(FakeTrials(3))
+    header = json.loads(journals(tmp_path)[0].read_text().splitlines()[0])
+    assert header["cell"]["problem"] == "mnist_mlp"
+    assert header["memory_limit_bytes"] == 2**30
+    assert {"code", "torch", "backpack", "host", "cpu"} <= set(header["environment"])
+    assert header["key"] in journals(tmp_path)[0].name
+
+
+def test_the_cells_of_table_s1() -> None:
+    tables = [SUB_TABLES["a"], SUB_TABLES["c"]]
+    problems = ["cifar10_3c3d", "fmnist_2c2d"]
+    cells = table_cells(tables, problems, ["vivit-bench"], threads=2)
+    assert len(cells) == len(set(cells)) == 2 * (1 + 2 * 4)
+    assert sum(cell.quantity is Quantity.GRADIENT for cell in cells) == 2
+    assert {cell.quantity for cell in cells} == {
+        Quantity.GRADIENT,
+        Quantity.EIGENVALUES,
+        Quantity.FULL_NEWTON,
+    }
+    without = table_cells(tables[:1], problems[:1], ["vivit-bench"], gradient=False, threads=2)
+    assert [(cell.curvature, cell.samples) for cell in without] == [
+        ("exact", "full"),
+        ("exact", "frac"),
+        ("mc", "full"),
+        ("mc", "frac"),
+    ]
+
+
+def test_a_sweep_goes_on_after_a_failed_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = [make_cell("mnist_mlp", seed=seed, threads=2) for seed in range(3)]
+    searched: list[int] = []
+
+    def run(cell: Cell, memory_limit: MemoryLimit, **options: Any) -> FinishedSearch:
+        ending = {4: Outcome.ERROR} if cell.seed == 1 else {}
+        searched.append(cell.seed)
+        return run_search(cell, memory_limit, run=FakeTrials(9, ending), **options)
+
+    monkeypatch.setattr("vivit_bench.critical_batch.sweep.run_search", run)
+    options: dict[str, Any] = {"memory_limit": 2**30, "results_dir": tmp_path}
+    steps = list(sweep_cells(cells, max_batch=64, trial_timeout=60.0, **options))
+    ends = [step for step in steps if step.finished or step.error]
+    assert searched == [0, 1, 2]
+    assert [step.error is None for step in ends] == [True, False, True]
+    assert {row["seed"] for row in rows_of(tmp_path)} == {"0", "2"}
