@@ -11,6 +11,8 @@ compare fmnist_2c2d --batch-size 128 --floor
 compare cifar100_allcnnc --batch-size 64 --samples frac --repeats 3 --floor
 compare cifar10_3c3d --batch-size 128 --curvature mc
 compare fmnist_2c2d --batch-size 128 --curvature mc
-compare cifar100_allcnnc --batch-size 64 --curvature mc
+compare cifar100_allcnnc --batch-size 64 --curvature mc --repeats 3
 compare cifar10_3c3d --batch-size 32 --quantity full-newton
 compare fmnist_2c2d --batch-size 32 --quantity full-newton
+compare cifar10_3c3d --batch-size 128 --quantity full-newton --engine vivit-bench
+compare cifar10_3c3d --batch-size 32 --engine vivit-bench --engine backpack --engine curvlinops

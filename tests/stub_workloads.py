@@ -108,6 +108,19 @@ def spiky_set_up(mib: int) -> Stub:
     return fill()
 
 
+def leaves_free_memory(mib: int) -> Stub:
+    """Frees many small blocks that lie below one that stays, so that the heap cannot shrink."""
+    blocks = [bytes(1024) for _ in range(mib * 1024)]
+    _kept.append(bytes(1024))
+    blocks.clear()
+    return Stub(lambda n: len(_hold(n * 32)))
+
+
+def _hold(count: int) -> list[object]:
+    """``count`` blocks of 32 KiB, below the size that is mapped alone."""
+    return [b"x" * 32_768 for _ in range(count)]
+
+
 def tells_limits() -> Stub:
     """Writes oom_score_adj, the soft RLIMIT_DATA and VmData to stderr."""
 

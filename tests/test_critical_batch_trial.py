@@ -111,6 +111,12 @@ def test_a_set_up_above_the_budget_does_not_count() -> None:
     assert run("spiky_set_up", n=10, mib=200).outcome is Outcome.FITS
 
 
+def test_memory_the_set_up_has_freed_is_not_free_for_the_batch() -> None:
+    trial = run("leaves_free_memory", n=30, mib=200)
+    assert trial.peak_bytes is not None
+    assert 29 * MIB < trial.peak_bytes < 32 * MIB
+
+
 def test_a_machine_short_of_memory_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vivit_bench.critical_batch.trial.available_memory", lambda: 0)
     watch = watch_child(make_spec("ends", ending="wait"), 60.0)

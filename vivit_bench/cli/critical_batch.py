@@ -15,7 +15,6 @@ from vivit_bench.report.table_format import TableFormat
 
 if TYPE_CHECKING:
     from vivit_bench.cli.critical_batch_progress import SearchProgress
-    from vivit_bench.critical_batch import FinishedSearch
     from vivit_bench.report.critical_batch import Selection
 
 app = typer.Typer(
@@ -157,6 +156,7 @@ def search(
     Doubling, then bisection; every trial is a process of its own. Interrupted at any moment,
     the same command goes on where it stopped.
     """
+    from vivit_bench.cli.critical_batch_result import print_search
     from vivit_bench.critical_batch import choose_limit, make_cell, run_search
     from vivit_bench.critical_batch.settings import check_bounds
 
@@ -189,7 +189,7 @@ def search(
             fresh=fresh,
             listener=progress,
         )
-    _print_search(finished)
+    print_search(finished)
 
 
 @app.command()
@@ -215,6 +215,7 @@ def sweep(
 
     A cell that fails is named at the end, and the exit code is then 1.
     """
+    from vivit_bench.cli.critical_batch_result import summary_line
     from vivit_bench.critical_batch.sweep import default_tables, sweep_cells, table_cells
     from vivit_bench.critical_batch.table_s1 import PROBLEMS, SUB_TABLES
     from vivit_bench.errors import VivitBenchError
@@ -255,7 +256,7 @@ def sweep(
                 progress.note(f"[{done}/{len(cells)}] {step.cell.label}")
             else:
                 progress.close()
-                typer.echo(_summary(step.finished))
+                typer.echo(summary_line(step.finished))
     if failed:
         raise VivitBenchError(
             f"{len(failed)} of {len(cells)} searches failed: {'; '.join(failed)}; "
@@ -380,51 +381,3 @@ def _progress() -> Iterator["SearchProgress"]:
         yield progress
     finally:
         progress.close()
-
-
-def _summary(finished: "FinishedSearch") -> str:
-    """One line of a sweep."""
-    from vivit_bench.report.critical_batch_tables import size_label
-
-    result = finished.result
-    size = size_label(result.critical_batch_size, result.stopped_by)
-    return f"{finished.cell.label}: {size} (stopped by {result.stopped_by})"
-
-
-def _print_search(finished: "FinishedSearch") -> None:
-    from vivit_bench.critical_batch import StoppedBy
-    from vivit_bench.critical_batch.budget import BUDGET_MEANING
-    from vivit_bench.critical_batch.sizes import format_size
-
-    result, n = finished.result, finished.result.critical_batch_size
-    critical = result.critical_trial
-    meaning = (
-        BUDGET_MEANING
-        if finished.cell.device == "cpu"
-        else "allocated device memory over model and data"
-    )
-    reasons = {
-        StoppedBy.MEMORY: f"N = {n + 1} does not fit",
-        StoppedBy.MAX_BATCH: "the largest N allowed fits; see --max-batch",
-        StoppedBy.TIMEOUT: f"{result.message}; see --trial-timeout",
-        StoppedBy.LIMIT: result.message,
-    }
-    peak = "not even one sample fits"
-    if critical is not None:
-        peak = (
-            f"{format_size(critical.peak_bytes)} at N = {n}, "
-            f"over {format_size(critical.idle_bytes)} of the idle process"
-        )
-    recorded = f", {finished.from_records} of them from records" if finished.from_records else ""
-    seconds = sum(trial.seconds for trial in result.trials)
-    rows = {
-        "search": finished.cell.label,
-        "critical batch size": str(n),
-        "stopped by": f"{result.stopped_by} ({reasons[result.stopped_by]})",
-        "memory limit": f"{format_size(finished.memory_limit.limit_bytes)} ({meaning})",
-        "peak": peak,
-        "trials": f"{len(result.trials)}{recorded}, {seconds:.0f} s",
-        "stored": str(finished.table),
-    }
-    for key, value in rows.items():
-        typer.echo(f"{key:<21}{value}")

@@ -16,7 +16,7 @@ from typing import Any
 
 from vivit_bench.critical_batch.budget import MemoryBudget
 from vivit_bench.critical_batch.device_memory import DeviceMeter
-from vivit_bench.critical_batch.failures import FailureKind, classify, describe
+from vivit_bench.critical_batch.failures import BatchLimitError, FailureKind, classify, describe
 from vivit_bench.critical_batch.meters import HostMeter, Meter
 from vivit_bench.critical_batch.spec import TrialSpec
 from vivit_bench.critical_batch.workloads import Workload, load_workload
@@ -67,7 +67,7 @@ def _failure(error: BaseException) -> dict[str, Any]:
     kind = classify(error)
     if kind in (FailureKind.ERROR, FailureKind.AMBIGUOUS):
         traceback.print_exception(error)
-    expected = isinstance(error, VivitBenchError)
+    expected = isinstance(error, (VivitBenchError, BatchLimitError))
     message = " ".join(str(error).split()) if expected else describe(error)
     return {"event": "failed", "failure": kind, "message": message}
 
