@@ -65,8 +65,3 @@ def main() -> None:
             f"vivit-bench: {error}", markup=False
         )
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo(
-            "vivit-bench: interrupted; finished work is kept, the same command goes on", err=True
-        )
-        sys.exit(130)
