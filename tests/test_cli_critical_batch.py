@@ -1,42 +1,18 @@
 """``vivit-bench critical-batch`` as a user types it."""
 
 import csv
-import importlib
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+from command_line import Run, group_runner
 from critical_batch_cases import add_gradient, add_variants
-
-
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Outcome]
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Run ``vivit-bench critical-batch ...`` in an empty folder, through ``main``."""
-    main_module = importlib.import_module("vivit_bench.cli.main")
     monkeypatch.chdir(tmp_path)
-    group = {"critical-batch": "vivit_bench.cli.critical_batch"}
-    monkeypatch.setattr(main_module, "_GROUPS", group)
-
-    def run_critical_batch(*arguments: object) -> Outcome:
-        monkeypatch.setattr(main_module.app, "registered_groups", [])
-        monkeypatch.setattr(sys, "argv", ["vivit-bench", "critical-batch", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            main_module.main()
-        return Outcome(int(stopped.value.code or 0), *capsys.readouterr())
-
-    return run_critical_batch
+    return group_runner("critical-batch", monkeypatch, capsys)
 
 
 def test_a_real_search_and_its_resumption(run: Run, tmp_path: Path) -> None:

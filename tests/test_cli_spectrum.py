@@ -1,17 +1,15 @@
 """``vivit-bench spectrum`` as a user types it, on real digits and a problem of one's own."""
 
 import csv
-import importlib
 import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+from command_line import Outcome, Run, group_runner
 from spectrum_cases import make_record
 
 from vivit_bench.spectrum import compute_spectrum, load_spectrum
@@ -21,33 +19,13 @@ EXAMPLE = Path(__file__).parent.parent / "scripts" / "examples" / "small_cnn.py"
 DIGITS, DIGITS_SLUG = "small_cnn.py:digits", "small_cnn-digits"
 
 
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Outcome]
-
-
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Run ``vivit-bench spectrum ...`` in an empty folder with the example, through ``main``."""
-    main_module = importlib.import_module("vivit_bench.cli.main")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr(main_module, "_GROUPS", {"spectrum": "vivit_bench.cli.spectrum"})
     shutil.copy(EXAMPLE, tmp_path)
-
-    def run_spectrum(*arguments: object) -> Outcome:
-        monkeypatch.setattr(main_module.app, "registered_groups", [])
-        monkeypatch.setattr(sys, "argv", ["vivit-bench", "spectrum", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            main_module.main()
-        return Outcome(int(stopped.value.code or 0), *capsys.readouterr())
-
-    return run_spectrum
+    return group_runner("spectrum", monkeypatch, capsys)
 
 
 def refuse(outcome: Outcome) -> str:

@@ -5,13 +5,14 @@ from typing import Annotated
 
 import typer
 
+from vivit_bench.cli.options import DataDirOption, ProblemArgument, SeedOption
 from vivit_bench.curvature.options import Curvature, Samples
 from vivit_bench.peers import Quantity, engine_names
 from vivit_bench.problems.sources import DataSource
 
 
 def compare_engines(
-    problem: Annotated[str, typer.Argument(help="DeepOBS name, or path/to/file.py:function.")],
+    problem: ProblemArgument,
     quantity: Annotated[Quantity, typer.Option(help="What to compute.")] = Quantity.EIGENVALUES,
     batch_size: Annotated[int, typer.Option(min=1, help="Mini-batch size N.")] = 128,
     curvature: Annotated[Curvature, typer.Option(help="Loss Hessian.")] = Curvature.EXACT,
@@ -24,8 +25,8 @@ def compare_engines(
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each engine, in turn.")] = 5,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
     data: Annotated[DataSource | None, typer.Option(help="Default: synthetic, or own.")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Folder of the data sets.")] = None,
-    seed: Annotated[int, typer.Option(help="Of parameters, data and label draws.")] = 0,
+    data_dir: DataDirOption = None,
+    seed: SeedOption = 0,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds one run may take.")] = 600.0,
     floor: Annotated[
         bool, typer.Option("--floor", help="Also report the time the machine needs at best.")

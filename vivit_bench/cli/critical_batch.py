@@ -8,6 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vivit_bench.cli.options import (
+    CheckpointOption,
+    DataDirOption,
+    DeviceOption,
+    ProblemArgument,
+    SeedOption,
+)
 from vivit_bench.curvature.options import Curvature, Samples
 from vivit_bench.peers import Quantity
 from vivit_bench.problems.sources import DataSource
@@ -50,15 +57,6 @@ DataOption = Annotated[
         help="Where mini-batches come from.",
         show_default="synthetic; own for a problem of your own",
     ),
-]
-DataDirOption = Annotated[
-    Path | None,
-    typer.Option(
-        help="Folder of the data sets.", show_default="$VIVIT_BENCH_DATA or the user's cache"
-    ),
-]
-SeedOption = Annotated[
-    int, typer.Option(help="Seed of parameters, mini-batch and Monte-Carlo draws.")
 ]
 ThreadsOption = Annotated[
     int | None,
@@ -109,12 +107,7 @@ MixOption = Annotated[
 
 @app.command()
 def search(
-    problem: Annotated[
-        str,
-        typer.Argument(
-            metavar="PROBLEM", help="DeepOBS name, or path/to/file.py:function for your own."
-        ),
-    ],
+    problem: ProblemArgument,
     quantity: Annotated[
         Quantity, typer.Option(help="What is computed; the gradient always is.")
     ] = Quantity.EIGENVALUES,
@@ -133,7 +126,7 @@ def search(
             show_default="full; none for the gradient",
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:i.")] = "cpu",
+    device: DeviceOption = "cpu",
     memory_limit: LimitOption = None,
     max_batch: MaxBatchOption = 32_768,
     engine: Annotated[
@@ -144,10 +137,7 @@ def search(
     seed: SeedOption = 0,
     threads: ThreadsOption = None,
     trial_timeout: TimeoutOption = 1_800.0,
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(help="Parameters of a trained model.", show_default="initial parameters"),
-    ] = None,
+    checkpoint: CheckpointOption = None,
     results_dir: ResultsDirOption = Path("results"),
     fresh: FreshOption = False,
 ) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vivit_bench.cli.spectrum import (
+from vivit_bench.cli.options import (
     BatchSizeOption,
     BlocksOption,
     CheckpointOption,

@@ -7,8 +7,21 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from vivit_bench.cli.options import (
+    BatchSizeOption,
+    BlocksOption,
+    CheckpointOption,
+    CutoffOption,
+    DataDirOption,
+    DataOption,
+    DeviceOption,
+    DtypeOption,
+    McSamplesOption,
+    ProblemArgument,
+    SeedOption,
+    ThreadsOption,
+)
 from vivit_bench.curvature.options import Blocks, Curvature, Samples
-from vivit_bench.problems.sources import DataSource
 from vivit_bench.spectrum.paths import DEFAULT_RESULTS_DIR
 from vivit_bench.spectrum.settings import DEFAULT_CUTOFF, Precision
 
@@ -22,50 +35,6 @@ app = typer.Typer(
     help="Spectra of the GGN: compute, sweep over approximations, plot, compare.",
 )
 
-ProblemArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="PROBLEM", help="DeepOBS name, or path/to/file.py:function for your own."
-    ),
-]
-BatchSizeOption = Annotated[
-    int | None,
-    typer.Option(min=1, help="Mini-batch size N.", show_default="the problem's, mostly 128"),
-]
-McSamplesOption = Annotated[
-    int, typer.Option(min=1, help="Label draws per sample for --curvature mc.")
-]
-BlocksOption = Annotated[
-    Blocks, typer.Option(help="The full GGN, or its diagonal blocks, one a layer.")
-]
-CutoffOption = Annotated[
-    float, typer.Option(help="Eigenvalues above it are counted as directions.")
-]
-DataOption = Annotated[
-    DataSource | None,
-    typer.Option(
-        help="Where the mini-batch comes from.",
-        show_default="deepobs; own for a problem of your own",
-    ),
-]
-DataDirOption = Annotated[
-    Path | None,
-    typer.Option(
-        help="Folder of the data sets.", show_default="$VIVIT_BENCH_DATA or the user's cache"
-    ),
-]
-SeedOption = Annotated[
-    int, typer.Option(help="Seed of parameters, mini-batch and Monte-Carlo draws.")
-]
-CheckpointOption = Annotated[
-    Path | None,
-    typer.Option(help="Parameters of a trained model.", show_default="initial parameters"),
-]
-DtypeOption = Annotated[Precision, typer.Option(help="Precision of model and matrix products.")]
-DeviceOption = Annotated[str, typer.Option(help="cpu, cuda or cuda:i.")]
-ThreadsOption = Annotated[
-    int | None, typer.Option(min=1, help="CPU threads.", show_default="PyTorch's choice")
-]
 ResultsDirOption = Annotated[
     Path, typer.Option(help="Folder of all results; spectra go to its folder 'spectrum'.")
 ]
