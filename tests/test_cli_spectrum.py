@@ -136,7 +136,7 @@ def test_replacing_other_settings_is_said(run: Run):
         ("compute mnist_ml", "did you mean 'mnist_mlp'"),
         ("compute mnist_mlp --mc-samples 3", "--curvature mc"),
         ("compute mnist_mlp --cutoff 0", "--cutoff 0"),
-        ("compute mnist_mlp --device tpu", "use cpu, cuda"),
+        ("compute mnist_mlp --device tpu", "write cpu, cuda"),
         ("compute mnist_mlp --output s.txt", "must end in .csv"),
         ("compute mnist_mlp --data own", "use deepobs"),
         ("sweep small_cnn.py:nothing", "no function 'nothing'"),

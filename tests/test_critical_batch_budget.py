@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from vivit_bench.critical_batch import budget, device_memory
 from vivit_bench.critical_batch.budget import MIB, MemoryBudget, default_limit
-from vivit_bench.critical_batch.device_memory import DeviceMeter, parse_device
+from vivit_bench.critical_batch.device_memory import DeviceMeter
 from vivit_bench.critical_batch.process_memory import MemoryReading, peak_over, read_memory
 from vivit_bench.critical_batch.sizes import format_size, parse_size
 from vivit_bench.errors import UsageError
+from vivit_bench.hardware import parse_device
 
 
 @pytest.mark.parametrize(

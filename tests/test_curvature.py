@@ -63,6 +63,28 @@ def test_eigenvalues_trace_and_loss(case: Case, dtype: torch.dtype) -> None:
 
 
 @cases
+@dtypes
+@pytest.mark.parametrize("curvature", list(Curvature))
+@pytest.mark.parametrize("samples", list(Samples))
+def test_the_gradient_comes_along(
+    case: Case, dtype: torch.dtype, curvature: Curvature, samples: Samples
+) -> None:
+    """However the passes share it, it is the whole mini-batch's gradient; ``.grad`` is not set."""
+    model, loss, x, y = case.build(dtype)
+    options = {"curvature": curvature, "samples": samples, "with_gradient": True}
+    expected = dense(model, loss, x, y).mean_gradient
+    for cut in (2**20, 1):  # one micro-batch, and one for every sample
+        found = eigenvalues(model, loss, x, y, working_bytes=cut, **options).gradient
+        assert found is not None
+        assert relative_error(flat(found), expected) < TOLERANCE[dtype]
+    step = newton_step(model, loss, x, y, **options)
+    assert step.gradient is not None
+    assert relative_error(flat(step.gradient), expected) < TOLERANCE[dtype]
+    assert newton_step(model, loss, x, y).gradient is None
+    assert all(p.grad is None for p in model.parameters())
+
+
+@cases
 def test_layer_blocks_are_the_diagonal_blocks(case: Case) -> None:
     model, loss, x, y = case.build(torch.float64)
     reference = dense(model, loss, x, y)

@@ -129,7 +129,8 @@ def sweep(
     """
     from rich.progress import Progress
 
-    from vivit_bench.spectrum import VARIANTS, load_workload, sweep_spectra
+    from vivit_bench.curvature.options import VARIANTS
+    from vivit_bench.spectrum import load_workload, sweep_spectra
     from vivit_bench.spectrum.compute import cpu_threads
     from vivit_bench.spectrum.settings import check_cutoff
 

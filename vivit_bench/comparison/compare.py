@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vivit_bench.errors import VivitBenchError
+from vivit_bench.hardware import thread_environment
 
 
 @dataclass
@@ -66,13 +67,6 @@ def compare_engines(
 
 
 def _run(entry: EngineRuns, work: dict[str, Any], n: int, threads: int, timeout: float) -> None:
-    environment = {
-        **os.environ,
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-        "OPENBLAS_NUM_THREADS": str(threads),
-    }
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.pt"
         spec = {"work": work, "n": n, "threads": threads, "result": str(result)}
@@ -80,7 +74,7 @@ def _run(entry: EngineRuns, work: dict[str, Any], n: int, threads: int, timeout:
         try:
             done = subprocess.run(
                 [*command, json.dumps(spec)],
-                env=environment,
+                env={**os.environ, **thread_environment(threads)},
                 capture_output=True,
                 text=True,
                 timeout=timeout,

@@ -12,31 +12,6 @@ from vivit_bench.critical_batch.budget import MemoryBudget
 from vivit_bench.errors import UsageError
 
 
-def parse_device(text: str) -> str:
-    """Check ``--device``: ``cpu``, ``cuda`` (the first one) or ``cuda:i``.
-
-    Returns:
-        ``cpu`` or ``cuda:i``.
-
-    Raises:
-        UsageError: Another word, or a device this machine does not have.
-    """
-    if text == "cpu":
-        return text
-    name, colon, index = text.partition(":")
-    if name != "cuda" or (colon and not index.isdecimal()):
-        raise UsageError(f"--device {text}: write cpu, cuda or cuda:0, cuda:1, ...")
-    import torch
-
-    if not torch.cuda.is_available():
-        raise UsageError(f"--device {text}: PyTorch sees no CUDA device here; use --device cpu")
-    number = int(index) if colon else 0
-    count = torch.cuda.device_count()
-    if number >= count:
-        raise UsageError(f"--device {text}: there are {count} devices, cuda:0 to cuda:{count - 1}")
-    return f"cuda:{number}"
-
-
 def available_device_memory(device: str) -> int:
     """Free bytes of a CUDA device.
 

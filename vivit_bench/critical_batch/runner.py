@@ -115,7 +115,7 @@ def run_search(
         listener.note(note)
     with open_journal(path, header, fresh) as journal:
         trials = _Trials(cell, memory_limit, journal, trial_timeout, listener, run)
-        result = find_critical_batch_size(trials.run, max_batch)
+        result = find_critical_batch_size(trials.run, max_batch, memory_limit.limit_bytes)
         row = make_row(
             cell,
             memory_limit.limit_bytes,

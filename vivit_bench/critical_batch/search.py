@@ -1,6 +1,10 @@
-"""The search for the critical batch size: a pure function of "does N fit?"."""
+"""The search for the critical batch size: a pure function of "does N fit?".
 
-from collections.abc import Callable
+Which batch size is run next decides only how long the search takes. The result is always
+an N that fitted beside an N + 1 that did not.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -30,20 +34,63 @@ class Bracket:
     too_large: int | None = None
     """Smallest batch size that ran out of memory; None if none did."""
 
-    def next_batch_size(self, max_batch: int) -> int | None:
-        """The batch size to run next: doubled while all fit, then bisected.
 
-        Args:
-            max_batch: Largest batch size allowed.
+def next_batch_size(
+    bracket: Bracket, trials: Sequence[Trial], max_batch: int, limit_bytes: int | None = None
+) -> int | None:
+    """The batch size to run next: doubled while all fit, then bisected.
 
-        Returns:
-            N, or None if nothing is left to run.
-        """
-        if self.too_large is None:
-            doubled = min(max(2 * self.fits, 1), max_batch)
-            return doubled if doubled > self.fits else None
-        middle = (self.fits + self.too_large) // 2
-        return middle if middle > self.fits else None
+    With a memory limit, bisection is guided: the next N is where the peaks measured so far
+    say the limit is. Every fourth trial of the bisection halves the bracket all the same.
+
+    Args:
+        bracket: What is known so far.
+        trials: All trials so far, in the order they were run.
+        max_batch: Largest batch size allowed.
+        limit_bytes: Memory limit that the trials' peaks are compared with; None: do not guide.
+
+    Returns:
+        N, or None if nothing is left to run.
+    """
+    fits, too_large = bracket.fits, bracket.too_large
+    if too_large is None:
+        doubled = min(max(2 * fits, 1), max_batch)
+        return doubled if doubled > fits else None
+    if too_large - fits == 1:
+        return None
+    middle = (fits + too_large) // 2
+    doubling = next(i for i, t in enumerate(trials) if t.outcome is Outcome.OUT_OF_MEMORY)
+    bisected = len(trials) - doubling - 1
+    predicted = None if limit_bytes is None else _predict(trials, limit_bytes)
+    if predicted is None or bisected % 4 == 3:
+        return middle
+    # Just below an N that was predicted to fit and did not, the prediction is no help.
+    failed = bisected and trials[-1].outcome is Outcome.OUT_OF_MEMORY
+    margin = 1 + too_large // 100 if failed else 1
+    return min(max(predicted, fits + 1), max(too_large - margin, fits + 1))
+
+
+def _predict(trials: Sequence[Trial], limit_bytes: int) -> int | None:
+    """Largest N whose peak is within the limit, if peaks follow a quadratic in N.
+
+    Args:
+        trials: The quadratic passes through the three largest that fitted.
+        limit_bytes: The limit.
+
+    Returns:
+        N, or None if the peaks are no rising curve.
+    """
+    peaks = {t.n: t.peak_bytes for t in trials if t.outcome is Outcome.FITS and t.peak_bytes}
+    if len(peaks) < 3:
+        return None
+    (x0, y0), (x1, y1), (x2, y2) = sorted(peaks.items())[-3:]
+    slope01, slope12 = (y1 - y0) / (x1 - x0), (y2 - y1) / (x2 - x1)
+    bend = max((slope12 - slope01) / (x2 - x0), 0.0)
+    # peak(N) = y2 + slope (N - x2) + bend (N - x2)^2
+    slope, rest = slope12 + bend * (x2 - x1), limit_bytes - y2
+    if slope <= 0 or rest < 0:
+        return None
+    return int(x2 + 2 * rest / (slope + (slope**2 + 4 * bend * rest) ** 0.5))
 
 
 @dataclass(frozen=True)
@@ -75,10 +122,13 @@ class TrialError(VivitBenchError):
         self.trial = trial
 
 
-def find_critical_batch_size(run: Callable[[int, Bracket], Trial], max_batch: int) -> SearchResult:
+def find_critical_batch_size(
+    run: Callable[[int, Bracket], Trial], max_batch: int, limit_bytes: int | None = None
+) -> SearchResult:
     """Find the largest batch size that fits.
 
-    Doubling from 1 until a trial runs out of memory, then bisection, to the exact number. The
+    Doubling from 1 until a trial runs out of memory, then bisection, guided by the measured
+    peaks (see `next_batch_size`), to the exact number. The
     critical N and N + 1 have both been run, if memory stopped the search; so has ``max_batch``,
     if that did. A time-out or another limit ends the search at the largest N known to fit.
 
@@ -86,6 +136,7 @@ def find_critical_batch_size(run: Callable[[int, Bracket], Trial], max_batch: in
         run: Runs one batch size. It is also told what is known so far, and is called at most
             once for every N.
         max_batch: Largest batch size to run, at least 1.
+        limit_bytes: What the trials' peaks must not exceed, to guide the bisection.
 
     Returns:
         The result.
@@ -95,7 +146,7 @@ def find_critical_batch_size(run: Callable[[int, Bracket], Trial], max_batch: in
     """
     bracket = Bracket()
     trials: list[Trial] = []
-    while (n := bracket.next_batch_size(max_batch)) is not None:
+    while (n := next_batch_size(bracket, trials, max_batch, limit_bytes)) is not None:
         trial = run(n, bracket)
         trials.append(trial)
         match trial.outcome:

@@ -10,9 +10,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from vivit_bench.critical_batch.device_memory import parse_device
 from vivit_bench.curvature.options import Curvature, Samples
 from vivit_bench.errors import UsageError
+from vivit_bench.hardware import parse_device
 from vivit_bench.peers import Quantity, get_engine
 from vivit_bench.problems.sources import (
     DataSource,

@@ -13,8 +13,8 @@ from vivit_bench.critical_batch.runner import (
     run_search,
 )
 from vivit_bench.critical_batch.settings import Cell, check_bounds, make_cell
-from vivit_bench.critical_batch.table_s1 import SUB_TABLES, VARIANTS, SubTable
-from vivit_bench.curvature.options import Curvature
+from vivit_bench.critical_batch.table_s1 import SUB_TABLES, SubTable
+from vivit_bench.curvature.options import VARIANTS, Curvature
 from vivit_bench.errors import VivitBenchError
 from vivit_bench.peers import Quantity, get_engine
 

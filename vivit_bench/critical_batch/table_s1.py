@@ -2,19 +2,10 @@
 
 from dataclasses import dataclass
 
-from vivit_bench.curvature.options import Curvature, Samples
 from vivit_bench.peers import Quantity
 
 PROBLEMS = ("cifar10_3c3d", "fmnist_2c2d", "cifar100_allcnnc")
 """In the paper's order."""
-
-VARIANTS: tuple[tuple[Curvature, Samples], ...] = (
-    (Curvature.EXACT, Samples.FULL),
-    (Curvature.EXACT, Samples.FRAC),
-    (Curvature.MC, Samples.FULL),
-    (Curvature.MC, Samples.FRAC),
-)
-"""The paper's approximations."""
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from vivit_bench.critical_batch.process_memory import (
 )
 from vivit_bench.critical_batch.spec import TrialSpec
 from vivit_bench.critical_batch.verdict import Evidence, Kill, judge
+from vivit_bench.hardware import thread_environment
 
 SETUP_TIMEOUT_SECONDS = 900.0
 """For libraries, model, warm-up and a data set's download."""
@@ -288,17 +289,12 @@ def _child(spec: TrialSpec) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
 
 def child_environment(threads: int) -> dict[str, str]:
     """Environment of a trial's process."""
-    count = str(threads)
     return {
         **os.environ,
+        **thread_environment(threads),
         # Every block of 64 KiB and more is mapped alone and returned when freed; otherwise
         # the critical batch size varies by several samples, with holes.
         "MALLOC_MMAP_THRESHOLD_": "65536",
-        # Waiting threads that spin slow each other down tenfold on a busy machine.
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "OMP_NUM_THREADS": count,
-        "MKL_NUM_THREADS": count,
-        "OPENBLAS_NUM_THREADS": count,
         "PYTHONHASHSEED": "0",
     }
 

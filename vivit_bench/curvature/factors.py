@@ -23,14 +23,15 @@ from torch.func import functional_call
 from vivit_bench.curvature.capture import LayerCall, own_parameters
 from vivit_bench.curvature.expand import expand
 from vivit_bench.curvature.kernels import add_lower, unfold
+from vivit_bench.curvature.parallel import for_each
 
 Direction = dict[nn.Parameter, Tensor]
 """A vector in parameter space, parameter -> tensor of its shape."""
 
 
-PAIRS_TILE_BYTES = 2 * 2**20
-"""Size of the sample-pair contraction's intermediates. Smaller ones leave the second core
-idle, larger ones cost memory (3c3d: 1 MiB 0.53 s, 2 MiB 0.45 s, 4 MiB 0.39 s, 16 MiB 0.36 s)."""
+PAIRS_TILE_BYTES = 3 * 2**19
+"""Size of each of the sample-pair contraction's two intermediates, per thread; smaller ones
+are slower (conv3 of 3c3d: 0.5 MiB 0.7 s, 1 MiB 0.36 s, 1.5 MiB 0.34 s, 4 MiB 0.37 s)."""
 
 
 class Contraction(StrEnum):
@@ -151,8 +152,8 @@ class AffineFactor(Factor):
         positions = self._output_shape.numel() // outputs
         # Linear layers are kept as [channels, positions] too, like convolutions.
         shape = (z.shape[-1], positions) if self._is_linear else tuple(z.shape[1:])
-        self.z = z.new_zeros(num_samples, *shape)
-        self.s = z.new_zeros(num_samples, num_columns, outputs, positions)
+        self.z = z.new_empty(num_samples, *shape)
+        self.s = z.new_empty(num_samples, num_columns, outputs, positions)
 
     def put(  # noqa: D102
         self,
@@ -165,13 +166,14 @@ class AffineFactor(Factor):
         z = call.inputs[0]
         n = len(z)
         self.z[samples] = z.reshape(n, -1, z.shape[-1]).mT if self._is_linear else z
-        if s is not None:
-            s = s.transpose(0, 1)
-            outputs = self.s.shape[2]
-            if self._is_linear:
-                self.s[samples, columns] = s.reshape(*s.shape[:2], -1, outputs).mT
-            else:
-                self.s[samples, columns] = s.flatten(3)
+        if s is None:
+            self.s[samples, columns] = 0
+            return
+        s = s.transpose(0, 1)
+        if self._is_linear:
+            self.s[samples, columns] = s.reshape(*s.shape[:2], -1, self.s.shape[2]).mT
+        else:
+            self.s[samples, columns] = s.flatten(3)
 
     def _unfolded(self, samples: slice, channels: slice = slice(None)) -> Tensor:
         """[n, channels * kernel, P]."""
@@ -235,23 +237,38 @@ class AffineFactor(Factor):
         """
         n, c, outputs, positions = self.s.shape
         itemsize, target = self.s.element_size(), PAIRS_TILE_BYTES
-        rows = max(target // (c * outputs * positions * itemsize), 1)
+        product_bytes = c * outputs * positions * itemsize
+        rows = max(target // product_bytes, 1)
         columns = max(target // (rows * positions**2 * itemsize), 1)
-        bias = float(self._has_bias)
-        flat = self.s.view(n * c, outputs * positions)
-        for start in range(0, n, columns):
-            stop = min(start + columns, n)
-            right = self._unfolded(slice(start, stop)).transpose(0, 1).flatten(1)
-            for i in range(start, n, rows):
-                j = min(i + rows, n)
-                left = self._unfolded(slice(i, j)).mT.flatten(0, 1)
-                a = (left @ right).add_(bias).view(j - i, positions, stop - start, positions)
-                s = self.s[i:j].view(j - i, c * outputs, positions)
-                for m in range(start, min(stop, j)):
-                    t = torch.bmm(s, a[:, :, m - start])
-                    gram[i * c : j * c, m * c : (m + 1) * c].addmm_(
-                        t.view((j - i) * c, -1), flat[m * c : (m + 1) * c].t()
-                    )
+        tiles = [
+            (slice(i, min(i + rows, n)), slice(start, min(start + columns, n)))
+            for start in range(0, n, columns)
+            for i in range(start, n, rows)
+        ]
+
+        def add(tile: tuple[slice, slice]) -> None:
+            self._add_pairs_of(*tile, gram)
+
+        if product_bytes > target:  # large enough for all cores at a time
+            for tile in tiles:
+                add(tile)
+        else:
+            for_each(add, tiles, gram.device)
+
+    def _add_pairs_of(self, rows: slice, columns: slice, gram: Tensor) -> None:
+        """The pairs (n, m) with n in ``rows``, m in ``columns`` and m < the end of ``rows``."""
+        _, c, outputs, positions = self.s.shape
+        flat = self.s.view(self.rows, outputs * positions)
+        left = self._unfolded(rows).mT.flatten(0, 1)
+        right = self._unfolded(columns).transpose(0, 1).flatten(1)
+        a = (left @ right).add_(float(self._has_bias))
+        a = a.view(-1, positions, columns.stop - columns.start, positions)
+        s = self.s[rows].flatten(1, 2)
+        for m in range(columns.start, min(columns.stop, rows.stop)):
+            t = torch.bmm(s, a[:, :, m - columns.start]).view(-1, flat.shape[1])
+            gram[rows.start * c : rows.stop * c, m * c : (m + 1) * c].addmm_(
+                t, flat[m * c : (m + 1) * c].t()
+            )
 
     def dot(self, direction: Direction) -> Tensor:  # noqa: D102
         own = own_parameters(self.module)

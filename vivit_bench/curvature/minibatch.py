@@ -7,19 +7,19 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
+from vivit_bench.curvature.batched import batched_backward
 from vivit_bench.curvature.capture import LayerCall, backpropagate, record_calls
 from vivit_bench.curvature.checks import check_request
 from vivit_bench.curvature.factors import Direction, Factor
 from vivit_bench.curvature.loss_factor import LossFactor, loss_factor
 from vivit_bench.curvature.options import Curvature, Samples
 from vivit_bench.curvature.plan import UnitPlan, plan_units
-from vivit_bench.curvature.pooling import batched_max_pooling
 from vivit_bench.curvature.results import BatchInfo
 from vivit_bench.errors import UsageError
 
 WORKING_BYTES = 48 * 2**20
 """Default working-memory target of one micro-batch's backpropagation; a chunk of V
-takes at most a quarter of it."""
+takes at most half of it."""
 
 
 ColumnsOf = Callable[[Tensor, slice], Tensor]
@@ -47,6 +47,8 @@ class MiniBatch:
         mc_samples: Monte-Carlo samples per datum.
         seed: Of the Monte-Carlo samples.
         working_bytes: Working-memory target in bytes.
+        with_gradient: Also compute the gradient of the mean loss, in the same forward
+            passes where that saves time.
 
     Raises:
         UsageError: If the request cannot be computed; before any long computation.
@@ -64,6 +66,7 @@ class MiniBatch:
         mc_samples: int = 1,
         seed: int = 0,
         working_bytes: int = WORKING_BYTES,
+        with_gradient: bool = False,
     ):
         self.factor_of_loss: LossFactor = loss_factor(loss, Curvature(curvature), mc_samples)
         self.model, self.loss = model, loss
@@ -72,6 +75,7 @@ class MiniBatch:
         self.batch_size = len(inputs)
         self.num_samples = Samples(samples).size(self.batch_size)
         self.seed, self.working_bytes = seed, working_bytes
+        self.with_gradient = with_gradient
         calls, outputs = self._probe()
         self.num_outputs = outputs[0].numel()
         self.columns_per_sample = self.factor_of_loss.num_columns(self.num_outputs)
@@ -79,6 +83,8 @@ class MiniBatch:
         self._calls = calls
         self._output_sizes = [call.output_shape.numel() for call in calls]
         self._loss_total, self._losses_known = 0.0, 0
+        self._gradient: Direction = {}
+        self._gradients_known = 0
 
     @property
     def num_params(self) -> int:
@@ -158,7 +164,7 @@ class MiniBatch:
     def _forward(self, samples: slice) -> tuple[Tensor, list[LayerCall]]:
         with (
             torch.enable_grad(),
-            batched_max_pooling(self.model),
+            batched_backward(self.model),
             record_calls(self.model) as calls,
         ):
             outputs = self.model(self.inputs[samples])
@@ -184,6 +190,10 @@ class MiniBatch:
         Returns:
             The factors, and the model outputs of the samples that carry the curvature.
         """
+        return self._collect(self._columns(), self.num_samples, self.columns_per_sample)
+
+    def _columns(self) -> ColumnsOf:
+        """S_n / sqrt(N) of any samples, [n, columns, ...]."""
         noise = self.factor_of_loss.noise(self.num_samples, self.num_outputs, self.seed)
         scale = self.num_samples**-0.5
 
@@ -191,7 +201,7 @@ class MiniBatch:
             part = None if noise is None else noise[samples]
             return self.factor_of_loss.columns(outputs, part) * scale
 
-        return self._collect(columns, self.num_samples, self.columns_per_sample)
+        return columns
 
     def collect_gradients(self) -> dict[UnitPlan, Factor]:
         """Factors of the per-sample gradients grad l_n of the whole mini-batch."""
@@ -205,7 +215,7 @@ class MiniBatch:
         self, columns_of: ColumnsOf, num_samples: int, columns: int
     ) -> tuple[dict[UnitPlan, Factor], Tensor]:
         factors = {
-            unit: unit.factor(num_samples, columns, self._calls, self.working_bytes // 4)
+            unit: unit.factor(num_samples, columns, self._calls, self.working_bytes // 2)
             for unit in self.units
         }
         kept: list[Tensor] = []
@@ -220,7 +230,6 @@ class MiniBatch:
                 cotangents: list[Tensor | None] = [None] * len(calls)
                 for i, cotangent in zip(self._reached, found, strict=True):
                     cotangents[i] = cotangent
-                del found
                 for unit, factor in factors.items():
                     factor.put(
                         piece.samples,
@@ -228,6 +237,11 @@ class MiniBatch:
                         [calls[i] for i in unit.calls],
                         [cotangents[i] for i in unit.calls],
                     )
+            del found, cotangents
+            # One backward pass more costs little beside few columns in large micro-batches,
+            # but as much as a pass of its own beside many columns in small ones.
+            if self.with_gradient and columns == 1:
+                self._add_gradient(outputs, piece.samples)
         return factors, torch.cat(kept)
 
     def backward(self, weights: Tensor) -> list[Direction]:
@@ -235,52 +249,78 @@ class MiniBatch:
 
         The cotangent at the model output is S_n w_n / sqrt(N).
         """
-        noise = self.factor_of_loss.noise(self.num_samples, self.num_outputs, self.seed)
-        count = weights.shape[1]
+        columns_of, count = self._columns(), weights.shape[1]
         weights = weights.reshape(self.num_samples, self.columns_per_sample, count)
-        scale = self.num_samples**-0.5
-
-        def cotangents(outputs: Tensor, samples: slice) -> Tensor:
-            part = None if noise is None else noise[samples]
-            columns = self.factor_of_loss.columns(outputs, part).flatten(2).double()
-            products = torch.einsum("ncf,ncr->rnf", columns, weights[samples]) * scale
-            return products.to(outputs.dtype).view(count, *outputs.shape)
-
-        return self._pull(cotangents, self.num_samples, count)
+        sums: list[Direction] = [{} for _ in range(count)]
+        for samples in self._slices(self.num_samples):
+            outputs = self._outputs(samples)
+            columns = columns_of(outputs.detach(), samples).flatten(2).double()
+            products = torch.einsum("ncf,ncr->rnf", columns, weights[samples])
+            cotangents = products.to(outputs.dtype).view(count, *outputs.shape)
+            with_gradient = self.with_gradient and samples.start == self._gradients_known
+            for i, (total, cotangent) in enumerate(zip(sums, cotangents, strict=True)):
+                last = i == count - 1 and not with_gradient
+                self._add_pulled(total, outputs, cotangent, keep_graph=not last)
+            if with_gradient:
+                self._add_gradient(outputs, samples)
+        return sums
 
     def gradient(self) -> Direction:
-        """Gradient of the mean loss over the whole mini-batch."""
+        """Gradient of the mean loss over the whole mini-batch.
 
-        def cotangents(outputs: Tensor, samples: slice) -> Tensor:
-            self._note_loss(outputs, samples)
-            residual = self.factor_of_loss.residual(outputs, self.targets[samples])
-            return (residual / self.batch_size).unsqueeze(0)
+        Samples whose gradients an earlier pass has added are not run again.
+        """
+        known = self._gradients_known
+        for rest in self._slices(self.batch_size - known):
+            samples = slice(known + rest.start, known + rest.stop)
+            outputs = self._outputs(samples)
+            self._note_loss(outputs.detach(), samples)
+            self._add_gradient(outputs, samples)
+        return self._gradient
 
-        (gradient,) = self._pull(cotangents, self.batch_size, 1)
-        return gradient
+    def requested_gradient(self) -> list[Tensor] | None:
+        """The gradient in parameter order, if ``with_gradient`` asked for it."""
+        if not self.with_gradient:
+            return None
+        gradient = self.gradient()
+        return [gradient[p] for p in self.parameters]
 
-    def _pull(self, cotangents_of: ColumnsOf, num_samples: int, count: int) -> list[Direction]:
-        """Sums over samples of J_n^T times each of ``count`` cotangents, in micro-batches."""
-        sums = [{p: torch.zeros_like(p) for p in self.parameters} for _ in range(count)]
+    def _add_gradient(self, outputs: Tensor, samples: slice) -> None:
+        """Add some samples' share of the gradient; frees the graph of ``outputs``."""
+        residual = self.factor_of_loss.residual(outputs.detach(), self.targets[samples])
+        self._add_pulled(self._gradient, outputs, residual / self.batch_size, keep_graph=False)
+        self._gradients_known = samples.stop
+
+    def _add_pulled(
+        self, total: Direction, outputs: Tensor, cotangent: Tensor, *, keep_graph: bool
+    ) -> None:
+        """``total`` += the sum over the samples of J_n^T times their cotangents."""
+        grads = torch.autograd.grad(
+            outputs, self.parameters, cotangent, retain_graph=keep_graph, allow_unused=True
+        )
+        for parameter, grad in zip(self.parameters, grads, strict=True):
+            if parameter in total:
+                if grad is not None:
+                    total[parameter] += grad
+            else:
+                total[parameter] = torch.zeros_like(parameter) if grad is None else grad
+
+    def _slices(self, num_samples: int) -> Iterator[slice]:
+        """Samples in micro-batches for ordinary passes, one column for each."""
         for piece in self._pieces(num_samples, 1):
-            with torch.enable_grad():
-                outputs = self.model(self.inputs[piece.samples])
-            cotangents = cotangents_of(outputs.detach(), piece.samples)
-            for total, cotangent in zip(sums, cotangents, strict=True):
-                grads = torch.autograd.grad(
-                    outputs, self.parameters, cotangent, retain_graph=True, allow_unused=True
-                )
-                for parameter, grad in zip(self.parameters, grads, strict=True):
-                    if grad is not None:
-                        total[parameter] += grad
-        return sums
+            yield piece.samples
+
+    def _outputs(self, samples: slice) -> Tensor:
+        """Model outputs of some samples with their graph."""
+        with torch.enable_grad(), batched_backward(self.model):
+            outputs: Tensor = self.model(self.inputs[samples])
+        return outputs
 
     def mean_loss(self) -> float:
         """Mean loss over the mini-batch; samples that no pass has seen yet are run forward."""
         while self._losses_known < self.batch_size:
             known = self._losses_known
-            piece = next(self._pieces(self.batch_size - known, 1))
-            samples = slice(known, known + piece.samples.stop)
+            samples = slice(known, known + next(self._slices(self.batch_size - known)).stop)
             with torch.no_grad():
                 self._note_loss(self.model(self.inputs[samples]), samples)
         return self._loss_total / self.batch_size

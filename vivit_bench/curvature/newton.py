@@ -27,7 +27,7 @@ def newton_step(
     blocks: Blocks = Blocks.NONE,
     **options: Any,
 ) -> NewtonStep:
-    """S = -sum_k gamma_k / (l_k + d_k) e_k over the directions above the cutoff.
+    """The step -sum_k gamma_k / (l_k + d_k) e_k over the directions above the cutoff.
 
     Neither V nor an eigenvector in parameter space is formed: s = V w for weights w from
     the Gram matrix's eigenpairs, one ordinary backward pass (full GGN) or one weight
@@ -104,4 +104,5 @@ def _result(
         step=[step.get(p, torch.zeros_like(p)) for p in batch.parameters],
         eigenvalues=found,
         dampings=dampings,
+        gradient=batch.requested_gradient(),
     )

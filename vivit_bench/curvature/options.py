@@ -32,3 +32,12 @@ class Blocks(StrEnum):
     """One block: the full GGN."""
     LAYER = "layer"
     """One block per layer, weight and bias together (appendix C.2)."""
+
+
+VARIANTS: tuple[tuple[Curvature, Samples], ...] = (
+    (Curvature.EXACT, Samples.FULL),
+    (Curvature.EXACT, Samples.FRAC),
+    (Curvature.MC, Samples.FULL),
+    (Curvature.MC, Samples.FRAC),
+)
+"""The paper's four approximations, in the order of its tables and figures."""

@@ -38,6 +38,8 @@ class Spectrum:
     """Trace of the GGN, from the Gram matrix's diagonal."""
     blocks: dict[str, Tensor] = field(default_factory=dict)
     """Layer name -> its block's eigenvalues, descending; empty for the full GGN."""
+    gradient: list[Tensor] | None = None
+    """Gradient of the mean loss in the format of a step; None unless asked for."""
 
 
 @dataclass(frozen=True)
@@ -64,3 +66,5 @@ class NewtonStep:
     """Block name ("" for the full GGN) -> [K] eigenvalues above the cutoff, descending."""
     dampings: dict[str, Tensor]
     """Block name -> [K] damping of each direction, in the same order."""
+    gradient: list[Tensor] | None = None
+    """Gradient of the mean loss in the format of ``step``; None unless asked for."""

@@ -30,8 +30,8 @@ def eigenvalues(
         inputs: [N, ...].
         targets: [N] labels (cross-entropy) or the shape of the outputs (MSE).
         blocks: ``none`` for the full GGN, ``layer`` for its diagonal blocks.
-        **options: ``curvature``, ``samples``, ``mc_samples``, ``seed`` and
-            ``working_bytes`` of :class:`MiniBatch`.
+        **options: ``curvature``, ``samples``, ``mc_samples``, ``seed``,
+            ``working_bytes`` and ``with_gradient`` of :class:`MiniBatch`.
 
     Returns:
         The non-trivial eigenvalues; all others are exactly zero.
@@ -46,9 +46,8 @@ def eigenvalues(
         trace += matrix.diagonal().double().sum().item()
         size = sum(unit.num_params for unit in units)
         found[units[0].name] = eigenvalues_of(matrix)[:size]
+    gradient = batch.requested_gradient()
     info = batch.info(batch.mean_loss())
-    if Blocks(blocks) is Blocks.NONE:
-        (values,) = found.values()
-        return Spectrum(info, values, trace)
     values = torch.cat(list(found.values())).sort(descending=True).values
-    return Spectrum(info, values, trace, found)
+    layers = found if Blocks(blocks) is Blocks.LAYER else {}
+    return Spectrum(info, values, trace, layers, gradient)

@@ -4,11 +4,11 @@ import difflib
 import re
 from pathlib import Path
 
-from vivit_bench.curvature.options import Blocks, Curvature, Samples
+from vivit_bench.curvature.options import VARIANTS, Blocks, Curvature, Samples
 from vivit_bench.errors import UsageError
 from vivit_bench.problems.catalogue import find_spec
 from vivit_bench.problems.sources import is_user_problem
-from vivit_bench.spectrum.settings import VARIANTS, SpectrumSettings
+from vivit_bench.spectrum.settings import SpectrumSettings
 
 DEFAULT_RESULTS_DIR = Path("results")
 

@@ -12,14 +12,6 @@ from vivit_bench.errors import UsageError
 DEFAULT_CUTOFF = 1e-4
 """Eigenvalues above it count as directions (the paper's threshold)."""
 
-VARIANTS: tuple[tuple[Curvature, Samples], ...] = (
-    (Curvature.EXACT, Samples.FULL),
-    (Curvature.EXACT, Samples.FRAC),
-    (Curvature.MC, Samples.FULL),
-    (Curvature.MC, Samples.FRAC),
-)
-"""The paper's four approximations, in the order of its figures."""
-
 
 class Precision(StrEnum):
     """Floating-point type of model, data and matrix products."""

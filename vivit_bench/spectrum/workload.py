@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vivit_bench.curvature.options import Blocks, Curvature, Samples
-from vivit_bench.errors import UsageError
+from vivit_bench.hardware import parse_device
 from vivit_bench.spectrum.fingerprint import batch_fingerprint, model_fingerprint
 from vivit_bench.spectrum.settings import (
     DEFAULT_CUTOFF,
@@ -92,7 +92,8 @@ def load_workload(
 
     from vivit_bench.problems import default_source, load_batch, load_problem
 
-    target_device = _parse_device(device)
+    device = parse_device(device)
+    target_device = torch.device(device)
     loaded = load_problem(problem, seed=seed, checkpoint=checkpoint)
     size = loaded.spectrum_batch_size if batch_size is None else batch_size
     source = default_source(loaded, "real") if data is None else data
@@ -117,25 +118,6 @@ def load_workload(
         model_fingerprint=model_hash,
         batch_fingerprint=batch_hash,
     )
-
-
-def _parse_device(name: str) -> "torch.device":
-    import torch
-
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in {"cpu", "cuda"}:
-        raise UsageError(f"--device {name}: unknown device; use cpu, cuda or cuda:0")
-    if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (device.index or 0) >= count:
-            raise UsageError(
-                f"--device {name}: this machine offers {count} CUDA devices to PyTorch; "
-                "use --device cpu"
-            )
-    return device
 
 
 def _convert(tensor: "Tensor", device: "torch.device", float_type: "torch.dtype") -> "Tensor":
