@@ -29,9 +29,9 @@ Direction = dict[nn.Parameter, Tensor]
 """A vector in parameter space, parameter -> tensor of its shape."""
 
 
-PAIRS_TILE_BYTES = 3 * 2**19
-"""Size of each of the sample-pair contraction's two intermediates, per thread; smaller ones
-are slower (conv3 of 3c3d: 0.5 MiB 0.7 s, 1 MiB 0.36 s, 1.5 MiB 0.34 s, 4 MiB 0.37 s)."""
+PAIRS_TILE_BYTES = 2 * 2**20
+"""Size of each of the sample-pair contraction's intermediates, per thread; smaller ones are
+slower (conv3 of 3c3d: 0.5 MiB 0.59 s, 1 MiB 0.38 s, 2 MiB 0.33 s, 4 MiB 0.36 s)."""
 
 
 class Contraction(StrEnum):
@@ -71,7 +71,10 @@ class Factor(ABC):
 
     @abstractmethod
     def chunks(self) -> Iterator[Tensor]:
-        """V^T in pieces [M, d], whose widths add up to the unit's parameters."""
+        """V^T in pieces [M, d], whose widths add up to the unit's parameters.
+
+        A piece is valid until the next one is asked for.
+        """
 
     @abstractmethod
     def dot(self, direction: Direction) -> Tensor:
@@ -191,12 +194,18 @@ class AffineFactor(Factor):
         weight = self.module.weight
         assert isinstance(weight, nn.Parameter)
         channels = weight.shape[1]
-        channel_bytes = self.rows * outputs * weight[0, 0].numel() * self.s.element_size()
-        step = min(max(self.chunk_bytes // max(channel_bytes, 1), 1), channels)
+        kernel = weight[0, 0].numel()
+        # A chunk of V and the patches it is made of.
+        channel_size = (self.rows * outputs + n * positions) * kernel
+        step = self.chunk_bytes // max(channel_size * self.s.element_size(), 1)
+        step = min(max(step, 1), channels)
         s = self.s.view(n, c * outputs, positions)
+        # One buffer for all chunks: fresh memory for each costs a tenth of the time.
+        buffer = s.new_empty(self.rows * outputs * kernel * step)
         for start in range(0, channels, step):
             u = self._unfolded(slice(None), slice(start, start + step))
-            yield torch.bmm(s, u.mT).view(self.rows, -1)
+            v = buffer[: n * c * outputs * u.shape[1]].view(n, c * outputs, -1)
+            yield torch.bmm(s, u.mT, out=v).view(self.rows, -1)
         if self._has_bias:
             yield self.s.sum(3).view(self.rows, -1)
 
@@ -239,7 +248,8 @@ class AffineFactor(Factor):
         itemsize, target = self.s.element_size(), PAIRS_TILE_BYTES
         product_bytes = c * outputs * positions * itemsize
         rows = max(target // product_bytes, 1)
-        columns = max(target // (rows * positions**2 * itemsize), 1)
+        patch = self._unfolded(slice(0, 1)).shape[1]
+        columns = max(target // (positions * max(rows * positions, patch) * itemsize), 1)
         tiles = [
             (slice(i, min(i + rows, n)), slice(start, min(start + columns, n)))
             for start in range(0, n, columns)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import ceil
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,15 @@ from vivit_bench.errors import UsageError
 WORKING_BYTES = 48 * 2**20
 """Default working-memory target of one micro-batch's backpropagation; a chunk of V
 takes at most half of it."""
+
+
+def _let_allocator_keep_memory() -> None:
+    """Free one large block, unused.
+
+    Then glibc keeps freed blocks up to that size for the next allocation. Otherwise every
+    micro-batch gets its memory anew from the kernel, page by page.
+    """
+    torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
 ColumnsOf = Callable[[Tensor, slice], Tensor]
@@ -76,6 +86,8 @@ class MiniBatch:
         self.num_samples = Samples(samples).size(self.batch_size)
         self.seed, self.working_bytes = seed, working_bytes
         self.with_gradient = with_gradient
+        if self.parameters[0].device.type == "cpu":
+            _let_allocator_keep_memory()
         calls, outputs = self._probe()
         self.num_outputs = outputs[0].numel()
         self.columns_per_sample = self.factor_of_loss.num_columns(self.num_outputs)
@@ -151,12 +163,15 @@ class MiniBatch:
     def _pieces(self, num_samples: int, columns: int) -> Iterator[_Piece]:
         """Cut samples, then columns, so that one backpropagation meets the memory target."""
         itemsize = self.parameters[0].element_size()
-        # All layers' cotangents are returned at once; a few more of the widest are alive
-        # while they pass through activations and pooling.
+        # The forward pass keeps layer outputs, masks and indices. All layers' cotangents are
+        # returned at once; a few more of the widest are alive on their way through
+        # activations and pooling.
+        per_sample = 2 * sum(self._output_sizes) * itemsize
         per_column = (sum(self._output_sizes) + 3 * max(self._output_sizes)) * itemsize
-        fit = max(self.working_bytes // per_column, 1)
-        step = max(fit // columns, 1)
-        width = min(max(fit, 1), columns)
+        step = max(self.working_bytes // (per_sample + columns * per_column), 1)
+        pieces = max(ceil(num_samples / step), 1)
+        step = ceil(num_samples / pieces) or 1  # no small rest
+        width = min(max((self.working_bytes - per_sample) // per_column, 1), columns)
         slices = [slice(i, min(i + width, columns)) for i in range(0, columns, width)]
         for start in range(0, num_samples, step):
             yield _Piece(slice(start, min(start + step, num_samples)), slices)

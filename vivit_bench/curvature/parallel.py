@@ -4,6 +4,7 @@ Matrix products too small for two threads waste the second core; two of them at 
 do not. PyTorch releases the interpreter lock inside its kernels.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -21,12 +22,30 @@ def for_each(work: Callable[[T], None], items: Iterable[T], device: torch.device
         items: The pieces.
         device: Where the work's tensors are; only CPU work is spread.
     """
+    left = deque(items)
+
+    def drain() -> None:
+        while left:
+            try:
+                item = left.popleft()
+            except IndexError:  # another thread was faster
+                return
+            work(item)
+
     threads = torch.get_num_threads()
     if threads == 1 or device.type != "cpu":
-        for item in items:
-            work(item)
+        drain()
         return
-    # The number of threads is a property of the calling thread.
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for _ in pool.map(work, items):
-            pass
+    # How many threads PyTorch's kernels use is a property of the calling thread. This one
+    # takes part: every thread more has buffers of its own in the libraries.
+    one = {"initializer": torch.set_num_threads, "initargs": (1,)}
+    with ThreadPoolExecutor(threads - 1, **one) as pool:
+        others = [pool.submit(drain) for _ in range(threads - 1)]
+        torch.set_num_threads(1)
+        try:
+            drain()
+        finally:
+            left.clear()
+            torch.set_num_threads(threads)
+        for other in others:
+            other.result()
