@@ -27,7 +27,8 @@ from vivit_bench.curvature.options import Curvature, Samples
 from vivit_bench.errors import UsageError, VivitBenchError
 from vivit_bench.peers import Quantity
 
-LIMIT = MemoryLimit(2**30, True)
+LIMIT = MemoryLimit(21_500, True)
+"""What the peaks of `make_trial` reach between N = 21 and 22."""
 
 
 def make_trial(n: int, outcome: Outcome, message: str = "", timeout: float = 1_800.0) -> Trial:
@@ -98,10 +99,10 @@ def journals(results_dir: Path) -> list[Path]:
     return sorted((results_dir / "critical_batch" / "trials").glob("*.jsonl"))
 
 
-@pytest.mark.parametrize("survived", range(10))
+@pytest.mark.parametrize("survived", range(8))
 def test_an_interrupted_search_repeats_no_finished_trial(search: Search, survived: int) -> None:
     whole = FakeTrials(21)
-    expected = [1, 2, 4, 8, 16, 32, 24, 20, 22, 21]
+    expected = [1, 2, 4, 8, 16, 32, 21, 22]
     first = FakeTrials(21)
     first.interrupt_after = survived
     with pytest.raises(KeyboardInterrupt):
@@ -115,7 +116,7 @@ def test_an_interrupted_search_repeats_no_finished_trial(search: Search, survive
 def test_a_finished_search_runs_nothing_again_and_fresh_runs_all(search: Search) -> None:
     search(FakeTrials(21))
     again, fresh = FakeTrials(21), FakeTrials(17)
-    assert search(again).from_records == 10
+    assert search(again).from_records == 8
     assert again.runs == []
     finished = search(fresh, fresh=True)
     assert finished.from_records == 0
@@ -185,7 +186,7 @@ def test_a_timeout_is_tried_again_only_with_more_time(search: Search) -> None:
     assert search(same, trial_timeout=10.0).result.stopped_by is StoppedBy.TIMEOUT
     assert same.runs == []
     assert search(more, trial_timeout=20.0).result.critical_batch_size == 21
-    assert more.runs == [8, 16, 32, 24, 20, 22, 21]
+    assert more.runs == [8, 16, 32, 21, 22]
 
 
 def test_an_error_is_told_with_its_log_and_tried_again(
@@ -284,9 +285,9 @@ def test_the_table_of_searches(search: Search, tmp_path: Path, cell: Cell) -> No
     assert first["critical_batch_size"] == 21
     assert first["stopped_by"] == "memory"
     assert first["peak_bytes"] == 21_000
-    assert first["trials"] == 10
-    assert first["seconds"] == 20.0
-    assert first["memory_limit_bytes"] == 2**30
+    assert first["trials"] == 8
+    assert first["seconds"] == 16.0
+    assert first["memory_limit_bytes"] == 21_500
     assert first[["problem", "quantity", "curvature", "samples", "data", "engine"]].tolist() == [
         "mnist_mlp",
         "eigenvalues",
@@ -319,9 +320,9 @@ def test_a_search_replaces_its_row_and_keeps_the_others(search: Search, tmp_path
 def test_a_limit_the_machine_cannot_give_is_refused_before_any_trial(
     search: Search, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner_module, "available_memory", lambda: 2**30)
+    monkeypatch.setattr(runner_module, "available_memory", lambda: 21_000)
     trials = FakeTrials(3)
-    with pytest.raises(UsageError, match=r"--memory-limit 1 GiB: .* 1 GiB are available now"):
+    with pytest.raises(UsageError, match=r"--memory-limit .*: .* are available now"):
         search(trials)
     assert trials.runs == []
 
@@ -355,7 +356,7 @@ def test_the_header_says_what_determines_the_trials(search: Search, tmp_path: Pa
     search(FakeTrials(3))
     header = json.loads(journals(tmp_path)[0].read_text().splitlines()[0])
     assert header["cell"]["problem"] == "mnist_mlp"
-    assert header["memory_limit_bytes"] == 2**30
+    assert header["memory_limit_bytes"] == LIMIT.limit_bytes
     assert {"code", "torch", "backpack", "host", "cpu"} <= set(header["environment"])
     assert header["key"] in journals(tmp_path)[0].name
 

@@ -38,8 +38,7 @@ def for_each(work: Callable[[T], None], items: Iterable[T], device: torch.device
         return
     # How many threads PyTorch's kernels use is a property of the calling thread. This one
     # takes part: every thread more has buffers of its own in the libraries.
-    one = {"initializer": torch.set_num_threads, "initargs": (1,)}
-    with ThreadPoolExecutor(threads - 1, **one) as pool:
+    with ThreadPoolExecutor(threads - 1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         others = [pool.submit(drain) for _ in range(threads - 1)]
         torch.set_num_threads(1)
         try:
