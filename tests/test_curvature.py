@@ -77,9 +77,15 @@ def test_the_gradient_comes_along(
         found = eigenvalues(model, loss, x, y, working_bytes=cut, **options).gradient
         assert found is not None
         assert relative_error(flat(found), expected) < TOLERANCE[dtype]
-    step = newton_step(model, loss, x, y, **options)
-    assert step.gradient is not None
-    assert relative_error(flat(step.gradient), expected) < TOLERANCE[dtype]
+    for others in (
+        newton_step(model, loss, x, y, **options),
+        # A policy needs every sample's slopes, which take passes of their own.
+        newton_step(model, loss, x, y, damping=lambda _, curvatures: curvatures.mean(0), **options),
+        newton_step(model, loss, x, y, blocks=Blocks.LAYER, **options),
+        directional_derivatives(model, loss, x, y, **options),
+    ):
+        assert others.gradient is not None
+        assert relative_error(flat(others.gradient), expected) < TOLERANCE[dtype]
     assert newton_step(model, loss, x, y).gradient is None
     assert all(p.grad is None for p in model.parameters())
 

@@ -47,6 +47,7 @@ def directional_derivatives(
         eigenvalues=system.eigenvalues.flip(0).cpu(),
         gammas=system.gammas().flip(1).cpu(),
         lambdas=system.lambdas().flip(1).cpu(),
+        gradient=batch.requested_gradient(),
     )
 
 

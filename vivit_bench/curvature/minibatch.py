@@ -255,7 +255,7 @@ class MiniBatch:
             del found, cotangents
             # One backward pass more costs little beside few columns in large micro-batches,
             # but as much as a pass of its own beside many columns in small ones.
-            if self.with_gradient and columns == 1:
+            if columns == 1 and self._lacks_gradient_of(piece.samples):
                 self._add_gradient(outputs, piece.samples)
         return factors, torch.cat(kept)
 
@@ -272,7 +272,7 @@ class MiniBatch:
             columns = columns_of(outputs.detach(), samples).flatten(2).double()
             products = torch.einsum("ncf,ncr->rnf", columns, weights[samples])
             cotangents = products.to(outputs.dtype).view(count, *outputs.shape)
-            with_gradient = self.with_gradient and samples.start == self._gradients_known
+            with_gradient = self._lacks_gradient_of(samples)
             for i, (total, cotangent) in enumerate(zip(sums, cotangents, strict=True)):
                 last = i == count - 1 and not with_gradient
                 self._add_pulled(total, outputs, cotangent, keep_graph=not last)
@@ -300,6 +300,10 @@ class MiniBatch:
         gradient = self.gradient()
         return [gradient[p] for p in self.parameters]
 
+    def _lacks_gradient_of(self, samples: slice) -> bool:
+        """Whether these samples are the next whose gradients are to be added."""
+        return self.with_gradient and samples.start == self._gradients_known
+
     def _add_gradient(self, outputs: Tensor, samples: slice) -> None:
         """Add some samples' share of the gradient; frees the graph of ``outputs``."""
         residual = self.factor_of_loss.residual(outputs.detach(), self.targets[samples])
@@ -314,11 +318,12 @@ class MiniBatch:
             outputs, self.parameters, cotangent, retain_graph=keep_graph, allow_unused=True
         )
         for parameter, grad in zip(self.parameters, grads, strict=True):
-            if parameter in total:
-                if grad is not None:
-                    total[parameter] += grad
-            else:
-                total[parameter] = torch.zeros_like(parameter) if grad is None else grad
+            if grad is None:
+                total.setdefault(parameter, torch.zeros_like(parameter))
+            elif parameter in total:
+                total[parameter] += grad
+            else:  # parameters may share one tensor as their gradient
+                total[parameter] = grad.clone()
 
     def _slices(self, num_samples: int) -> Iterator[slice]:
         """Samples in micro-batches for ordinary passes, one column for each."""

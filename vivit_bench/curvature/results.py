@@ -53,6 +53,8 @@ class DirectionalDerivatives:
     """[N, K], gamma_nk = e_k^T grad l_n, over the whole mini-batch."""
     lambdas: Tensor
     """[num_samples, K], lambda_nk = e_k^T J_n^T H_n J_n e_k."""
+    gradient: list[Tensor] | None = None
+    """Gradient of the mean loss in parameter format; None unless asked for."""
 
 
 @dataclass(frozen=True)
