@@ -5,6 +5,7 @@ RUN := $(VENV)/bin/vivit-bench
 STAMP := $(VENV)/.installed
 
 .PHONY: setup demo test lint figure-3 figure-s4a figure-s5a table-s1 benchmarks clean
+.PHONY: figure-2 figure-s6 figure-s7 figure-s8 figure-s9 figure-s10 noise-demo
 
 setup: $(STAMP)
 
@@ -34,6 +35,38 @@ figure-3: $(STAMP)
 	$(RUN) quadratic run
 	$(RUN) quadratic plot
 	$(RUN) quadratic table
+
+# Figures 2 and S.6 to S.10: noise along the GGN's eigenvectors while DeepOBS problems are trained
+# with the paper's hyperparameters, on the real data sets (many hours on a CPU; interrupted, the
+# same target goes on).
+noise = $(RUN) noise run $(1) --optimizer $(2) && $(RUN) noise plot $(1)_$(2) && $(RUN) noise table $(1)_$(2)
+
+figure-2: $(STAMP)
+	$(call noise,cifar10_3c3d,sgd)
+
+figure-s6: $(STAMP)
+	$(call noise,cifar10_3c3d,adam)
+
+figure-s7: $(STAMP)
+	$(call noise,fmnist_2c2d,sgd)
+
+figure-s8: $(STAMP)
+	$(call noise,fmnist_2c2d,adam)
+
+figure-s9: $(STAMP)
+	$(call noise,cifar100_allcnnc,sgd)
+
+figure-s10: $(STAMP)
+	$(call noise,cifar100_allcnnc,adam)
+
+# The network of Figures S.7 and S.8 on 5,000 real digits: complete in minutes, without a download.
+noise-demo: $(STAMP)
+	$(RUN) noise run mnist_2c2d --optimizer sgd --data mnist5k --epochs 60
+	$(RUN) noise plot mnist_2c2d_sgd
+	$(RUN) noise table mnist_2c2d_sgd
+	$(RUN) noise run mnist_2c2d --optimizer adam --data mnist5k --epochs 60
+	$(RUN) noise plot mnist_2c2d_adam
+	$(RUN) noise table mnist_2c2d_adam
 
 # Figures S.4a and S.5a: spectra under the approximations, on the real data sets.
 figure-s4a: $(STAMP)

@@ -13,8 +13,8 @@ from vivit_bench import curvature, spectrum
 from vivit_bench.curvature.options import Curvature, Samples
 from vivit_bench.curvature.results import BatchInfo, Spectrum
 from vivit_bench.errors import UsageError, VivitBenchError
+from vivit_bench.problems.fingerprint import batch_fingerprint, model_fingerprint
 from vivit_bench.spectrum import SweepEvent, SweepStep, Workload, sweep_spectra
-from vivit_bench.spectrum.fingerprint import batch_fingerprint, model_fingerprint
 from vivit_bench.spectrum.settings import Precision
 
 ALL_FOUR = [

@@ -1,5 +1,8 @@
 """Devices and threads, as every command takes them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from vivit_bench.errors import UsageError
 
 
@@ -26,6 +29,20 @@ def parse_device(text: str) -> str:
     if number >= count:
         raise UsageError(f"--device {text}: there are {count} devices, cuda:0 to cuda:{count - 1}")
     return f"cuda:{number}"
+
+
+@contextmanager
+def cpu_threads(threads: int | None) -> Iterator[None]:
+    """Run PyTorch on ``threads`` CPU threads inside the block (None: leave it alone)."""
+    import torch
+
+    before = torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def thread_environment(threads: int) -> dict[str, str]:

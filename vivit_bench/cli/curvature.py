@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vivit_bench.arguments import DEFAULT_CUTOFF, check_cutoff
 from vivit_bench.cli.options import (
     BatchSizeOption,
     BlocksOption,
@@ -20,7 +21,7 @@ from vivit_bench.cli.options import (
 )
 from vivit_bench.curvature.options import Blocks, Curvature, Samples
 from vivit_bench.errors import UsageError
-from vivit_bench.spectrum.settings import DEFAULT_CUTOFF, Precision, check_cutoff
+from vivit_bench.spectrum.settings import Precision
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -25,6 +25,7 @@ _GROUPS = {
     "spectrum": "vivit_bench.cli.spectrum",
     "curvature": "vivit_bench.cli.curvature",
     "quadratic": "vivit_bench.cli.quadratic",
+    "noise": "vivit_bench.cli.noise",
     "problems": "vivit_bench.cli.problems",
 }
 

@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from vivit_bench.arguments import DEFAULT_CUTOFF, check_cutoff
 from vivit_bench.cli.options import (
     BatchSizeOption,
     BlocksOption,
@@ -23,7 +24,7 @@ from vivit_bench.cli.options import (
 )
 from vivit_bench.curvature.options import Blocks, Curvature, Samples
 from vivit_bench.spectrum.paths import DEFAULT_RESULTS_DIR
-from vivit_bench.spectrum.settings import DEFAULT_CUTOFF, Precision
+from vivit_bench.spectrum.settings import Precision
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -130,9 +131,8 @@ def sweep(
     from rich.progress import Progress
 
     from vivit_bench.curvature.options import VARIANTS
+    from vivit_bench.hardware import cpu_threads
     from vivit_bench.spectrum import load_workload, sweep_spectra
-    from vivit_bench.spectrum.compute import cpu_threads
-    from vivit_bench.spectrum.settings import check_cutoff
 
     check_cutoff(cutoff)
     console = Console(stderr=True, highlight=False)
@@ -202,7 +202,6 @@ def plot(
     from vivit_bench.report.spectrum import plot_spectra
     from vivit_bench.spectrum import load_spectrum
     from vivit_bench.spectrum.paths import figure_stem, is_file_name
-    from vivit_bench.spectrum.settings import check_cutoff
 
     if cutoff is not None:
         check_cutoff(cutoff)
@@ -257,7 +256,6 @@ def compare(
     )
     from vivit_bench.spectrum import compare_spectra, load_spectrum
     from vivit_bench.spectrum.paths import find_stored
-    from vivit_bench.spectrum.settings import check_cutoff
 
     check_cutoff(cutoff)
     first, second = (load_spectrum(find_stored(name, results_dir)) for name in (a, b))

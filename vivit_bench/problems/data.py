@@ -55,7 +55,7 @@ def load_batch(
         return _own(problem, n, seed)
     if source is DataSource.SYNTHETIC:
         return _synthetic(problem, n, seed)
-    inputs, targets, spec = _raw(problem.name, source, data_dir, "train")
+    inputs, targets, spec = _raw(problem.name, source, data_dir, "train", "--data synthetic")
     what = f"the training split of {spec.title if source is DataSource.DEEPOBS else source}"
     chosen = choose(n, len(inputs), seed, what)
     return _finish(spec, inputs[chosen], targets[chosen])
@@ -92,7 +92,8 @@ def load_dataset(
         raise UsageError("--data synthetic has no end and no splits: use real data here")
     if source is DataSource.OWN:
         return _own_dataset(load_problem(name) if isinstance(problem, str) else problem, split)
-    inputs, targets, spec = _raw(name, source, data_dir, split)
+    others = "a problem of another data set"
+    inputs, targets, spec = _raw(name, source, data_dir, split, others)
     return _finish(spec, inputs, targets)
 
 
@@ -108,7 +109,7 @@ def _own_dataset(problem: Problem, split: Split) -> Batch:
 
 
 def _raw(
-    name: str, source: DataSource, data_dir: Path | None, split: Split
+    name: str, source: DataSource, data_dir: Path | None, split: Split, others: str
 ) -> tuple[Tensor, Tensor, DatasetSpec]:
     spec = dataset_of(name)
     if source is DataSource.MNIST5K:
@@ -119,7 +120,9 @@ def _raw(
     if spec.key == "quadratic":
         points = quadratic.deepobs_quadratic()[1][split]
         return (points, points, spec)
-    return (*load_raw(spec, data_folder(data_dir), split), spec)
+    if spec.shape == DATASETS["mnist"].shape:
+        others = f"--data mnist5k or {others}"
+    return (*load_raw(spec, data_folder(data_dir), split, others), spec)
 
 
 def _finish(spec: DatasetSpec, inputs: Tensor, targets: Tensor) -> Batch:

@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from vivit_bench.errors import VivitBenchError
-from vivit_bench.problems.datasets import DATASETS, DatasetSpec
+from vivit_bench.problems.datasets import DatasetSpec
 from vivit_bench.problems.messages import describe
 from vivit_bench.problems.sources import DATA_VARIABLE
 
@@ -24,13 +24,16 @@ _NETWORK_TIMEOUT = 30.0  # seconds without a byte; urllib's own default is to wa
 _SHOWN = 2
 
 
-def load_raw(spec: DatasetSpec, folder: Path, split: Split) -> tuple[Tensor, Tensor]:
+def load_raw(
+    spec: DatasetSpec, folder: Path, split: Split, other_sources: str
+) -> tuple[Tensor, Tensor]:
     """Read one split, downloading the data set first if it is missing or damaged.
 
     Args:
         spec: A data set torchvision has.
         folder: Data folder, in torchvision's layout.
         split: Which part.
+        other_sources: What an error proposes instead, e.g. ``--data synthetic``.
 
     Returns:
         Pixels [n, channels, height, width] uint8 and class indices [n] int64.
@@ -53,13 +56,8 @@ def load_raw(spec: DatasetSpec, folder: Path, split: Split) -> tuple[Tensor, Ten
             f"{spec.title} is not in {folder} ({'; '.join(missing[:_SHOWN])}{more}) and "
             f"downloading it failed ({describe(error)}): put torchvision's "
             f"{spec.torchvision_class} files there, name their folder by --data-dir or "
-            f"{DATA_VARIABLE}, or use {_other_sources(spec)}"
+            f"{DATA_VARIABLE}, or use {other_sources}"
         ) from error
-
-
-def _other_sources(spec: DatasetSpec) -> str:
-    mnist5k = "--data mnist5k or " if spec.shape == DATASETS["mnist"].shape else ""
-    return f"{mnist5k}--data synthetic"
 
 
 def _read(

@@ -3,12 +3,11 @@
 from vivit_bench.spectrum.compare import SpectrumComparison, compare_spectra, spectral_distance
 from vivit_bench.spectrum.compute import compute_on, compute_spectrum
 from vivit_bench.spectrum.record import SpectrumRecord, load_spectrum
-from vivit_bench.spectrum.settings import DEFAULT_CUTOFF, Precision, SpectrumSettings
+from vivit_bench.spectrum.settings import Precision, SpectrumSettings
 from vivit_bench.spectrum.sweep import SweepEvent, SweepStep, sweep_spectra
 from vivit_bench.spectrum.workload import Workload, load_workload
 
 __all__ = [
-    "DEFAULT_CUTOFF",
     "Precision",
     "SpectrumComparison",
     "SpectrumRecord",

@@ -11,16 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vivit_bench.arguments import DEFAULT_CUTOFF, check_cutoff, check_mc_samples
 from vivit_bench.curvature.options import Blocks, Curvature, Samples
 from vivit_bench.errors import VivitBenchError
+from vivit_bench.hardware import cpu_threads
 from vivit_bench.spectrum.record import SpectrumRecord
-from vivit_bench.spectrum.settings import (
-    DEFAULT_CUTOFF,
-    Precision,
-    SpectrumSettings,
-    check_cutoff,
-    check_mc_samples,
-)
+from vivit_bench.spectrum.settings import Precision, SpectrumSettings
 from vivit_bench.spectrum.workload import Workload, load_workload
 from vivit_bench.store import provenance
 
@@ -137,20 +133,6 @@ def compute_on(workload: Workload, settings: SpectrumSettings) -> SpectrumRecord
         provenance=provenance(),
         data_dir=None if workload.data_dir is None else str(workload.data_dir),
     )
-
-
-@contextmanager
-def cpu_threads(threads: int | None) -> Iterator[None]:
-    """Run PyTorch on ``threads`` CPU threads inside the block (None: leave it alone)."""
-    import torch
-
-    before = torch.get_num_threads()
-    if threads is not None:
-        torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

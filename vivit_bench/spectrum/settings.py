@@ -1,16 +1,11 @@
 """What determines a spectrum, and what makes two of them comparable."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
 from vivit_bench.curvature.options import Blocks, Curvature, Samples
-from vivit_bench.errors import UsageError
-
-DEFAULT_CUTOFF = 1e-4
-"""Eigenvalues above it count as directions (the paper's threshold)."""
 
 
 class Precision(StrEnum):
@@ -78,28 +73,3 @@ class SpectrumSettings:
         """Settings in which two spectra differ, as name -> (mine, theirs)."""
         mine, theirs = self.to_json(), other.to_json()
         return {key: (mine[key], theirs[key]) for key in mine if mine[key] != theirs[key]}
-
-
-def check_mc_samples(curvature: Curvature, mc_samples: int) -> None:
-    """Refuse a number of Monte-Carlo samples that is invalid or would be ignored.
-
-    Raises:
-        UsageError: ``mc_samples`` is below 1, or given for exact curvature.
-    """
-    if mc_samples < 1:
-        raise UsageError(f"--mc-samples {mc_samples}: must be at least 1")
-    if curvature is Curvature.EXACT and mc_samples != 1:
-        raise UsageError(
-            f"--mc-samples {mc_samples}: exact curvature draws no samples; "
-            "leave the option out or add --curvature mc"
-        )
-
-
-def check_cutoff(cutoff: float) -> None:
-    """Refuse a cutoff that a logarithmic axis has no place for.
-
-    Raises:
-        UsageError: The cutoff is not a positive finite number.
-    """
-    if not (math.isfinite(cutoff) and cutoff > 0):
-        raise UsageError(f"--cutoff {cutoff}: must be a positive number, for example 1e-4")

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from vivit_bench.arguments import DEFAULT_CUTOFF
 from vivit_bench.curvature.options import VARIANTS, Blocks, Curvature
 from vivit_bench.errors import UsageError
 from vivit_bench.spectrum.compute import compute_on
 from vivit_bench.spectrum.paths import default_path
 from vivit_bench.spectrum.record import SpectrumRecord, load_spectrum
-from vivit_bench.spectrum.settings import DEFAULT_CUTOFF, SpectrumSettings
+from vivit_bench.spectrum.settings import SpectrumSettings
 from vivit_bench.spectrum.workload import Workload
 from vivit_bench.store import Provenance, provenance
 

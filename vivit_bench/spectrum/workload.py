@@ -4,16 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vivit_bench.arguments import DEFAULT_CUTOFF, check_cutoff, check_mc_samples
 from vivit_bench.curvature.options import Blocks, Curvature, Samples
 from vivit_bench.hardware import parse_device
-from vivit_bench.spectrum.fingerprint import batch_fingerprint, model_fingerprint
-from vivit_bench.spectrum.settings import (
-    DEFAULT_CUTOFF,
-    Precision,
-    SpectrumSettings,
-    check_cutoff,
-    check_mc_samples,
-)
+from vivit_bench.problems.fingerprint import batch_fingerprint, model_fingerprint
+from vivit_bench.spectrum.settings import Precision, SpectrumSettings
 
 if TYPE_CHECKING:
     import torch

@@ -1,4 +1,4 @@
-"""Hashes of what a spectrum was computed from, to tell whether a stored one still holds."""
+"""Hashes of model and data, to tell whether a stored result still holds."""
 
 import hashlib
 from collections.abc import Iterable

@@ -1,0 +1,196 @@
+"""Tables and figures of noise runs, finished or not."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from vivit_bench.errors import UsageError
+from vivit_bench.noise import NoiseRun, parse_positions
+from vivit_bench.report.noise import (
+    checkpoint_table,
+    choose_checkpoints,
+    directions_for,
+    find_run,
+    format_table,
+    state_note,
+    table_notes,
+    write_table,
+)
+from vivit_bench.report.noise_figures import draw_directions, draw_training, run_title
+from vivit_bench.report.table_format import TableFormat
+
+INF, NAN = float("inf"), float("nan")
+STEPS = (0, 1, 10, 40)
+
+
+def made_up(folder: Path, *, accuracy: bool = True, **header: Any) -> NoiseRun:
+    """Four checkpoints of three directions, one of them without variance; none at step 40."""
+    directions = pd.DataFrame(
+        {
+            "step": np.repeat(STEPS[:3], 3),
+            "epoch": np.repeat(STEPS[:3], 3) / 20,
+            "direction": 3 * [0, 1, 2],
+            "lambda": [4.0, 0.2, 1e-3] * 3,
+            "gamma": [-0.5, 0.1, 0.0] * 3,
+            "alignment": [0.9, 0.05, 0.0] * 3,
+            "snr_gamma": [0.5, 2.0, NAN] * 3,
+            "snr_lambda": [7.0, INF, 0.4] * 3,
+        }
+    )
+    checkpoints = pd.DataFrame(
+        {
+            "step": STEPS,
+            "epoch": np.array(STEPS) / 20,
+            "loss": [2.3, 1.1, 0.9, 0.12345],
+            "num_directions": [3, 3, 3, 0],
+            "num_columns": 1152,
+            "gradient_norm_squared": 2.0,
+            "alignment_sum": [0.95, 0.95, 0.95, 0.0],
+            "zero_variance_gamma": [1, 1, 1, 0],
+            "zero_variance_lambda": [1, 1, 1, 0],
+        }
+    )
+    curves = pd.DataFrame(
+        {
+            "step": [0, 1, 10, 20, 40],
+            "epoch": [0, 0.05, 0.5, 1, 2],
+            "train_loss": [2.3, 2.2, 1.0, 0.5, 0.1],
+            "train_accuracy": [0.1, 0.2, 0.5, 0.9, 1.0] if accuracy else NAN,
+            "test_loss": [2.4, 2.3, 1.1, 0.6, 0.2],
+            "test_accuracy": [0.1, 0.2, 0.5, 0.8, 0.975] if accuracy else NAN,
+        }
+    )
+    settings = {
+        "problem": "cifar10_3c3d",
+        "optimizer": "sgd",
+        "data": "deepobs",
+        "monitor_batch_size": 128,
+        "curvature": "exact",
+        "samples": "full",
+        "mc_samples": 1,
+        "cutoff": 1e-4,
+    }
+    described = {
+        "state": "finished",
+        "settings": {**settings, **header.pop("settings", {})},
+        "sizes": {"num_outputs": 2, "steps_per_epoch": 20, "total_steps": 40},
+        **header,
+    }
+    return NoiseRun(folder, described, directions, checkpoints, curves)
+
+
+def test_table_has_a_line_per_checkpoint(tmp_path: Path) -> None:
+    table = checkpoint_table(made_up(tmp_path))
+    assert table["step"].tolist() == list(STEPS)
+    first, last = table.iloc[0], table.iloc[-1]
+    assert (first["train_loss"], first["test_loss"], first["test_accuracy"]) == (2.3, 2.4, 0.1)
+    assert (first["num_directions"], first["largest_lambda"]) == (3, 4.0)
+    assert first["directions_for_bulk"] == 1
+    assert first["leading_snr_gamma"] == 1.25  # of the C = 2 largest curvatures
+    assert first["leading_snr_lambda"] == INF
+    assert first["zero_variance"] == 2
+    assert pd.isna(last["directions_for_bulk"])
+    assert pd.isna(last["largest_lambda"])
+
+
+@pytest.mark.parametrize(
+    ("alignment", "expected"),
+    [([0.1, 0.85, 0.05], 2), ([0.95, 0.0], 1), ([0.5, 0.3], None), ([], None), ([NAN], None)],
+)
+def test_directions_for_nine_tenths(alignment: list[float], expected: int | None) -> None:
+    found = directions_for(pd.Series(alignment, dtype=float), 0.9)
+    assert found is pd.NA if expected is None else found == expected
+
+
+def test_formats(tmp_path: Path) -> None:
+    run = made_up(tmp_path)
+    table = checkpoint_table(run)
+    csv = format_table(table, TableFormat.CSV).splitlines()
+    assert csv[0].startswith("step,epoch,train_loss")
+    assert len(csv) == 1 + len(STEPS)
+    assert format_table(table, TableFormat.MARKDOWN).startswith("|   step |")
+    latex = format_table(table, TableFormat.LATEX)
+    assert r"\toprule" in latex
+    assert r"97.5\%" in latex
+    terminal = format_table(table, TableFormat.TERMINAL)
+    assert terminal.splitlines()[0].split()[:2] == ["step", "epoch"]
+    assert "97.5%" in terminal
+    assert "nan" not in terminal
+    assert max(map(len, terminal.splitlines())) < 150
+    paths = write_table(run, table)
+    assert [path.name for path in paths] == ["table.csv", "table.md", "table.tex"]
+    assert "above 0.0001" in paths[1].read_text()
+
+
+def test_unfinished_and_diverged_runs_say_so(tmp_path: Path) -> None:
+    assert state_note(made_up(tmp_path)) == ""
+    assert "goes on" in table_notes(made_up(tmp_path, state="running"))
+    diverged = made_up(tmp_path, state="diverged", diverged_at={"step": 41, "loss": "nan"})
+    assert "diverged: loss nan at step 41" in table_notes(diverged)
+
+
+def test_checkpoints_are_chosen_by_place(tmp_path: Path) -> None:
+    run = made_up(tmp_path)
+    assert choose_checkpoints(run, None) == [0, 10, 40]
+    assert choose_checkpoints(run, parse_positions("end,1steps,0.5epochs")) == [1, 10, 40]
+    with pytest.raises(UsageError, match=r"--at 5steps .* choose from 0,1steps,10steps,40steps$"):
+        choose_checkpoints(run, parse_positions("5steps"))
+
+
+def test_runs_are_found_by_name_or_folder(tmp_path: Path) -> None:
+    for name in ("mnist_2c2d_sgd", "mnist_2c2d_adam"):
+        (tmp_path / "noise" / name).mkdir(parents=True)
+        (tmp_path / "noise" / name / "run.json").write_text("{}")
+    expected = tmp_path / "noise" / "mnist_2c2d_sgd"
+    assert find_run("mnist_2c2d_sgd", tmp_path) == expected
+    assert find_run(str(expected), tmp_path / "elsewhere") == expected
+    with pytest.raises(UsageError, match="there are mnist_2c2d_sgd"):
+        find_run("mnist_2c2d_sdg", tmp_path)
+    with pytest.raises(UsageError, match="vivit-bench noise run PROBLEM"):
+        find_run("x", tmp_path / "elsewhere")
+
+
+def test_figure_has_a_column_per_checkpoint_and_a_row_per_quantity(tmp_path: Path) -> None:
+    figure = draw_directions(made_up(tmp_path), [0, 10, 40])
+    figure.canvas.draw()
+    panels = np.array(figure.axes).reshape(4, 3)
+    assert [panel.get_title() for panel in panels[0]] == [
+        "initialisation\nloss 2.3, K = 3",
+        "step 10 (epoch 0.5)\nloss 0.9, K = 3",
+        "step 40 (epoch 2)\nloss 0.123, K = 0",
+    ]
+    for panel in panels.flat:
+        assert (panel.get_xscale(), panel.get_yscale()) == ("log", "log")
+    drawn = [panel.get_lines()[0].get_ydata().tolist() for panel in panels[:, 0]]
+    assert drawn == [[0.5, 0.1], [0.9, 0.05], [7.0, 0.4], [0.5, 2.0]]
+    for row, panel in enumerate(panels[:, 0]):
+        low, high = panel.get_ylim()
+        assert low < min(drawn[row])
+        assert high > max(drawn[row])
+        assert panel.get_xlim()[0] < 1e-4 < 4 < panel.get_xlim()[1]
+    notes = [[text.get_text() for text in panel.texts] for panel in panels[:, 0]]
+    assert notes == [["1 zero"], ["1 zero"], ["1 infinite"], ["1 undefined"]]
+    with pytest.raises(UsageError, match=r"no direction .* --at"):
+        draw_directions(made_up(tmp_path), [40])
+
+
+@pytest.mark.parametrize("accuracy", [True, False])
+def test_training_figure(tmp_path: Path, accuracy: bool) -> None:
+    figure = draw_training(made_up(tmp_path, accuracy=accuracy))
+    figure.canvas.draw()
+    panels = figure.axes
+    assert len(panels) == (3 if accuracy else 2)
+    assert [line.get_label() for line in panels[0].get_lines()] == ["train", "test"]
+    assert panels[-1].get_lines()[0].get_ydata().tolist() == [3, 3, 3, 0]
+
+
+def test_titles_name_what_is_not_the_default(tmp_path: Path) -> None:
+    assert run_title(made_up(tmp_path)) == "cifar10_3c3d, SGD, N = 128"
+    other = {"curvature": "mc", "mc_samples": 2, "data": "mnist5k", "optimizer": "adam"}
+    assert (
+        run_title(made_up(tmp_path, settings=other))
+        == "cifar10_3c3d on mnist5k, Adam, N = 128, GGN mc (M = 2), full"
+    )

@@ -1,0 +1,56 @@
+"""Noise during training: slope, curvature and their signal-to-noise along GGN eigenvectors (B.2).
+
+Names are loaded on first use, so that a command's options do not import torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from vivit_bench.noise.checkpoints import log_spaced, parse_positions, resolve_positions
+from vivit_bench.noise.settings import OptimizerName, Settings
+
+if TYPE_CHECKING:
+    from vivit_bench.noise.choices import Choices
+    from vivit_bench.noise.listener import Listener
+    from vivit_bench.noise.measurement import Measurement, measure
+    from vivit_bench.noise.monitor import NoiseMonitor
+    from vivit_bench.noise.records import NoiseRun, load_run
+    from vivit_bench.noise.runner import monitoring_cost, run_noise
+    from vivit_bench.noise.statistics import direction_table
+
+_LAZY = {
+    "Choices": "choices",
+    "Listener": "listener",
+    "Measurement": "measurement",
+    "NoiseMonitor": "monitor",
+    "NoiseRun": "records",
+    "direction_table": "statistics",
+    "load_run": "records",
+    "measure": "measurement",
+    "monitoring_cost": "runner",
+    "run_noise": "runner",
+}
+
+__all__ = [
+    "Choices",
+    "Listener",
+    "Measurement",
+    "NoiseMonitor",
+    "NoiseRun",
+    "OptimizerName",
+    "Settings",
+    "direction_table",
+    "load_run",
+    "log_spaced",
+    "measure",
+    "monitoring_cost",
+    "parse_positions",
+    "resolve_positions",
+    "run_noise",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)

@@ -1,0 +1,121 @@
+"""What a user asks of a monitored training, checked and completed by the problem's defaults."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vivit_bench.arguments import DEFAULT_CUTOFF, check_cutoff, check_mc_samples
+from vivit_bench.curvature.options import Curvature, Samples
+from vivit_bench.errors import UsageError
+from vivit_bench.hardware import parse_device
+from vivit_bench.noise.checkpoints import Position, log_spaced, resolve_positions
+from vivit_bench.noise.data import RunData
+from vivit_bench.noise.settings import DEFAULT_CHECKPOINTS, OptimizerName, Settings
+from vivit_bench.noise.table_s2 import Hyperparameters
+from vivit_bench.problems import DataSource, Problem
+from vivit_bench.problems.sources import check_source
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the user asks for; None stands for a default that depends on the problem."""
+
+    problem: str
+    optimizer: OptimizerName
+    epochs: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    momentum: float | None = None
+    seed: int = 0
+    data: DataSource | None = None
+    data_dir: Path | None = None
+    checkpoints: int | None = None
+    at: Sequence[Position] | None = None
+    monitor_batch_size: int | None = None
+    curvature: Curvature = Curvature.EXACT
+    samples: Samples = Samples.FULL
+    mc_samples: int = 1
+    cutoff: float = DEFAULT_CUTOFF
+    per_sample: bool = False
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        kinds = {"optimizer": OptimizerName, "curvature": Curvature, "samples": Samples}
+        if self.data is not None:
+            kinds["data"] = DataSource
+        for name, kind in kinds.items():  # plain strings are equal to, but are not, members
+            object.__setattr__(self, name, kind(getattr(self, name)))
+
+
+def check_choices(choices: Choices) -> torch.device:
+    """Refuse values that need no data to be refused, and find the device.
+
+    Raises:
+        UsageError: With the value and what to give instead.
+    """
+    check_cutoff(choices.cutoff)
+    check_mc_samples(choices.curvature, choices.mc_samples)
+    for name in ("epochs", "batch_size", "monitor_batch_size"):
+        value = getattr(choices, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name.replace('_', '-')} {value}: must be at least 1")
+    if choices.checkpoints is not None and choices.at is not None:
+        raise UsageError("--checkpoints and --at exclude each other: give one")
+    if choices.data is not None:
+        check_source(choices.problem, choices.data)
+    return torch.device(parse_device(choices.device))
+
+
+def resolve(
+    choices: Choices,
+    chosen: Hyperparameters,
+    problem: Problem,
+    data: RunData,
+    source: DataSource,
+) -> Settings:
+    """Fill in the defaults that depend on the problem and its data.
+
+    Raises:
+        UsageError: A batch, checkpoint or number of epochs that does not fit.
+    """
+    epochs = choices.epochs or problem.default_epochs
+    if epochs is None:
+        raise UsageError(
+            f"{problem.name} has no default number of epochs: give one, for example --epochs 10"
+        )
+    batch_size = choices.batch_size or problem.default_batch_size
+    if choices.batch_size is None and source is DataSource.OWN:
+        batch_size = min(batch_size, len(data.train))
+    monitor_batch_size = choices.monitor_batch_size or problem.spectrum_batch_size
+    if choices.monitor_batch_size is None and source is DataSource.OWN:
+        monitor_batch_size = min(monitor_batch_size, len(data.held_out))
+    data.monitor_batch(monitor_batch_size)
+    steps_per_epoch = data.steps_per_epoch(batch_size)
+    total = steps_per_epoch * epochs
+    if choices.at is not None:
+        checkpoints = resolve_positions(choices.at, steps_per_epoch, total)
+    elif choices.checkpoints is not None:
+        checkpoints = log_spaced(total, choices.checkpoints)
+    else:
+        checkpoints = log_spaced(total, min(DEFAULT_CHECKPOINTS, total + 1))
+    return Settings(
+        problem=choices.problem,
+        optimizer=choices.optimizer,
+        lr=chosen.lr,
+        momentum=chosen.momentum,
+        betas=chosen.betas,
+        epochs=epochs,
+        batch_size=batch_size,
+        seed=choices.seed,
+        data=str(source),
+        checkpoints=checkpoints,
+        monitor_batch_size=monitor_batch_size,
+        curvature=choices.curvature,
+        samples=choices.samples,
+        mc_samples=choices.mc_samples,
+        cutoff=choices.cutoff,
+        per_sample=choices.per_sample,
+        device=choices.device,
+    )

@@ -1,0 +1,123 @@
+"""Training, held-out and test samples of a run, and the order they come in."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vivit_bench.errors import UsageError
+from vivit_bench.noise.settings import HELD_OUT_SHARE
+from vivit_bench.problems import DataSource, Problem, load_dataset
+from vivit_bench.problems.seeding import generator
+
+_SPLIT, _ORDER, _TRAINING = range(3)
+
+
+@dataclass(frozen=True)
+class RunData:
+    """All samples of a run, on the CPU.
+
+    A seeded tenth of the training split is held out; monitor batches are its first samples.
+    The test samples are the test split, or for a user's problem another tenth.
+    """
+
+    inputs: Tensor
+    """[n, ...], the training split."""
+    targets: Tensor
+    train: Tensor
+    """Indices of the samples trained on, shuffled."""
+    held_out: Tensor
+    """Indices of the samples held out, shuffled."""
+    test: tuple[Tensor, Tensor]
+
+    def monitor_batch(self, size: int) -> tuple[Tensor, Tensor]:
+        """The first ``size`` held-out samples.
+
+        Raises:
+            UsageError: There are fewer.
+        """
+        if size > len(self.held_out):
+            raise UsageError(
+                f"--monitor-batch-size {size} is more than the {len(self.held_out)} held-out "
+                f"samples (1/{HELD_OUT_SHARE} of the training split): "
+                f"give at most {len(self.held_out)}"
+            )
+        chosen = self.held_out[:size]
+        return self.inputs[chosen], self.targets[chosen]
+
+    def train_subset(self) -> tuple[Tensor, Tensor]:
+        """As many training samples as there are test samples, always the same ones."""
+        chosen = self.train[: len(self.test[0])]
+        return self.inputs[chosen], self.targets[chosen]
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Full mini-batches in an epoch.
+
+        Raises:
+            UsageError: There is none.
+        """
+        if batch_size > len(self.train):
+            raise UsageError(
+                f"--batch-size {batch_size} is more than the {len(self.train)} training samples: "
+                f"give at most {len(self.train)}"
+            )
+        return len(self.train) // batch_size
+
+    def epoch(self, seed: int, epoch: int, batch_size: int) -> list[Tensor]:
+        """Indices of every mini-batch of an epoch: a function of the arguments alone."""
+        order = torch.randperm(
+            len(self.train), generator=generator(stream_seed(seed, _ORDER, epoch))
+        )
+        batches = self.train[order].split(batch_size)
+        return list(batches[: self.steps_per_epoch(batch_size)])
+
+
+def load_run_data(
+    problem: Problem, source: DataSource, data_dir: Path | None, seed: int
+) -> RunData:
+    """Load and split the samples of a run. Training samples are not augmented.
+
+    Args:
+        problem: Of DeepOBS or the user.
+        source: Real data, or the user's own tensors.
+        data_dir: Data folder.
+        seed: Of the splits.
+
+    Raises:
+        UsageError: The source has no whole data set, or it is too small to split.
+        VivitBenchError: The data set is missing and cannot be downloaded.
+    """
+    inputs, targets = load_dataset(problem, source, data_dir, split="train")
+    part = len(inputs) // HELD_OUT_SHARE
+    if part < 1:
+        raise UsageError(
+            f"{problem.name} has {len(inputs)} samples, too few to hold out a "
+            f"1/{HELD_OUT_SHARE}: at least {HELD_OUT_SHARE} are needed"
+        )
+    order = torch.randperm(len(inputs), generator=generator(stream_seed(seed, _SPLIT)))
+    held_out, train = order[:part], order[part:]
+    if source is DataSource.OWN:
+        chosen, train = train[:part], train[part:]
+        test = (inputs[chosen], targets[chosen])
+    else:
+        test = load_dataset(problem, source, data_dir, split="test")
+    return RunData(inputs, targets, train, held_out, test)
+
+
+def chunks(inputs: Tensor, targets: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Consecutive parts of at most ``size`` samples."""
+    yield from zip(inputs.split(size), targets.split(size), strict=True)
+
+
+def training_seed(seed: int) -> int:
+    """Seed of the global random state during training (dropout)."""
+    return stream_seed(seed, _TRAINING)
+
+
+def stream_seed(seed: int, stream: int, index: int = 0) -> int:
+    """A seed of its own for each use, so that no two share random numbers."""
+    sequence = np.random.SeedSequence([seed % 2**64, stream, index])
+    return int(sequence.generate_state(1, np.uint64)[0] >> 1)

@@ -1,0 +1,133 @@
+"""One look at a model through a monitor batch, which leaves no trace on the training."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from vivit_bench.curvature import Curvature, DirectionalDerivatives, Samples
+from vivit_bench.curvature.directional import directional_derivatives
+from vivit_bench.noise.statistics import direction_table, has_zero_variance
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What the monitor saw."""
+
+    derivatives: DirectionalDerivatives
+    """Per-sample slopes and curvatures; its ``info`` has the loss of the monitor batch."""
+    gradient_norm_squared: float
+    """``||grad L||^2`` on the whole monitor batch."""
+    directions: pd.DataFrame
+    """See `direction_table`."""
+    seconds: float
+    """Wall-clock time of the call."""
+
+    def summary(self) -> dict[str, Any]:
+        """The directions together.
+
+        Returns:
+            ``loss`` of the monitor batch, ``num_directions`` K, ``num_columns`` of V (the most K
+            can be), ``gradient_norm_squared``, ``alignment_sum`` (share of it that lies in the
+            span of the directions), and for how many directions all samples have the same
+            gamma or lambda (``zero_variance_gamma``, ``zero_variance_lambda``), so that their SNR
+            is infinite or undefined.
+        """
+        found = self.derivatives
+        return {
+            "loss": found.info.loss,
+            "num_directions": len(found.eigenvalues),
+            "num_columns": found.info.num_columns,
+            "gradient_norm_squared": self.gradient_norm_squared,
+            "alignment_sum": float(self.directions["alignment"].sum(skipna=False)),
+            "zero_variance_gamma": int(has_zero_variance(found.gammas).sum()),
+            "zero_variance_lambda": int(has_zero_variance(found.lambdas).sum()),
+        }
+
+
+def measure(
+    model: nn.Module,
+    loss: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    curvature: Curvature = Curvature.EXACT,
+    samples: Samples = Samples.FULL,
+    mc_samples: int = 1,
+    cutoff: float = 1e-4,
+    seed: int = 0,
+) -> Measurement:
+    """Slopes, curvatures, alignment and signal-to-noise ratios on one mini-batch (B.2).
+
+    The model is in evaluation mode meanwhile; its modes, its ``.grad`` and the global random
+    state are as before afterwards.
+
+    Args:
+        model: In any mode.
+        loss: ``CrossEntropyLoss`` or ``MSELoss``, mean reduction.
+        inputs: [N, ...], on the model's device and in its precision.
+        targets: [N] labels, or [N, ...] like the outputs.
+        curvature: Exact or Monte-Carlo GGN.
+        samples: Whether the whole batch or its first N // 8 samples carry the curvature;
+            gammas and the gradient are always those of the whole batch.
+        mc_samples: Label draws per sample for Monte-Carlo curvature.
+        cutoff: Directions have eigenvalues above it.
+        seed: Of the label draws.
+
+    Raises:
+        UsageError: The engine cannot compute the request.
+    """
+    start = time.perf_counter()
+    with _undisturbed(model, inputs):
+        derivatives = directional_derivatives(
+            model,
+            loss,
+            inputs,
+            targets,
+            cutoff=cutoff,
+            curvature=curvature,
+            samples=samples,
+            mc_samples=mc_samples,
+            seed=seed,
+        )
+        squared = _gradient_norm_squared(model, loss, inputs, targets)
+    table = direction_table(derivatives, squared)
+    return Measurement(derivatives, squared, table, time.perf_counter() - start)
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and every module's own mode back at the end.
+
+    The flags are set one by one: ``model.train()`` would lose a module that the user keeps in
+    evaluation mode, and may be overridden.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    for module, _ in modes:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def _undisturbed(model: nn.Module, inputs: Tensor) -> Iterator[None]:
+    devices = [inputs.device] if inputs.device.type == "cuda" else []
+    with evaluation_mode(model), torch.random.fork_rng(devices=devices):
+        yield
+
+
+def _gradient_norm_squared(
+    model: nn.Module, loss: nn.Module, inputs: Tensor, targets: Tensor
+) -> float:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    with torch.enable_grad():
+        grads = torch.autograd.grad(loss(model(inputs), targets), parameters, allow_unused=True)
+    return sum(float(grad.double().square().sum()) for grad in grads if grad is not None)

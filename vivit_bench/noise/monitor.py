@@ -1,0 +1,82 @@
+"""The monitor for a training loop of one's own: one call per step."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import pandas as pd
+from torch import Tensor, nn
+
+from vivit_bench.errors import UsageError
+from vivit_bench.noise.measurement import Measurement, measure
+
+
+class NoiseMonitor:
+    """Watches a model on a fixed mini-batch while somebody else trains it.
+
+        >>> monitor = NoiseMonitor(model, loss, inputs, targets, at=[0, 10, 100])
+        >>> for x, y in batches:
+        ...     train_step(x, y)
+        ...     monitor.step()
+        >>> monitor.table()
+
+    Monitoring does not change the training: see `measure`.
+
+    Args:
+        model: As it is trained, in any mode; the same object throughout.
+        loss: ``CrossEntropyLoss`` or ``MSELoss``, mean reduction.
+        inputs: [N, ...] of the monitor batch, best held out from training.
+        targets: Theirs.
+        at: Numbers of optimizer steps after which to look; 0 is now. None: after every step,
+            and now.
+        **options: ``curvature``, ``samples``, ``mc_samples``, ``cutoff``, ``seed`` of `measure`.
+
+    Raises:
+        UsageError: A negative step, or what the engine cannot compute.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: nn.Module,
+        inputs: Tensor,
+        targets: Tensor,
+        at: Iterable[int] | None = None,
+        **options: Any,
+    ) -> None:
+        self._request = (model, loss, inputs, targets)
+        self._options = options
+        self._at = None if at is None else frozenset(at)
+        if self._at and min(self._at) < 0:
+            raise UsageError(f"at has step {min(self._at)}: steps are counted from 0, the start")
+        self.steps = 0
+        """Optimizer steps so far."""
+        self.measurements: dict[int, Measurement] = {}
+        """Step -> what was seen, with all per-sample values."""
+        self._look()
+
+    def step(self) -> Measurement | None:
+        """Count an optimizer step; call it after each. Returns what was seen, if it looked."""
+        self.steps += 1
+        return self._look()
+
+    def table(self) -> pd.DataFrame:
+        """All directions of all looks: ``step`` and the columns of `direction_table`."""
+        parts = [self.measurements[step].directions for step in self.measurements]
+        if not parts:
+            return pd.DataFrame()
+        return (
+            pd.concat(parts, keys=self.measurements, names=["step"])
+            .reset_index("step")
+            .reset_index(drop=True)
+        )
+
+    def summary(self) -> pd.DataFrame:
+        """One row per look: ``step`` and the values of `Measurement.summary`."""
+        rows = [{"step": step, **seen.summary()} for step, seen in self.measurements.items()]
+        return pd.DataFrame(rows)
+
+    def _look(self) -> Measurement | None:
+        if self._at is not None and self.steps not in self._at:
+            return None
+        seen = self.measurements[self.steps] = measure(*self._request, **self._options)
+        return seen

@@ -1,0 +1,212 @@
+"""The training loop: steps, and records at checkpoints and ends of epochs."""
+
+import math
+import time
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from vivit_bench.noise.data import RunData, chunks
+from vivit_bench.noise.listener import Listener
+from vivit_bench.noise.measurement import Measurement, evaluation_mode, measure
+from vivit_bench.noise.records import STATE, Store
+from vivit_bench.noise.settings import OptimizerName, Settings
+from vivit_bench.noise.state import load_state, save_state
+from vivit_bench.problems import Problem
+
+_EVALUATION_BATCH = 500
+
+
+class Diverged(Exception):  # noqa: N818
+    """The loss is no longer finite."""
+
+    def __init__(self, step: int, loss: float) -> None:
+        super().__init__(step, loss)
+        self.step, self.loss = step, loss
+
+
+@dataclass
+class Timing:
+    """Wall-clock seconds, over all sittings of an interrupted run (work redone counts once)."""
+
+    train: dict[str, float] = field(default_factory=dict)
+    """Epoch from 0 -> its training steps."""
+    evaluate: float = 0.0
+    monitor: dict[str, float] = field(default_factory=dict)
+    """Step -> one monitoring call."""
+
+
+class Training:
+    """A training run under a monitor.
+
+    Args:
+        problem: Its model is trained in place.
+        data: Samples.
+        settings: What to do.
+        store: Where records go; its tables are empty or rewound by `resume`.
+        listener: Told what happens.
+        device: Of model and mini-batches.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        data: RunData,
+        settings: Settings,
+        store: Store,
+        listener: Listener,
+        device: torch.device,
+    ) -> None:
+        self.settings, self.data, self.store, self.listener = settings, data, store, listener
+        self.device = device
+        self.is_classification = problem.is_classification
+        self.model, self.loss = problem.model.to(device), problem.loss.to(device)
+        self.optimizer = make_optimizer(self.model, settings)
+        self.steps_per_epoch = data.steps_per_epoch(settings.batch_size)
+        self.total = self.steps_per_epoch * settings.epochs
+        self.monitor_batch = self._move(*data.monitor_batch(settings.monitor_batch_size))
+        self.step, self._resumed = 0, False
+        self.timing = Timing()
+
+    def resume(self) -> bool:
+        """Go on from a saved state, if there is one, else from the start.
+
+        Returns:
+            Whether there was one.
+        """
+        progress = load_state(self.store.folder / STATE, self.model, self.optimizer)
+        self.store.rewind(progress["lengths"] if progress else {})
+        if progress is None:
+            return False
+        self.step, self.timing = progress["step"], Timing(**progress["timing"])
+        self._resumed = True
+        return True
+
+    def run(self) -> None:
+        """Train to the end.
+
+        Raises:
+            Diverged: The loss is not finite; records up to then are kept.
+        """
+        self.model.train()
+        self.listener.started(self.step, self.total, self.steps_per_epoch)
+        if not self._resumed:
+            self._record()
+        while self.step < self.total:
+            epoch, done = divmod(self.step, self.steps_per_epoch)
+            batches = self.data.epoch(self.settings.seed, epoch, self.settings.batch_size)
+            for batch in batches[done:]:
+                start = time.perf_counter()
+                loss = self._train_step(batch)
+                self._count(epoch, time.perf_counter() - start)
+                self.step += 1
+                self.listener.stepped(self.step, loss)
+                if self.step in self.settings.checkpoints or self.step % self.steps_per_epoch == 0:
+                    self._record()
+
+    def _count(self, epoch: int, seconds: float) -> None:
+        times = self.timing.train
+        times[str(epoch)] = times.get(str(epoch), 0.0) + seconds
+
+    def _train_step(self, batch: Tensor) -> float:
+        inputs, targets = self._move(self.data.inputs[batch], self.data.targets[batch])
+        self.optimizer.zero_grad()
+        loss = self.loss(self.model(inputs), targets)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise Diverged(self.step, value)
+        loss.backward()
+        self.optimizer.step()
+        return value
+
+    def _record(self) -> None:
+        """Write this step's records, then the state that counts on them."""
+        place = {"step": self.step, "epoch": self.step / self.steps_per_epoch}
+        start = time.perf_counter()
+        row = {**place, **self._evaluate()}
+        self.timing.evaluate += time.perf_counter() - start
+        if self.step in self.settings.checkpoints:
+            seen = self._measure()
+            summary = {**place, **seen.summary()}
+            self.timing.monitor[str(self.step)] = seen.seconds
+            self.store.add_measurement(summary, seen, self.settings.per_sample)
+            self.listener.measured(summary, seen.seconds)
+        self.store.add_curves(row)
+        self.listener.evaluated(row)
+        progress = {
+            "step": self.step,
+            "lengths": self.store.lengths(),
+            "timing": asdict(self.timing),
+        }
+        save_state(self.store.folder / STATE, self.model, self.optimizer, progress)
+
+    def _measure(self) -> Measurement:
+        """Look through the monitor batch, unless the engine would refuse what overflowed."""
+        with evaluation_mode(self.model), torch.no_grad():
+            loss = float(self.loss(self.model(self.monitor_batch[0]), self.monitor_batch[1]))
+        if not math.isfinite(loss):
+            raise Diverged(self.step, loss)
+        return measure(
+            self.model,
+            self.loss,
+            *self.monitor_batch,
+            curvature=self.settings.curvature,
+            samples=self.settings.samples,
+            mc_samples=self.settings.mc_samples,
+            cutoff=self.settings.cutoff,
+            seed=self.settings.seed,
+        )
+
+    def _evaluate(self) -> dict[str, float]:
+        """Loss and accuracy in evaluation mode, on a fixed part of the training set and the test.
+
+        Raises:
+            Diverged: The training loss is not finite.
+        """
+        row = {}
+        for name, part in (("train", self.data.train_subset()), ("test", self.data.test)):
+            loss, accuracy = evaluate(self.model, self.loss, *part, self.device)
+            row[f"{name}_loss"] = loss
+            row[f"{name}_accuracy"] = accuracy if self.is_classification else math.nan
+        if not math.isfinite(row["train_loss"]):
+            raise Diverged(self.step, row["train_loss"])
+        return row
+
+    def _move(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        return inputs.to(self.device), targets.to(self.device)
+
+
+def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+    """The optimizer over the trainable parameters, without l2 regularisation."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if settings.optimizer is OptimizerName.SGD:
+        return torch.optim.SGD(parameters, lr=settings.lr, momentum=settings.momentum or 0.0)
+    assert settings.betas is not None
+    return torch.optim.Adam(parameters, lr=settings.lr, betas=settings.betas)
+
+
+def evaluate(
+    model: nn.Module, loss: nn.Module, inputs: Tensor, targets: Tensor, device: torch.device
+) -> tuple[float, float]:
+    """Mean loss, and share of samples whose largest output is the target's, in evaluation mode.
+
+    Args:
+        model: Its modes are put back.
+        loss: With mean reduction.
+        inputs: [n, ...] on the CPU.
+        targets: [n, ...].
+        device: Of the model.
+
+    Returns:
+        Both over all samples; the accuracy means something for class indices only.
+    """
+    total, hits = 0.0, 0
+    with evaluation_mode(model), torch.no_grad():
+        for x, y in chunks(inputs, targets, _EVALUATION_BATCH):
+            y = y.to(device)
+            outputs = model(x.to(device))
+            total += float(loss(outputs, y)) * len(x)
+            if y.dim() == 1:
+                hits += int((outputs.argmax(1) == y).sum())
+    return total / len(inputs), hits / len(inputs)
