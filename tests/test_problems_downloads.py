@@ -84,10 +84,17 @@ def test_without_network_one_line_says_what_is_missing_where(tmp_path, key):
     assert message.startswith(f"{DATASETS[key].title} is not in {folder} (no ")
     assert "no network in tests" in message
     assert "--data-dir or VIVIT_BENCH_DATA" in message
-    assert "--data synthetic" in message
+    assert message.endswith("or a problem of another data set") == ("mnist" in key)
     assert ("--data mnist5k" in message) == ("mnist" in key)
+    assert "synthetic" not in message  # has no splits
     assert "\n" not in message
     assert files_below(folder) == []
+
+
+def test_a_mini_batch_may_also_be_synthetic(tmp_path):
+    problem = load_problem("mnist_logreg")
+    with pytest.raises(VivitBenchError, match="or use --data mnist5k or --data synthetic$"):
+        load_batch(problem, 4, DataSource.DEEPOBS, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -94,8 +94,11 @@ def measure(
             samples=samples,
             mc_samples=mc_samples,
             seed=seed,
+            with_gradient=True,
         )
-        squared = _gradient_norm_squared(model, loss, inputs, targets)
+    assert derivatives.gradient is not None
+    squared = sum(float(g.double().square().sum()) for g in derivatives.gradient)
+    derivatives = replace(derivatives, gradient=None)  # as large as the model
     table = direction_table(derivatives, squared)
     return Measurement(derivatives, squared, table, time.perf_counter() - start)
 
@@ -122,12 +125,3 @@ def _undisturbed(model: nn.Module, inputs: Tensor) -> Iterator[None]:
     devices = [inputs.device] if inputs.device.type == "cuda" else []
     with evaluation_mode(model), torch.random.fork_rng(devices=devices):
         yield
-
-
-def _gradient_norm_squared(
-    model: nn.Module, loss: nn.Module, inputs: Tensor, targets: Tensor
-) -> float:
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    with torch.enable_grad():
-        grads = torch.autograd.grad(loss(model(inputs), targets), parameters, allow_unused=True)
-    return sum(float(grad.double().square().sum()) for grad in grads if grad is not None)
