@@ -11,6 +11,9 @@ from enum import StrEnum
 from vivit_bench.critical_batch.outcomes import Outcome, Trial
 from vivit_bench.errors import VivitBenchError
 
+_STOPPED_ABOVE = 1.1
+"""Trials are stopped when they exceed the limit by this factor; their peaks say nothing."""
+
 
 class StoppedBy(StrEnum):
     """Why a search ended."""
@@ -41,7 +44,7 @@ def next_batch_size(
     """The batch size to run next: doubled while all fit, then bisected.
 
     With a memory limit, bisection is guided: the next N is where the peaks measured so far
-    say the limit is. Every fourth trial of the bisection halves the bracket all the same.
+    say the limit is. Every sixth trial of the bisection halves the bracket all the same.
 
     Args:
         bracket: What is known so far.
@@ -62,35 +65,50 @@ def next_batch_size(
     doubling = next(i for i, t in enumerate(trials) if t.outcome is Outcome.OUT_OF_MEMORY)
     bisected = len(trials) - doubling - 1
     predicted = None if limit_bytes is None else _predict(trials, limit_bytes)
-    if predicted is None or bisected % 4 == 3:
+    if predicted is None or bisected % 6 == 5:
         return middle
-    # Just below an N that was predicted to fit and did not, the prediction is no help.
-    failed = bisected and trials[-1].outcome is Outcome.OUT_OF_MEMORY
-    margin = 1 + too_large // 100 if failed else 1
-    return min(max(predicted, fits + 1), max(too_large - margin, fits + 1))
+    return min(max(predicted, fits + 1), too_large - 1)
 
 
 def _predict(trials: Sequence[Trial], limit_bytes: int) -> int | None:
     """Largest N whose peak is within the limit, if peaks follow a quadratic in N.
 
+    The quadratic passes through three that fitted, the largest and two well apart from it or,
+    where the smallest that did not fit was run to its end all the same, through that one
+    and the first two.
+
     Args:
-        trials: The quadratic passes through the three largest that fitted.
+        trials: All so far.
         limit_bytes: The limit.
 
     Returns:
         N, or None if the peaks are no rising curve.
     """
+    points: list[tuple[int, int]] = []
     peaks = {t.n: t.peak_bytes for t in trials if t.outcome is Outcome.FITS and t.peak_bytes}
-    if len(peaks) < 3:
+    for n, peak in sorted(peaks.items(), reverse=True):
+        # Between neighbours the peaks differ less than they vary.
+        if len(points) < 3 and (not points or n <= 0.9 * points[0][0]):
+            points.insert(0, (n, peak))
+    failed = sorted(t.n for t in trials if t.outcome is Outcome.OUT_OF_MEMORY)
+    above = next(t.peak_bytes for t in trials if t.n == failed[0])
+    whole = above is not None and limit_bytes < above < _STOPPED_ABOVE * limit_bytes
+    if above is not None and whole and points and failed[0] > 1.02 * points[-1][0]:
+        points = [*points[-2:], (failed[0], above)]
+    if len(points) < 3:
         return None
-    (x0, y0), (x1, y1), (x2, y2) = sorted(peaks.items())[-3:]
+    (x0, y0), (x1, y1), (x2, y2) = points
     slope01, slope12 = (y1 - y0) / (x1 - x0), (y2 - y1) / (x2 - x1)
     bend = max((slope12 - slope01) / (x2 - x0), 0.0)
-    # peak(N) = y2 + slope (N - x2) + bend (N - x2)^2
-    slope, rest = slope12 + bend * (x2 - x1), limit_bytes - y2
+    # peak(N) = y1 + slope (N - x1) + bend (N - x1)^2
+    slope, rest = slope12 - bend * (x2 - x1), limit_bytes - y1
     if slope <= 0 or rest < 0:
         return None
-    return int(x2 + 2 * rest / (slope + (slope**2 + 4 * bend * rest) ** 0.5))
+    predicted = int(x1 + 2 * rest / (slope + (slope**2 + 4 * bend * rest) ** 0.5))
+    if not whole and predicted >= failed[0]:
+        # Refuted, and by how much is not known: go down by 4 %, then by 16 %.
+        predicted = failed[0] - failed[0] * min(4 ** (len(failed) - 1), 50) // 100
+    return predicted
 
 
 @dataclass(frozen=True)

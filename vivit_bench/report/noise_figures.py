@@ -77,6 +77,8 @@ def draw_directions(run: NoiseRun, steps: Sequence[int]) -> Figure:
         panels[0, 0].set_xscale("log")
         panels[0, 0].set_xlim(*_limits(lambdas.to_numpy(), run.settings["cutoff"]))
         panels[0, 0].xaxis.set_major_locator(LogLocator(numticks=5))
+        for panel in panels.flat:
+            panel.minorticks_off()
         figure.supxlabel(r"curvature $\lambda_k$", fontsize=8)
         figure.suptitle(run_title(run), fontsize=8)
     return figure
