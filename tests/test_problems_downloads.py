@@ -93,7 +93,7 @@ def test_without_network_one_line_says_what_is_missing_where(tmp_path, key):
 
 def test_a_mini_batch_may_also_be_synthetic(tmp_path):
     problem = load_problem("mnist_logreg")
-    with pytest.raises(VivitBenchError, match="or use --data mnist5k or --data synthetic$"):
+    with pytest.raises(VivitBenchError, match=r"or use --data mnist5k or --data synthetic$"):
         load_batch(problem, 4, DataSource.DEEPOBS, tmp_path)
 
 
