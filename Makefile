@@ -39,7 +39,7 @@ figure-3: $(STAMP)
 # Figures 2 and S.6 to S.10: noise along the GGN's eigenvectors while DeepOBS problems are trained
 # with the paper's hyperparameters, on the real data sets (many hours on a CPU; interrupted, the
 # same target goes on).
-noise = $(RUN) noise run $(1) --optimizer $(2) && $(RUN) noise plot $(1)_$(2) && $(RUN) noise table $(1)_$(2)
+noise = $(RUN) noise run $(1) --optimizer $(2) $(3) && $(RUN) noise plot $(1)_$(2) && $(RUN) noise table $(1)_$(2)
 
 figure-2: $(STAMP)
 	$(call noise,cifar10_3c3d,sgd)
@@ -61,12 +61,8 @@ figure-s10: $(STAMP)
 
 # The network of Figures S.7 and S.8 on 5,000 real digits: complete in minutes, without a download.
 noise-demo: $(STAMP)
-	$(RUN) noise run mnist_2c2d --optimizer sgd --data mnist5k --epochs 60
-	$(RUN) noise plot mnist_2c2d_sgd
-	$(RUN) noise table mnist_2c2d_sgd
-	$(RUN) noise run mnist_2c2d --optimizer adam --data mnist5k --epochs 60
-	$(RUN) noise plot mnist_2c2d_adam
-	$(RUN) noise table mnist_2c2d_adam
+	$(call noise,mnist_2c2d,sgd,--data mnist5k --epochs 60)
+	$(call noise,mnist_2c2d,adam,--data mnist5k --epochs 60)
 
 # Figures S.4a and S.5a: spectra under the approximations, on the real data sets.
 figure-s4a: $(STAMP)

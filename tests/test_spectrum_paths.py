@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 from spectrum_cases import SETTINGS, make_record
 
+from vivit_bench.arguments import problem_slug
 from vivit_bench.curvature.options import Blocks, Curvature, Samples
 from vivit_bench.errors import UsageError
-from vivit_bench.spectrum.paths import default_path, find_stored, problem_slug, stored_variants
+from vivit_bench.spectrum.paths import default_path, find_stored, stored_variants
 
 
 def store(results_dir: Path, **settings: object) -> Path:

@@ -5,7 +5,14 @@ from typing import Annotated
 
 import typer
 
-from vivit_bench.cli.options import DataDirOption, ProblemArgument, SeedOption
+from vivit_bench.cli.options import (
+    CurvatureOption,
+    DataDirOption,
+    McSamplesOption,
+    ProblemArgument,
+    SamplesOption,
+    SeedOption,
+)
 from vivit_bench.curvature.options import Curvature, Samples
 from vivit_bench.peers import Quantity, engine_names
 from vivit_bench.problems.sources import DataSource
@@ -15,9 +22,9 @@ def compare_engines(
     problem: ProblemArgument,
     quantity: Annotated[Quantity, typer.Option(help="What to compute.")] = Quantity.EIGENVALUES,
     batch_size: Annotated[int, typer.Option(min=1, help="Mini-batch size N.")] = 128,
-    curvature: Annotated[Curvature, typer.Option(help="Loss Hessian.")] = Curvature.EXACT,
-    samples: Annotated[Samples, typer.Option(help="Curvature samples.")] = Samples.FULL,
-    mc_samples: Annotated[int, typer.Option(min=1, help="Label draws per sample for mc.")] = 1,
+    curvature: CurvatureOption = Curvature.EXACT,
+    samples: SamplesOption = Samples.FULL,
+    mc_samples: McSamplesOption = 1,
     engine: Annotated[
         list[str],
         typer.Option(help=f"Engine, repeatable; the first is the base. {engine_names()}"),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vivit_bench.arguments import DEFAULT_RESULTS_DIR, problem_slug
 from vivit_bench.cli.options import (
     CheckpointOption,
     DataDirOption,
@@ -138,7 +139,7 @@ def search(
     threads: ThreadsOption = None,
     trial_timeout: TimeoutOption = 1_800.0,
     checkpoint: CheckpointOption = None,
-    results_dir: ResultsDirOption = Path("results"),
+    results_dir: ResultsDirOption = DEFAULT_RESULTS_DIR,
     fresh: FreshOption = False,
 ) -> None:
     """Search the largest batch size whose work fits the memory limit.
@@ -198,7 +199,7 @@ def sweep(
     seed: SeedOption = 0,
     threads: ThreadsOption = None,
     trial_timeout: TimeoutOption = 1_800.0,
-    results_dir: ResultsDirOption = Path("results"),
+    results_dir: ResultsDirOption = DEFAULT_RESULTS_DIR,
     fresh: FreshOption = False,
 ) -> None:
     """Search all cells of the paper's Table S.1, or some; finished ones are skipped.
@@ -264,7 +265,7 @@ def table(
     paper: Annotated[bool, typer.Option("--paper", help="Put the paper's numbers beside.")] = False,
     format: Annotated[TableFormat, typer.Option(help="What is printed.")] = TableFormat.TERMINAL,
     mix: MixOption = False,
-    results_dir: ResultsDirOption = Path("results"),
+    results_dir: ResultsDirOption = DEFAULT_RESULTS_DIR,
 ) -> None:
     """Print stored critical batch sizes as in Table S.1, and write CSV, Markdown and LaTeX.
 
@@ -309,7 +310,7 @@ def plot(
     memory_limit: StoredLimitOption = None,
     mc_samples: McSamplesOption = 1,
     mix: MixOption = False,
-    results_dir: ResultsDirOption = Path("results"),
+    results_dir: ResultsDirOption = DEFAULT_RESULTS_DIR,
 ) -> None:
     """Draw stored critical batch sizes as bars (Figures 1b, S.4b, S.5b), PNG and PDF.
 
@@ -318,7 +319,6 @@ def plot(
     from vivit_bench.critical_batch.searches import searches_path
     from vivit_bench.report.critical_batch_figures import plot_critical_batch_sizes
     from vivit_bench.report.critical_batch_tables import in_paper_order
-    from vivit_bench.spectrum.paths import problem_slug
 
     engines = engine or ["vivit-bench"]
     rows = _select(results_dir, engines, problem, memory_limit, mc_samples, mix).rows

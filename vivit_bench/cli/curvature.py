@@ -10,6 +10,7 @@ from vivit_bench.cli.options import (
     BatchSizeOption,
     BlocksOption,
     CheckpointOption,
+    CurvatureOption,
     CutoffOption,
     DataDirOption,
     DataOption,
@@ -17,6 +18,7 @@ from vivit_bench.cli.options import (
     DtypeOption,
     McSamplesOption,
     ProblemArgument,
+    SamplesOption,
     SeedOption,
 )
 from vivit_bench.curvature.options import Blocks, Curvature, Samples
@@ -31,11 +33,6 @@ app = typer.Typer(
     help="Quantities of one mini-batch's GGN: Newton steps, directions, eigenvectors.",
 )
 
-CurvatureOption = Annotated[Curvature, typer.Option(help="Loss Hessian: exact or Monte-Carlo.")]
-SamplesOption = Annotated[
-    Samples, typer.Option(help="Curvature of the whole mini-batch or of its first N // 8.")
-]
-
 
 def _request(problem: str, **loading: Any) -> tuple[Any, ...]:
     """(model, loss, inputs, targets) of a problem, as the engine takes them."""
@@ -47,13 +44,13 @@ def _request(problem: str, **loading: Any) -> tuple[Any, ...]:
 
 def _write_table(table: "pd.DataFrame", output: Path | None) -> None:
     """To a CSV file, or to stdout."""
-    from vivit_bench.report.spectrum_comparison import write_text
+    from vivit_bench.report.files import write_report
 
     text = table.to_csv(index=False)
     if output is None:
         typer.echo(text, nl=False)
     else:
-        write_text(output, text)
+        write_report(output, text)
         typer.echo(f"wrote {output}", err=True)
 
 

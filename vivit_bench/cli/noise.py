@@ -5,20 +5,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vivit_bench.arguments import DEFAULT_CUTOFF
+from vivit_bench.arguments import DEFAULT_CUTOFF, DEFAULT_RESULTS_DIR, problem_slug
 from vivit_bench.cli.options import (
+    CurvatureOption,
     CutoffOption,
     DataDirOption,
     DeviceOption,
     McSamplesOption,
     ProblemArgument,
+    SamplesOption,
     ThreadsOption,
 )
 from vivit_bench.curvature.options import Curvature, Samples
 from vivit_bench.noise.settings import DEFAULT_CHECKPOINTS, OptimizerName
 from vivit_bench.problems.sources import DataSource
 from vivit_bench.report.table_format import TableFormat
-from vivit_bench.spectrum.paths import DEFAULT_RESULTS_DIR
 
 if TYPE_CHECKING:
     from vivit_bench.noise import NoiseRun
@@ -78,12 +79,8 @@ def run(
             show_default="128, or 64 with 100 classes",
         ),
     ] = None,
-    curvature: Annotated[
-        Curvature, typer.Option(help="Exact loss Hessian or its Monte-Carlo approximation.")
-    ] = Curvature.EXACT,
-    samples: Annotated[
-        Samples, typer.Option(help="Curvature of the whole monitor batch or of its first N // 8.")
-    ] = Samples.FULL,
+    curvature: CurvatureOption = Curvature.EXACT,
+    samples: SamplesOption = Samples.FULL,
     mc_samples: McSamplesOption = 1,
     cutoff: CutoffOption = DEFAULT_CUTOFF,
     per_sample: Annotated[
@@ -110,7 +107,6 @@ def run(
     from vivit_bench.cli.noise_progress import TrainingProgress
     from vivit_bench.hardware import cpu_threads
     from vivit_bench.noise import Choices, parse_positions, run_noise
-    from vivit_bench.spectrum.paths import problem_slug
 
     choices = Choices(
         problem=problem,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from vivit_bench.curvature.options import Blocks
+from vivit_bench.curvature.options import Blocks, Curvature, Samples
 from vivit_bench.problems.sources import DataSource
 from vivit_bench.spectrum.settings import Precision
 
@@ -18,6 +18,12 @@ ProblemArgument = Annotated[
 BatchSizeOption = Annotated[
     int | None,
     typer.Option(min=1, help="Mini-batch size N.", show_default="the problem's, mostly 128"),
+]
+CurvatureOption = Annotated[
+    Curvature, typer.Option(help="Exact loss Hessian or its Monte-Carlo approximation.")
+]
+SamplesOption = Annotated[
+    Samples, typer.Option(help="Curvature of the whole mini-batch or of its first N // 8.")
 ]
 McSamplesOption = Annotated[
     int, typer.Option(min=1, help="Label draws per sample for --curvature mc.")

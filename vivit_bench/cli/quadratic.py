@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from vivit_bench.arguments import DEFAULT_RESULTS_DIR
 from vivit_bench.errors import UsageError
 from vivit_bench.quadratic.options import OptimizerName, RouteName
 from vivit_bench.quadratic.settings import Settings
@@ -58,7 +59,6 @@ ResultsDirOption = Annotated[
     Path,
     typer.Option(help="Folder of all results; these are in its folder 'quadratic'."),
 ]
-DEFAULT_RESULTS_DIR = Path("results")
 
 
 @app.command()

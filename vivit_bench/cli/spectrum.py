@@ -7,11 +7,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from vivit_bench.arguments import DEFAULT_CUTOFF, check_cutoff
+from vivit_bench.arguments import DEFAULT_CUTOFF, DEFAULT_RESULTS_DIR, check_cutoff
 from vivit_bench.cli.options import (
     BatchSizeOption,
     BlocksOption,
     CheckpointOption,
+    CurvatureOption,
     CutoffOption,
     DataDirOption,
     DataOption,
@@ -19,11 +20,11 @@ from vivit_bench.cli.options import (
     DtypeOption,
     McSamplesOption,
     ProblemArgument,
+    SamplesOption,
     SeedOption,
     ThreadsOption,
 )
 from vivit_bench.curvature.options import Blocks, Curvature, Samples
-from vivit_bench.spectrum.paths import DEFAULT_RESULTS_DIR
 from vivit_bench.spectrum.settings import Precision
 
 if TYPE_CHECKING:
@@ -45,12 +46,8 @@ ResultsDirOption = Annotated[
 def compute(
     problem: ProblemArgument,
     batch_size: BatchSizeOption = None,
-    curvature: Annotated[
-        Curvature, typer.Option(help="Exact loss Hessian or its Monte-Carlo approximation.")
-    ] = Curvature.EXACT,
-    samples: Annotated[
-        Samples, typer.Option(help="Curvature of the whole mini-batch or of its first N // 8.")
-    ] = Samples.FULL,
+    curvature: CurvatureOption = Curvature.EXACT,
+    samples: SamplesOption = Samples.FULL,
     mc_samples: McSamplesOption = 1,
     blocks: BlocksOption = Blocks.NONE,
     cutoff: CutoffOption = DEFAULT_CUTOFF,
@@ -248,11 +245,11 @@ def compare(
     Relative errors |b - a| / |a| of the leading eigenvalues, traces, and the Wasserstein-1
     distance of the densities of log10 eigenvalues over all D (in decades).
     """
+    from vivit_bench.report.files import write_report
     from vivit_bench.report.spectrum_comparison import (
         comparison_csv,
         comparison_markdown,
         comparison_table,
-        write_text,
     )
     from vivit_bench.spectrum import compare_spectra, load_spectrum
     from vivit_bench.spectrum.paths import find_stored
@@ -279,9 +276,9 @@ def compare(
         )
     stdout.print(comparison_table(comparison))
     if csv is not None:
-        write_text(csv, comparison_csv(comparison))
+        write_report(csv, comparison_csv(comparison))
     if markdown is not None:
-        write_text(markdown, comparison_markdown(comparison))
+        write_report(markdown, comparison_markdown(comparison))
 
 
 def _stored_variants(

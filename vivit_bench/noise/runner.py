@@ -12,13 +12,13 @@ from vivit_bench.noise.choices import Choices, check_choices, resolve
 from vivit_bench.noise.data import RunData, load_run_data, training_seed
 from vivit_bench.noise.listener import Listener
 from vivit_bench.noise.records import DIVERGED, FINISHED, RUNNING, NoiseRun, Store, open_store
-from vivit_bench.noise.settings import Settings, differences
+from vivit_bench.noise.settings import Settings
 from vivit_bench.noise.table_s2 import hyperparameters
 from vivit_bench.noise.training import Diverged, Timing, Training
 from vivit_bench.problems import Problem, default_source, load_problem
 from vivit_bench.problems.fingerprint import batch_fingerprint, model_fingerprint
 from vivit_bench.problems.seeding import seeded
-from vivit_bench.store import provenance
+from vivit_bench.store import differences, provenance
 from vivit_bench.store.provenance import code_fingerprint
 
 _ROOMS = ("noise", "curvature", "problems")

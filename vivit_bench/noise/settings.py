@@ -55,21 +55,7 @@ class Settings:
         return {name: _plain(value) for name, value in values.items()}
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """What differs between two records, on one line; empty if nothing does."""
-    names = dict.fromkeys([*new, *old])
-    changed = [name for name in names if old.get(name) != new.get(name)]
-    return ", ".join(
-        f"{name} {_short(old.get(name))} -> {_short(new.get(name))}" for name in changed
-    )
-
-
 def _plain(value: Any) -> Any:
     if isinstance(value, StrEnum):
         return value.value
     return list(value) if isinstance(value, tuple) else value
-
-
-def _short(value: object) -> str:
-    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -3,12 +3,12 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from vivit_bench.errors import UsageError
 from vivit_bench.quadratic.experiment import Repetition, run_repetition
 from vivit_bench.quadratic.records import Journal, Results, read_run, results_from, save_results
 from vivit_bench.quadratic.settings import Settings
+from vivit_bench.store import differences
 
 
 def run_experiment(
@@ -40,7 +40,7 @@ def run_experiment(
     if finished is not None and finished["settings"] != settings.record():
         raise UsageError(
             f"{folder} holds a finished run of other settings "
-            f"({_differences(finished['settings'], settings.record())}): choose another "
+            f"({differences(finished['settings'], settings.record())}): choose another "
             "--results-dir, or --fresh to replace it"
         )
     journal = Journal(folder, settings)
@@ -61,13 +61,3 @@ def run_experiment(
     save_results(results, folder)
     journal.remove()
     return results
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
-    changed = [key for key in new if old.get(key) != new[key]]
-    return ", ".join(f"{key} {_short(old.get(key))} -> {_short(new[key])}" for key in changed)
-
-
-def _short(value: object) -> str:
-    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -9,10 +9,9 @@ import pandas as pd
 from tabulate import tabulate
 
 from vivit_bench.critical_batch.table_s1 import PROBLEMS, SubTable
-from vivit_bench.errors import UsageError
 from vivit_bench.report.critical_batch import Selection, paper_searches
+from vivit_bench.report.files import write_in_all_formats
 from vivit_bench.report.table_format import TableFormat
-from vivit_bench.store import write_atomic
 
 _CURVATURES = ("exact", "mc")
 _SAMPLES = ("full", "frac")
@@ -126,19 +125,7 @@ def write_table(table: CriticalTable, folder: Path) -> list[Path]:
     Raises:
         UsageError: They cannot be written.
     """
-    paths = []
-    for ending, style in (
-        ("csv", TableFormat.CSV),
-        ("md", TableFormat.MARKDOWN),
-        ("tex", TableFormat.LATEX),
-    ):
-        path = folder / f"{table.stem}.{ending}"
-        try:
-            write_atomic(path, format_table(table, style))
-        except OSError as error:
-            raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
-        paths.append(path)
-    return paths
+    return write_in_all_formats(folder / table.stem, lambda style: format_table(table, style))
 
 
 def in_paper_order(problems: Iterable[str]) -> list[str]:

@@ -7,8 +7,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from vivit_bench.errors import UsageError
-from vivit_bench.store import write_atomic
+from vivit_bench.report.files import write_report
 
 STYLE: dict[Any, Any] = {
     "font.size": 8,
@@ -45,9 +44,6 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
         with matplotlib.rc_context(STYLE):
             figure.savefig(content, format=ending, dpi=200, metadata=metadata)
         path = stem.with_name(f"{stem.name}.{ending}")
-        try:
-            write_atomic(path, content.getvalue())
-        except OSError as error:
-            raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
+        write_report(path, content.getvalue())
         paths.append(path)
     return paths

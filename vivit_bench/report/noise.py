@@ -11,8 +11,8 @@ from tabulate import tabulate
 from vivit_bench.errors import UsageError
 from vivit_bench.noise.checkpoints import Position
 from vivit_bench.noise.records import RUN, NoiseRun
+from vivit_bench.report.files import write_in_all_formats
 from vivit_bench.report.table_format import TableFormat
-from vivit_bench.store import write_atomic
 
 BULK = 0.9
 """Share of the gradient's squared norm in the column ``directions_for_bulk``."""
@@ -180,22 +180,12 @@ def state_note(run: NoiseRun) -> str:
 
 def write_table(run: NoiseRun, table: pd.DataFrame) -> list[Path]:
     """Write a `checkpoint_table` as CSV, Markdown and LaTeX into the run's folder."""
-    paths = []
-    for ending, style in (
-        ("csv", TableFormat.CSV),
-        ("md", TableFormat.MARKDOWN),
-        ("tex", TableFormat.LATEX),
-    ):
-        path = run.folder / f"table.{ending}"
-        text = format_table(table, style)
-        if style is TableFormat.MARKDOWN:
-            text += f"\n{table_notes(run)}\n"
-        try:
-            write_atomic(path, text)
-        except OSError as error:
-            raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
-        paths.append(path)
-    return paths
+
+    def text(style: TableFormat) -> str:
+        notes = f"\n{table_notes(run)}\n" if style is TableFormat.MARKDOWN else ""
+        return format_table(table, style) + notes
+
+    return write_in_all_formats(run.folder / "table", text)
 
 
 def _cell(name: str, value: Any) -> str:

@@ -1,11 +1,8 @@
 """The comparison of two spectra as a table."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vivit_bench.errors import UsageError
 from vivit_bench.spectrum.compare import SpectrumComparison
-from vivit_bench.store import write_atomic
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -44,18 +41,6 @@ def comparison_table(comparison: SpectrumComparison) -> "Table":
     for row in _cells(comparison):
         table.add_row(*row)
     return table
-
-
-def write_text(path: Path, content: str) -> None:
-    """Write a table to a file the user named.
-
-    Raises:
-        UsageError: The file cannot be written.
-    """
-    try:
-        write_atomic(path, content)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _cells(comparison: SpectrumComparison) -> list[list[str]]:

@@ -4,25 +4,12 @@ import difflib
 import re
 from pathlib import Path
 
+from vivit_bench.arguments import DEFAULT_RESULTS_DIR, problem_slug
 from vivit_bench.curvature.options import VARIANTS, Blocks, Curvature, Samples
 from vivit_bench.errors import UsageError
 from vivit_bench.problems.catalogue import find_spec
 from vivit_bench.problems.sources import is_user_problem
 from vivit_bench.spectrum.settings import SpectrumSettings
-
-DEFAULT_RESULTS_DIR = Path("results")
-
-
-def problem_slug(problem: str) -> str:
-    """Turn a problem's name into the start of a file name.
-
-    ``cifar10_3c3d`` stays as it is; ``nets/small.py:make`` becomes ``nets-small-make``.
-    The folders are kept, so that two files of the same name do not share results.
-    """
-    if ":" not in problem:
-        return problem
-    file, function = problem.rsplit(":", 1)
-    return re.sub(r"[^A-Za-z0-9_]+", "-", f"{file.removesuffix('.py')}-{function}").strip("-")
 
 
 def spectrum_folder(results_dir: Path) -> Path:
