@@ -128,6 +128,7 @@ def test_the_child_s_environment() -> None:
     environment = child_environment(3)
     assert environment["MALLOC_MMAP_THRESHOLD_"] == "65536"
     assert environment["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert environment["GOMP_SPINCOUNT"] == "10000"
     assert environment["OMP_NUM_THREADS"] == environment["MKL_NUM_THREADS"] == "3"
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from vivit_bench import __version__
 from vivit_bench.errors import VivitBenchError
+from vivit_bench.hardware import OPENMP_WAITING
 
 app = typer.Typer(
     name="vivit-bench",
@@ -51,8 +52,8 @@ def env() -> None:
 
 def main() -> None:
     """Run the command line; errors of the user are one line on stderr."""
-    # Spinning OpenMP threads slow every command many times beside any other load.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for name, value in OPENMP_WAITING.items():  # read when the libraries are loaded
+        os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")
     for name, module in _GROUPS.items():
         app.add_typer(importlib.import_module(module).app, name=name)

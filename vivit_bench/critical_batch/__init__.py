@@ -4,8 +4,9 @@ Every trial is a child process under the budget; the search is a pure function o
 which are recorded durably. Names are loaded on first use: a trial's process must be small.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from vivit_bench.lazy import lazy_getattr
 
 if TYPE_CHECKING:
     from vivit_bench.critical_batch.outcomes import Outcome, Trial
@@ -49,8 +50,4 @@ __all__ = [
     "run_search",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+__getattr__ = lazy_getattr(__name__, _LAZY)

@@ -8,11 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from vivit_bench.critical_batch.budget import MemoryBudget
 from vivit_bench.critical_batch.outcomes import Outcome, Trial
 from vivit_bench.errors import VivitBenchError
-
-_STOPPED_ABOVE = 1.1
-"""Trials are stopped when they exceed the limit by this factor; their peaks say nothing."""
 
 
 class StoppedBy(StrEnum):
@@ -90,11 +88,12 @@ def _predict(trials: Sequence[Trial], limit_bytes: int) -> int | None:
         # Between neighbours the peaks differ less than they vary.
         if len(points) < 3 and (not points or n <= 0.9 * points[0][0]):
             points.insert(0, (n, peak))
-    failed = sorted(t.n for t in trials if t.outcome is Outcome.OUT_OF_MEMORY)
-    above = next(t.peak_bytes for t in trials if t.n == failed[0])
-    whole = above is not None and limit_bytes < above < _STOPPED_ABOVE * limit_bytes
-    if above is not None and whole and points and failed[0] > 1.02 * points[-1][0]:
-        points = [*points[-2:], (failed[0], above)]
+    failed = {t.n: t.peak_bytes or 0 for t in trials if t.outcome is Outcome.OUT_OF_MEMORY}
+    too_large = min(failed)
+    # The peak of a trial that was stopped says nothing.
+    whole = limit_bytes < failed[too_large] < MemoryBudget(limit_bytes).watchdog_bytes
+    if whole and points and too_large > 1.02 * points[-1][0]:
+        points = [*points[-2:], (too_large, failed[too_large])]
     if len(points) < 3:
         return None
     (x0, y0), (x1, y1), (x2, y2) = points
@@ -105,9 +104,9 @@ def _predict(trials: Sequence[Trial], limit_bytes: int) -> int | None:
     if slope <= 0 or rest < 0:
         return None
     predicted = int(x1 + 2 * rest / (slope + (slope**2 + 4 * bend * rest) ** 0.5))
-    if not whole and predicted >= failed[0]:
-        # Refuted, and by how much is not known: go down by 4 %, then by 16 %.
-        predicted = failed[0] - failed[0] * min(4 ** (len(failed) - 1), 50) // 100
+    if not whole and predicted >= too_large:
+        # Refuted, and by how much is not known: go down by 1 %, then by 4 %, then by 16 %.
+        predicted = too_large - too_large * min(4 ** (len(failed) - 1), 50) // 100
     return predicted
 
 

@@ -10,6 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from vivit_bench.arguments import check_mc_samples
 from vivit_bench.curvature.options import Curvature, Samples
 from vivit_bench.errors import UsageError
 from vivit_bench.hardware import parse_device
@@ -216,19 +217,16 @@ def record_key(cell: Cell, memory_limit_bytes: int, environment: dict[str, Any])
 def _approximation(
     quantity: Quantity, curvature: Curvature | None, samples: Samples | None, mc_samples: int
 ) -> tuple[Curvature | None, Samples | None]:
-    if mc_samples < 1:
-        raise UsageError(f"--mc-samples {mc_samples}: must be at least 1")
     if quantity is Quantity.GRADIENT:
-        for option, value in (("--curvature", curvature), ("--samples", samples)):
+        draws = None if mc_samples == 1 else mc_samples
+        given = {"--curvature": curvature, "--samples": samples, "--mc-samples": draws}
+        for option, value in given.items():
             if value is not None:
                 raise UsageError(f"{option} {value}: the gradient has none; leave the option out")
-        curvature = samples = None
-    else:
-        curvature = Curvature.EXACT if curvature is None else Curvature(curvature)
-        samples = Samples.FULL if samples is None else Samples(samples)
-    if curvature is not Curvature.MC and mc_samples != 1:
-        raise UsageError(f"--mc-samples {mc_samples}: only --curvature mc draws samples")
-    return curvature, samples
+        return None, None
+    curvature = Curvature.EXACT if curvature is None else Curvature(curvature)
+    check_mc_samples(curvature, mc_samples)
+    return curvature, Samples.FULL if samples is None else Samples(samples)
 
 
 def _check_problem_file(problem: str) -> None:

@@ -4,12 +4,13 @@
     >>> spectrum = eigenvalues(model, loss, inputs, targets, curvature="exact")
     >>> spectrum.eigenvalues[:10], spectrum.trace
 
-A library of its own: it imports nothing else of the package but the error classes.
+A library of its own: of the rest of the package it imports the errors and `lazy` only.
 Names are imported on first use, so that a command line's help need not load torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from vivit_bench.lazy import lazy_getattr
 
 if TYPE_CHECKING:
     from vivit_bench.curvature.damping import BootstrapDamping, ConstantDamping, DampingPolicy
@@ -67,10 +68,4 @@ __all__ = [
     "newton_step",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_getattr(__name__, _HOMES)

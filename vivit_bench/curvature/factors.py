@@ -268,17 +268,20 @@ class AffineFactor(Factor):
     def _add_pairs_of(self, rows: slice, columns: slice, gram: Tensor) -> None:
         """The pairs (n, m) with n in ``rows``, m in ``columns`` and m < the end of ``rows``."""
         _, c, outputs, positions = self.s.shape
-        flat = self.s.view(self.rows, outputs * positions)
         left = self._unfolded(rows).mT.flatten(0, 1)
         right = self._unfolded(columns).transpose(0, 1).flatten(1)
         a = (left @ right).add_(float(self._has_bias))
         a = a.view(-1, positions, columns.stop - columns.start, positions)
         s = self.s[rows].flatten(1, 2)
-        for m in range(columns.start, min(columns.stop, rows.stop)):
-            t = torch.bmm(s, a[:, :, m - columns.start]).view(-1, flat.shape[1])
-            gram[rows.start * c : rows.stop * c, m * c : (m + 1) * c].addmm_(
-                t, flat[m * c : (m + 1) * c].t()
-            )
+        t = torch.empty_like(s)
+        t_flat = t.view(-1, outputs * positions)
+        # The interpreter's lock is the two threads' bottleneck: no indexing in the loop.
+        last = min(columns.stop, rows.stop)
+        others = self.s[columns.start : last].flatten(2).mT.unbind()
+        grams = gram[rows.start * c : rows.stop * c, columns.start * c : last * c].split(c, 1)
+        for a_m, s_m, gram_m in zip(a.unbind(2), others, grams, strict=False):
+            torch.bmm(s, a_m, out=t)
+            gram_m.addmm_(t_flat, s_m)
 
     def dot(self, direction: Direction) -> Tensor:  # noqa: D102
         own = own_parameters(self.module)
@@ -288,25 +291,36 @@ class AffineFactor(Factor):
             bias = self.module.bias
             assert isinstance(bias, nn.Parameter)
             values["bias"] = direction[bias] if "bias" in own else torch.zeros_like(bias)
-        out = functional_call(self.module, values, (self._layer_input(),))
-        out = self._channels_first(out)
-        return (self.s * out[:, None]).sum((2, 3)).flatten()
+        parts = [
+            torch.einsum("ncop,nop->nc", self.s[samples], self._output(samples, values))
+            for samples in self._slices()
+        ]
+        return torch.cat(parts).flatten()
 
     def combine(self, weights: Tensor) -> Direction:  # noqa: D102
-        cotangent = torch.einsum("ncop,nc->nop", self.s, weights.view(self.num_samples, -1))
+        weights = weights.view(self.num_samples, -1)
         own = own_parameters(self.module)
-        with torch.enable_grad():
-            out = self._channels_first(self.module(self._layer_input()))
-            grads = torch.autograd.grad(out, list(own.values()), cotangent)
-        return dict(zip(own.values(), grads, strict=True))
+        total = {p: torch.zeros_like(p) for p in own.values()}
+        for samples in self._slices():
+            cotangent = torch.einsum("ncop,nc->nop", self.s[samples], weights[samples])
+            with torch.enable_grad():
+                out = self._output(samples, {})
+                grads = torch.autograd.grad(out, list(own.values()), cotangent)
+            for parameter, grad in zip(own.values(), grads, strict=True):
+                total[parameter] += grad
+        return total
 
-    def _layer_input(self) -> Tensor:
-        if not self._is_linear:
-            return self.z
-        return self.z.mT.reshape(self.num_samples, *self._output_shape[:-1], self.z.shape[1])
+    def _slices(self) -> Iterator[slice]:
+        """Samples whose layer outputs and their like take little beside a chunk."""
+        step = self.chunk_bytes // (4 * self._output_shape.numel() * self.s.element_size())
+        step = max(step, 1)
+        for start in range(0, self.num_samples, step):
+            yield slice(start, min(start + step, self.num_samples))
 
-    def _channels_first(self, out: Tensor) -> Tensor:
-        """A layer output as [N, O, P]."""
+    def _output(self, samples: slice, parameters: dict[str, Tensor]) -> Tensor:
+        """The layer's output for some samples, [n, O, P], under other parameters."""
+        z = self.z[samples]
         if self._is_linear:
-            return out.reshape(self.num_samples, -1, self.s.shape[2]).mT
-        return out.flatten(2)
+            z = z.mT.reshape(len(z), *self._output_shape[:-1], z.shape[1])
+        out: Tensor = functional_call(self.module, parameters, (z,))
+        return out.reshape(len(z), -1, self.s.shape[2]).mT if self._is_linear else out.flatten(2)

@@ -1,7 +1,7 @@
 """Gram matrices V^T V of a mini-batch, full or per layer."""
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -13,7 +13,8 @@ from vivit_bench.curvature.plan import UnitPlan
 Visit = Callable[[UnitPlan, Factor], None]
 
 
-class Gram(NamedTuple):
+@dataclass
+class Gram:
     """The Gram matrix of one block of the GGN."""
 
     units: list[UnitPlan]
@@ -21,6 +22,12 @@ class Gram(NamedTuple):
     """The factor of a per-layer block; None for the full GGN, whose factors are freed."""
     matrix: Tensor
     """[M, M] in the model's dtype; only the lower triangle is valid."""
+
+    def take_double(self) -> Tensor:
+        """The matrix in float64; ``matrix`` is empty from then on, and its memory free."""
+        double = self.matrix.double()
+        self.matrix = self.matrix.new_empty(0)
+        return double
 
 
 def grams(
@@ -44,9 +51,12 @@ def grams(
         for unit in units:
             factor = factors.pop(unit)
             factor.add_gram(matrix)
+            batch.add_gradient_of(factor)
             if visit is not None:
                 visit(unit, factor)
             if not per_layer:
                 del factor
-        yield Gram(units, factor if per_layer else None, matrix)
+        gram = Gram(units, factor if per_layer else None, matrix)
         del matrix
+        yield gram
+        del gram

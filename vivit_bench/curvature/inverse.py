@@ -76,22 +76,21 @@ def solve_damped(
         for column, direction in enumerate(directions):
             slopes[:, column] += factor.dot(direction)
 
-    for _, factor, matrix in grams(batch, batch.collect()[0], blocks, project):
-        weights = _solve(matrix, slopes, damping)
+    for gram in grams(batch, batch.collect()[0], blocks, project):
+        mirror_lower(gram.matrix)
+        weights = _solve(gram.take_double(), slopes.double(), damping)
         slopes.zero_()
-        if factor is None:
+        if gram.factor is None:
             products = batch.backward(weights)
         else:
-            products = [factor.combine(w.to(batch.dtype)) for w in weights.unbind(1)]
+            products = [gram.factor.combine(w.to(batch.dtype)) for w in weights.unbind(1)]
         for result, product in zip(solved, products, strict=True):
             for parameter, value in product.items():
                 result[parameter] -= value / damping
     return solved
 
 
-def _solve(matrix: Tensor, slopes: Tensor, damping: float) -> Tensor:
-    """(d I + Gt)^-1 b in float64: [M, R]; only the lower triangle of Gt is valid."""
-    mirror_lower(matrix)
-    system = matrix.double()
+def _solve(system: Tensor, slopes: Tensor, damping: float) -> Tensor:
+    """(d I + Gt)^-1 b in float64: [M, R]; ``system`` is Gt, and d I is added to it."""
     system.diagonal().add_(damping)
-    return torch.cholesky_solve(slopes.double(), torch.linalg.cholesky(system))
+    return torch.cholesky_solve(slopes, torch.linalg.cholesky(system))

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from vivit_bench.curvature.parallel import for_each
+
 
 def add_lower(gram: Tensor, v: Tensor) -> None:
     """Lower triangle of ``gram`` += v v^T, in row blocks (blocks on the diagonal whole).
@@ -13,10 +15,18 @@ def add_lower(gram: Tensor, v: Tensor) -> None:
     """
     rows = len(gram)
     # Small blocks waste less above the diagonal, large ones run at a higher rate.
-    block = min(max(rows // 6, 128), 512)
-    for start in range(0, rows, block):
+    block = min(max(rows // 8, 128), 512)
+
+    def add(start: int) -> None:
         stop = min(start + block, rows)
         gram[start:stop, :stop].addmm_(v[start:stop], v[:stop].t())
+
+    starts = range(0, rows, block)[::-1]  # the longest first
+    if len(starts) < 4 * torch.get_num_threads():  # too few to share out evenly
+        for start in starts:
+            add(start)
+    else:
+        for_each(add, starts, gram.device)
 
 
 def mirror_lower(gram: Tensor) -> None:

@@ -96,6 +96,7 @@ class MiniBatch:
         self._output_sizes = [call.output_shape.numel() for call in calls]
         self._loss_total, self._losses_known = 0.0, 0
         self._gradient: Direction = {}
+        self._gradient_weights: Tensor | None = None
         self._gradients_known = 0
 
     @property
@@ -205,7 +206,13 @@ class MiniBatch:
         Returns:
             The factors, and the model outputs of the samples that carry the curvature.
         """
-        return self._collect(self._columns(), self.num_samples, self.columns_per_sample)
+        factors, outputs = self._collect(self._columns(), self.num_samples, self.columns_per_sample)
+        if self.with_gradient and self._gradients_known == 0 and len(outputs) == self.batch_size:
+            coordinates = self.factor_of_loss.coordinates(outputs, self.targets)
+            if coordinates is not None:
+                scaled = coordinates.flatten() * self.batch_size**-0.5
+                self._gradient_weights = scaled.to(self.dtype)
+        return factors, outputs
 
     def _columns(self) -> ColumnsOf:
         """S_n / sqrt(N) of any samples, [n, columns, ...]."""
@@ -293,12 +300,22 @@ class MiniBatch:
             self._add_gradient(outputs, samples)
         return self._gradient
 
+    def add_gradient_of(self, factor: Factor) -> None:
+        """Take a unit's share of the gradient from its share of V, if that is possible.
+
+        With exact curvature of the whole mini-batch grad L = V a / sqrt(N): one weight
+        gradient for each layer, and no pass over the network.
+        """
+        if self._gradient_weights is not None:
+            self._gradient |= factor.combine(self._gradient_weights)
+            self._gradients_known = self.batch_size
+
     def requested_gradient(self) -> list[Tensor] | None:
         """The gradient in parameter order, if ``with_gradient`` asked for it."""
         if not self.with_gradient:
             return None
         gradient = self.gradient()
-        return [gradient[p] for p in self.parameters]
+        return [gradient[p] if p in gradient else torch.zeros_like(p) for p in self.parameters]
 
     def _lacks_gradient_of(self, samples: slice) -> bool:
         """Whether these samples are the next whose gradients are to be added."""

@@ -20,20 +20,20 @@ def eigenvalues_of(gram: Tensor) -> Tensor:
     """All eigenvalues of a symmetric matrix, of which only the lower triangle is read.
 
     Args:
-        gram: [M, M], any float dtype and device.
+        gram: [M, M] float64, any device.
 
     Returns:
         [M] float64 on the CPU, descending.
     """
     with _threads_for(len(gram), ONE_THREAD_ROWS):
-        return torch.linalg.eigvalsh(gram.double()).flip(0).cpu()
+        return torch.linalg.eigvalsh(gram).flip(0).cpu()
 
 
 def eigenpairs_of(gram: Tensor, cutoff: float) -> tuple[Tensor, Tensor]:
     """Eigenvalues above ``cutoff`` and their eigenvectors (lower triangle read).
 
     Args:
-        gram: [M, M], any float dtype and device.
+        gram: [M, M] float64, any device.
         cutoff: Smallest eigenvalue of interest.
 
     Returns:
@@ -41,7 +41,7 @@ def eigenpairs_of(gram: Tensor, cutoff: float) -> tuple[Tensor, Tensor]:
     """
     # Eigenvectors spend more of their time in matrix products, which gain from threads.
     with _threads_for(len(gram), ONE_THREAD_ROWS // 3):
-        values, vectors = torch.linalg.eigh(gram.double())
+        values, vectors = torch.linalg.eigh(gram)
     first = int((values <= cutoff).sum())
     return values[first:], vectors[:, first:]
 

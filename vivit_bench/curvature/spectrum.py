@@ -42,10 +42,10 @@ def eigenvalues(
     batch = MiniBatch(model, loss, inputs, targets, **options)
     found: dict[str, Tensor] = {}
     trace = 0.0
-    for units, _, matrix in grams(batch, batch.collect()[0], Blocks(blocks)):
-        trace += matrix.diagonal().double().sum().item()
-        size = sum(unit.num_params for unit in units)
-        found[units[0].name] = eigenvalues_of(matrix)[:size]
+    for gram in grams(batch, batch.collect()[0], Blocks(blocks)):
+        trace += gram.matrix.diagonal().double().sum().item()
+        size = sum(unit.num_params for unit in gram.units)
+        found[gram.units[0].name] = eigenvalues_of(gram.take_double())[:size]
     gradient = batch.requested_gradient()
     info = batch.info(batch.mean_loss())
     values = torch.cat(list(found.values())).sort(descending=True).values

@@ -64,7 +64,7 @@ def gram_systems(
     source = _Slopes(batch, outputs, per_sample)
     for gram in grams(batch, factors, blocks, source.add):
         slopes = source.take(gram.matrix)
-        values, vectors = eigenpairs_of(gram.matrix, cutoff)
+        values, vectors = eigenpairs_of(gram.take_double(), cutoff)
         system = GramSystem(values, vectors, slopes.double(), batch.num_samples)
         yield Block(gram.units, gram.factor, system)
 

@@ -3,9 +3,9 @@
 Names are loaded on first use, so that a command's options do not import torch.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from vivit_bench.lazy import lazy_getattr
 from vivit_bench.noise.checkpoints import log_spaced, parse_positions, resolve_positions
 from vivit_bench.noise.settings import OptimizerName, Settings
 
@@ -49,8 +49,4 @@ __all__ = [
     "run_noise",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+__getattr__ = lazy_getattr(__name__, _LAZY)

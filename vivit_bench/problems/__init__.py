@@ -4,9 +4,9 @@ Names are loaded on first use, so that asking for a table row or a `DataSource`
 does not import torch.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from vivit_bench.lazy import lazy_getattr
 from vivit_bench.problems.catalogue import ProblemInfo, list_problems
 from vivit_bench.problems.sources import (
     DataSource,
@@ -40,8 +40,4 @@ __all__ = [
     "load_problem",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+__getattr__ = lazy_getattr(__name__, _LAZY)

@@ -3,9 +3,9 @@
 Names are loaded on first use, so that a command's options do not import torch.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from vivit_bench.lazy import lazy_getattr
 from vivit_bench.quadratic.options import OptimizerName, RouteName
 from vivit_bench.quadratic.settings import Settings
 
@@ -47,8 +47,4 @@ __all__ = [
     "run_repetition",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+__getattr__ = lazy_getattr(__name__, _LAZY)
