@@ -33,7 +33,7 @@ def eigenpairs_of(gram: Tensor, cutoff: float) -> tuple[Tensor, Tensor]:
     """Eigenvalues above ``cutoff`` and their eigenvectors (lower triangle read).
 
     Args:
-        gram: [M, M] float64, any device.
+        gram: [M, M] float64, contiguous, any device. Overwritten on the CPU.
         cutoff: Smallest eigenvalue of interest.
 
     Returns:
@@ -41,7 +41,13 @@ def eigenpairs_of(gram: Tensor, cutoff: float) -> tuple[Tensor, Tensor]:
     """
     # Eigenvectors spend more of their time in matrix products, which gain from threads.
     with _threads_for(len(gram), ONE_THREAD_ROWS // 3):
-        values, vectors = torch.linalg.eigh(gram)
+        if gram.device.type == "cpu":
+            # In place, which spares a copy: PyTorch copies its input to the output and solves
+            # there. LAPACK stores by columns, where the lower triangle is the upper one.
+            values, vectors = gram.new_empty(len(gram)), gram.mT
+            torch.linalg.eigh(vectors, UPLO="U", out=(values, vectors))
+        else:
+            values, vectors = torch.linalg.eigh(gram)
     first = int((values <= cutoff).sum())
     return values[first:], vectors[:, first:]
 
