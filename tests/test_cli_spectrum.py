@@ -9,10 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from command_line import Outcome, Run, group_runner
 from spectrum_cases import make_record
 
-from vivit_bench.spectrum import compute_spectrum, load_spectrum
+from vivit_bench.spectrum import Precision, compute_spectrum, load_spectrum, load_workload
 from vivit_bench.spectrum.paths import default_path
 
 EXAMPLE = Path(__file__).parent.parent / "scripts" / "examples" / "small_cnn.py"
@@ -200,3 +201,32 @@ def test_compare_warns_of_different_problems_and_refuses_different_sizes(run: Ru
     assert outcome.code == 0
     assert outcome.err.startswith("warning: different problems: A is cifar10_3c3d, B is mnist_mlp")
     assert "D = 50" in refuse(run("compare", "a.csv", "c.csv"))
+
+
+def test_compute_also_writes_leading_eigenvectors(run: Run):
+    outcome = run(
+        "compute", DIGITS, "--batch-size", 8, "--dtype", "float64",
+        "--eigenvectors", "v/e.pt", "--top", 3,
+    )  # fmt: skip
+    assert outcome.code == 0
+    stored = load_spectrum(Path(f"results/spectrum/{DIGITS_SLUG}_exact_full_n8.csv"))
+    vectors = torch.load("v/e.pt", weights_only=True)
+    assert vectors.pop("eigenvalues").numpy() == pytest.approx(stored.eigenvalues[:3])
+    work = load_workload(DIGITS, batch_size=8, dtype=Precision.FLOAT64)
+    assert list(vectors) == [name for name, _ in work.model.named_parameters()]
+    e = torch.cat([v.flatten(1) for v in vectors.values()], 1)
+    assert torch.allclose(e @ e.t(), torch.eye(3, dtype=e.dtype), atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--top", 3), "add --eigenvectors"),
+        (("--eigenvectors", "e.pt", "--blocks", "layer"), "leave out --blocks layer"),
+        (("--eigenvectors", "."), "this is a folder"),
+        (("--eigenvectors", "small_cnn.py/e.pt"), "cannot write"),
+    ],
+)
+def test_compute_refuses_eigenvectors_it_cannot_write(run: Run, arguments, words: str):
+    assert words in refuse(run("compute", DIGITS, "--batch-size", 4, *arguments))
+    assert not Path("results").exists()

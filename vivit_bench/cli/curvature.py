@@ -21,8 +21,8 @@ from vivit_bench.cli.options import (
     SamplesOption,
     SeedOption,
 )
+from vivit_bench.cli.tensors import check_tensor_file, leading_eigenvectors, save_tensors
 from vivit_bench.curvature.options import Blocks, Curvature, Samples
-from vivit_bench.errors import UsageError
 from vivit_bench.spectrum.settings import Precision
 
 if TYPE_CHECKING:
@@ -52,23 +52,6 @@ def _write_table(table: "pd.DataFrame", output: Path | None) -> None:
     else:
         write_report(output, text)
         typer.echo(f"wrote {output}", err=True)
-
-
-def _save_tensors(values: dict[str, Any], output: Path) -> None:
-    """Write tensors for ``torch.load(..., weights_only=True)``."""
-    import io
-
-    import torch
-
-    from vivit_bench.store import write_atomic
-
-    buffer = io.BytesIO()
-    torch.save(values, buffer)
-    try:
-        write_atomic(output, buffer.getvalue())
-    except OSError as error:
-        raise UsageError(f"cannot write {output}: {error.strerror or error}") from error
-    typer.echo(f"wrote {output}", err=True)
 
 
 @app.command()
@@ -133,7 +116,7 @@ def newton(
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     if output is not None:
         step = {n: s.cpu() for (n, _), s in zip(named, result.step, strict=True)}
-        _save_tensors(step, output)
+        save_tensors(step, output)
     with torch.no_grad():
         for (_, parameter), change in zip(named, result.step, strict=True):
             parameter += change
@@ -226,12 +209,11 @@ def eigenvectors(
     device: DeviceOption = "cpu",
 ) -> None:
     """Write the leading GGN eigenvectors in parameter format to a file."""
-    import torch
-
-    from vivit_bench.curvature import eigenvectors as compute
+    from vivit_bench.spectrum import load_workload
 
     check_cutoff(cutoff)
-    model, *rest = _request(
+    check_tensor_file(output)
+    work = load_workload(
         problem,
         batch_size=batch_size,
         data=data,
@@ -241,22 +223,16 @@ def eigenvectors(
         dtype=dtype,
         device=device,
     )
-    basis = compute(
-        model,
-        *rest,
-        k=k,
+    vectors = leading_eigenvectors(
+        work,
+        k,
         cutoff=cutoff,
         curvature=curvature,
         samples=samples,
         mc_samples=mc_samples,
         seed=seed,
     )
-    vectors = [vector for chunk in basis.chunks() for vector in chunk]
-    names = [n for n, p in model.named_parameters() if p.requires_grad]
-    stacked = {
-        name: torch.stack([vector[i] for vector in vectors]).cpu() for i, name in enumerate(names)
-    }
-    _save_tensors({"eigenvalues": basis.eigenvalues, **stacked}, output)
+    save_tensors(vectors, output)
 
 
 @app.command()

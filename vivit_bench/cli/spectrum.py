@@ -7,7 +7,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from vivit_bench.arguments import DEFAULT_CUTOFF, DEFAULT_RESULTS_DIR, check_cutoff
+from vivit_bench.arguments import (
+    DEFAULT_CUTOFF,
+    DEFAULT_RESULTS_DIR,
+    check_cutoff,
+    check_mc_samples,
+)
 from vivit_bench.cli.options import (
     BatchSizeOption,
     BlocksOption,
@@ -25,12 +30,15 @@ from vivit_bench.cli.options import (
     ThreadsOption,
 )
 from vivit_bench.curvature.options import Blocks, Curvature, Samples
+from vivit_bench.errors import UsageError
 from vivit_bench.spectrum.settings import Precision
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
     from vivit_bench.spectrum import SpectrumRecord, SweepStep
+
+DEFAULT_TOP = 10
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -67,37 +75,71 @@ def compute(
         ),
     ] = None,
     results_dir: ResultsDirOption = DEFAULT_RESULTS_DIR,
+    eigenvectors: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.pt",
+            help="Also write the leading eigenvectors of the full GGN: eigenvalues [k], and "
+            "parameter name -> [k, *shape] (torch.load). About doubles the time.",
+        ),
+    ] = None,
+    top: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="How many eigenvectors, by eigenvalue.", show_default=str(DEFAULT_TOP)
+        ),
+    ] = None,
 ) -> None:
     """Compute all non-trivial GGN eigenvalues on one mini-batch and store them."""
-    from vivit_bench.spectrum import compute_spectrum
+    from vivit_bench.cli.tensors import check_tensor_file, leading_eigenvectors, save_tensors
+    from vivit_bench.hardware import cpu_threads
+    from vivit_bench.spectrum import compute_on, load_workload
     from vivit_bench.spectrum.paths import default_path
     from vivit_bench.spectrum.record import check_output
     from vivit_bench.spectrum.sweep import replacement_note
 
+    check_mc_samples(curvature, mc_samples)
+    check_cutoff(cutoff)
     if output is not None:
         check_output(output)
+    if eigenvectors is not None:
+        if blocks is not Blocks.NONE:
+            raise UsageError(
+                f"--eigenvectors {eigenvectors}: they are those of the full GGN; "
+                f"leave out --blocks {blocks}"
+            )
+        check_tensor_file(eigenvectors)
+    elif top is not None:
+        raise UsageError(f"--top {top}: counts eigenvectors; add --eigenvectors FILE.pt")
     progress = Console(stderr=True, highlight=False)
-    with progress.status(f"{problem}: {curvature}, {samples}"):
-        record = compute_spectrum(
+    with progress.status(f"{problem}: {curvature}, {samples}"), cpu_threads(threads):
+        work = load_workload(
             problem,
             batch_size=batch_size,
-            curvature=curvature,
-            samples=samples,
-            mc_samples=mc_samples,
-            blocks=blocks,
-            cutoff=cutoff,
             data=data,
             data_dir=data_dir,
             seed=seed,
             checkpoint=checkpoint,
             dtype=dtype,
             device=device,
-            threads=threads,
         )
+        record = compute_on(work, work.settings(curvature, samples, mc_samples, blocks, cutoff))
     path = output or default_path(record.settings, results_dir)
     if note := replacement_note(path, record.settings):
         progress.print(note, soft_wrap=True, markup=False)
     record.save(path)
+    if eigenvectors is not None:
+        with progress.status(f"{problem}: eigenvectors"), cpu_threads(threads):
+            vectors = leading_eigenvectors(
+                work,
+                top or DEFAULT_TOP,
+                cutoff=cutoff,
+                curvature=curvature,
+                samples=samples,
+                mc_samples=mc_samples,
+                seed=seed,
+            )
+        save_tensors(vectors, eigenvectors)
     _print_summary(record, path)
 
 
