@@ -126,6 +126,13 @@ def _saturate(gap: float, flip: bool) -> Callable[[nn.Module, Tensor, Tensor], N
     return adapt
 
 
+def _compete(model: nn.Module, inputs: Tensor, targets: Tensor) -> None:
+    """Two classes compete for sample 0, whose label is the last and all but impossible."""
+    _saturate(37.0, False)(model, inputs, targets)
+    targets[0] = 2
+    model.weight[1, 0] = 36.0  # type: ignore[index,operator]
+
+
 def _freeze(model: nn.Module, inputs: Tensor, targets: Tensor) -> None:
     model[4].weight.requires_grad_(False)  # type: ignore[index,union-attr]
     model[0].requires_grad_(False)  # type: ignore[index,union-attr]
@@ -163,6 +170,7 @@ CASES = [
     Case("frozen-layers", _cnn, (2, 7, 7), 4, adapt=_freeze),
     Case("saturated-right", lambda: nn.Linear(4, 3), (4,), 3, adapt=_saturate(16.0, False)),
     Case("saturated-wrong", lambda: nn.Linear(4, 3), (4,), 3, adapt=_saturate(69.0, True)),
+    Case("unlikely-last", lambda: nn.Linear(4, 3), (4,), 3, adapt=_compete),
     Case("underflow", lambda: nn.Linear(4, 3), (4,), 3, adapt=_saturate(900.0, True)),
     Case("free-axis-mse", lambda: nn.Linear(3, 2), (4, 3), 8, mse=True),
     Case(

@@ -10,6 +10,17 @@ from vivit_bench.curvature import eigenvalues, inverse_product, newton_step
 from vivit_bench.errors import UsageError
 
 
+class AlsoBare(nn.Module):
+    """Uses a child's weight by calling the child, and once more without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.child = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.child(x) @ self.child.weight
+
+
 class Bare(nn.Module):
     """Uses a child's weight without calling the child."""
 
@@ -70,6 +81,7 @@ REFUSED = [
     ("statistics", lambda: nn.Sequential(LINEAR(), nn.BatchNorm1d(2, track_running_stats=False)),
      CE, X, Y, "training mode|running statistics"),
     ("bare", Bare, CE, X, Y, "'child.weight' is used without calling"),
+    ("also bare", AlsoBare, CE, X, Y, "'child.weight' is also used outside"),
     ("overwritten", Overwritten, CE, X, Y, "'first' is overwritten in place"),
     ("tuple", lambda: nn.Sequential(Tuple(2, 2)), CE, X, Y, "returns tuple"),
     ("lstm", lambda: nn.Sequential(nn.LSTM(2, 2)), CE, X, Y, "returns tuple"),

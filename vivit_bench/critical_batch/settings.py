@@ -13,7 +13,7 @@ from typing import Any
 from vivit_bench.arguments import check_mc_samples
 from vivit_bench.curvature.options import Curvature, Samples
 from vivit_bench.errors import UsageError
-from vivit_bench.hardware import parse_device
+from vivit_bench.hardware import OPENMP_WAITING, parse_device
 from vivit_bench.peers import Quantity, get_engine
 from vivit_bench.problems.sources import (
     DataSource,
@@ -199,13 +199,14 @@ def environment_key(cell: Cell, provenance: Provenance) -> dict[str, Any]:
         provenance: Of this process.
 
     Returns:
-        Plain JSON types. ``code`` is that of the measuring parts of the package only.
+        Plain JSON types. ``code`` is that of the measuring parts of the package only; how
+        a trial's threads wait is set outside of them.
     """
     on_device = () if cell.device == "cpu" else ("gpu", "gpu_bytes")
     key = {name: provenance[name] for name in (*_ENVIRONMENT, *on_device)}
     if distribution := _ENGINE_DISTRIBUTIONS.get(cell.engine):
         key[distribution] = library_version(distribution)
-    return {"code": code_fingerprint(_MEASURING_ROOMS), **key}
+    return {"code": code_fingerprint(_MEASURING_ROOMS), **key, **OPENMP_WAITING}
 
 
 def record_key(cell: Cell, memory_limit_bytes: int, environment: dict[str, Any]) -> str:

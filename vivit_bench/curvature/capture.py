@@ -7,6 +7,7 @@ the network: in-place activations, residual sums and reused modules are ordinary
 autograd graphs.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -87,6 +88,23 @@ def record_calls(model: nn.Module) -> Iterator[list[LayerCall]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def parameter_uses(outputs: Tensor) -> Counter[Tensor]:
+    """How often each leaf appears in the graph of ``outputs``."""
+    uses: Counter[Tensor] = Counter()
+    seen = {outputs.grad_fn}  # keeps the nodes alive, whose identity is compared
+    stack = [outputs.grad_fn]
+    while stack:
+        node = stack.pop()
+        for other, _ in node.next_functions if node is not None else ():
+            leaf = getattr(other, "variable", None)
+            if leaf is not None:
+                uses[leaf] += 1
+            elif other not in seen:
+                seen.add(other)
+                stack.append(other)
+    return uses
 
 
 def backpropagate(

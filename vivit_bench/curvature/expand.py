@@ -97,6 +97,11 @@ _RULES: dict[type[nn.Module], Rule] = {
 }
 
 
+def has_rule(module: nn.Module) -> bool:
+    """Whether the layer has a rule of its own; all of these use each parameter once a call."""
+    return type(module) in _RULES
+
+
 def is_affine(module: nn.Module) -> bool:
     """Whether the layer is linear or an ungrouped convolution, with a trainable weight."""
     if type(module) not in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d):

@@ -9,6 +9,8 @@ from vivit_bench.curvature.parallel import for_each
 def add_lower(gram: Tensor, v: Tensor) -> None:
     """Lower triangle of ``gram`` += v v^T, in row blocks (blocks on the diagonal whole).
 
+    Where there are enough blocks for all CPU threads, each is computed on one core.
+
     Args:
         gram: [M, M].
         v: [M, d].

@@ -63,12 +63,16 @@ class LossFactor(ABC):
         """a_n with r_n = S_n a_n, [n, columns] in float64; None where there is none.
 
         There is none under Monte-Carlo curvature, and none that floating point can
-        carry where the true class's probability is all but zero.
+        carry for some samples whose true class has a small probability.
         """
 
     @abstractmethod
     def check_targets(self, outputs: Tensor, targets: Tensor) -> None:
         """Raise :class:`UsageError` if outputs [1, ...] or targets [N, ...] do not fit the loss."""
+
+
+CANCELLATION = 1e-5
+"""Largest rounding error in r_n = S_n a_n, relative to 1, with which a_n is used."""
 
 
 class CrossEntropyFactor(LossFactor):
@@ -127,7 +131,13 @@ class CrossEntropyFactor(LossFactor):
         a = root.clone()
         a[rows, targets] = -_complement(p)[rows, targets] / root[rows, targets]
         # w = sqrt(p) + e_C and sqrt(p)^T a = 0, so w^T a is a's last entry.
-        return a[:, :-1] - root[:, :-1] * a[:, -1:] / (1 + root[:, -1:])
+        a = a[:, :-1] - root[:, :-1] * a[:, -1:] / (1 + root[:, -1:])
+        # |r_n| is about 1. If the true class is the last one and unlikely while others
+        # compete, r_n = S_n a_n is the small difference of large columns.
+        largest = (root * _complement(p))[:, :-1] * a.abs()
+        if (largest * torch.finfo(outputs.dtype).eps > CANCELLATION).any():
+            return None
+        return a
 
     def check_targets(self, outputs: Tensor, targets: Tensor) -> None:  # noqa: D102
         if outputs.ndim != 2:

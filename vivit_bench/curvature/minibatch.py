@@ -9,8 +9,15 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
 from vivit_bench.curvature.batched import batched_backward
-from vivit_bench.curvature.capture import LayerCall, backpropagate, record_calls
+from vivit_bench.curvature.capture import (
+    LayerCall,
+    backpropagate,
+    own_parameters,
+    parameter_uses,
+    record_calls,
+)
 from vivit_bench.curvature.checks import check_request
+from vivit_bench.curvature.expand import has_rule
 from vivit_bench.curvature.factors import Direction, Factor
 from vivit_bench.curvature.loss_factor import LossFactor, loss_factor
 from vivit_bench.curvature.options import Curvature, Samples
@@ -57,8 +64,8 @@ class MiniBatch:
         mc_samples: Monte-Carlo samples per datum.
         seed: Of the Monte-Carlo samples.
         working_bytes: Working-memory target in bytes.
-        with_gradient: Also compute the gradient of the mean loss, in the same forward
-            passes where that saves time.
+        with_gradient: Also compute the gradient of the mean loss: from V where it lies in
+            its span, else in the same forward passes where that saves time.
 
     Raises:
         UsageError: If the request cannot be computed; before any long computation.
@@ -151,13 +158,23 @@ class MiniBatch:
         )
         reached = grads[len(self.parameters) :]
         self._reached = [i for i, g in zip(edges, reached, strict=True) if g is not None]
-        seen = {p for call in calls for p in call.module.parameters(recurse=False)}
+        owners: dict[nn.Parameter, list[LayerCall]] = {}
+        for call in calls:
+            for owned in own_parameters(call.module).values():
+                owners.setdefault(owned, []).append(call)
         names = {p: name for name, p in self.model.named_parameters()}
+        uses = parameter_uses(outputs)
         for parameter, grad in zip(self.parameters, grads, strict=False):
-            if grad is not None and parameter not in seen:
+            if grad is not None and parameter not in owners:
                 raise UsageError(
                     f"parameter {names[parameter]!r} is used without calling the module that "
                     "owns it; call that module in the forward pass"
+                )
+            users = owners.get(parameter, [])
+            if uses[parameter] > len(users) and all(has_rule(c.module) for c in users):
+                raise UsageError(
+                    f"parameter {names[parameter]!r} is also used outside the module that "
+                    "owns it; give that use a module of its own with the same parameter"
                 )
         return calls, outputs
 

@@ -1,7 +1,8 @@
 """Independent pieces of work side by side, each on one core.
 
 Matrix products too small for two threads waste the second core; two of them at a time
-do not. PyTorch releases the interpreter lock inside its kernels.
+do not. The same holds for the uneven row blocks of a triangle. PyTorch releases the
+interpreter lock inside its kernels.
 """
 
 from collections import deque

@@ -1,0 +1,91 @@
+"""The engine's pieces side by side on two threads, in numbers and sizes that share out."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from curvature_cases import CASES, Case
+from oracle import dense
+from torch import Tensor
+
+import vivit_bench.curvature.factors as factors
+from vivit_bench.curvature import eigenvalues, newton_step
+from vivit_bench.curvature.kernels import add_lower
+from vivit_bench.curvature.minibatch import MiniBatch
+from vivit_bench.curvature.parallel import for_each
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("rows", [300, 1100])
+def test_lower_triangle_by_stripes(rows: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    v = torch.randn(rows, 3, dtype=torch.float64, generator=generator)
+    start = torch.randn(rows, rows, dtype=torch.float64, generator=generator)
+    gram = start.clone()
+    add_lower(gram, v)
+    torch.testing.assert_close((gram - start).tril(), (v @ v.t()).tril())
+    # Above the blocks on the diagonal nothing is touched.
+    assert torch.equal(gram[:128, 512:], start[:128, 512:])
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_for_each_does_everything_once_and_passes_errors_on() -> None:
+    done: list[int] = []
+    for_each(done.append, range(100), CPU)
+    assert sorted(done) == list(range(100))
+    assert torch.get_num_threads() == 2
+    with pytest.raises(ZeroDivisionError):
+        for_each(lambda i: 1 // (i - 50), range(100), CPU)
+    assert torch.get_num_threads() == 2
+
+
+def convolutions() -> Case:
+    return next(case for case in CASES if case.name == "cnn")
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_many_tiles_of_sample_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Contracted in the smallest tiles, pairs and chunks give the same Gram matrix."""
+    found: list[Tensor] = []
+    for rule in (factors.Contraction.PAIRS, factors.Contraction.CHUNKS):
+        for tile in (1, 2000, 2**21):
+            monkeypatch.setattr(factors, "PAIRS_TILE_BYTES", tile)
+            found.append(_gram_of_convolution(rule))
+    for gram in found[1:]:
+        torch.testing.assert_close(gram, found[0])
+
+
+def _gram_of_convolution(rule: factors.Contraction) -> Tensor:
+    model, loss, x, y = convolutions().build(torch.float64)
+    with torch.no_grad():
+        batch = MiniBatch(model, loss, x, y)
+        gram = batch.new_gram()
+        for factor in batch.collect()[0].values():
+            if isinstance(factor, factors.AffineFactor):
+                factor.contraction = rule
+                factor.add_gram(gram)
+    return gram.tril()
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_small_pieces_change_nothing() -> None:
+    model, loss, x, y = convolutions().build(torch.float64)
+    expected = torch.linalg.eigvalsh(dense(model, loss, x, y).ggn()).flip(0)
+    found = eigenvalues(model, loss, x, y, working_bytes=1).eigenvalues
+    torch.testing.assert_close(found, expected[: len(found)])
+    for options in ({"samples": "frac"}, {"curvature": "mc"}):
+        steps = [
+            torch.cat([s.flatten() for s in newton_step(model, loss, x, y, **options, **cut).step])
+            for cut in ({}, {"working_bytes": 1})
+        ]
+        torch.testing.assert_close(steps[1], steps[0])
