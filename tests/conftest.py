@@ -2,5 +2,7 @@
 
 import os
 
+from vivit_bench.hardware import OPENMP_WAITING
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.update(OPENMP_WAITING)

@@ -82,6 +82,13 @@ def test_bad_values_are_usage_errors(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot write"):
         run("eigenvectors", DIGITS, "--batch-size", 4, "--output", tmp_path / "file" / "v.pt")
+    with pytest.raises(UsageError, match=r"must end in \.pt"):
+        run("newton", DIGITS, "--output", tmp_path / "step.csv")
+    with pytest.raises(UsageError, match="this is a folder"):
+        run("directional", DIGITS, "--output", tmp_path)
+    for command in ("newton", "directional", "explain"):
+        with pytest.raises(UsageError, match="exact curvature draws no samples"):
+            run(command, DIGITS, "--mc-samples", 2)
 
 
 def test_signal_to_noise_with_the_biased_variance() -> None:

@@ -223,10 +223,12 @@ def test_compute_also_writes_leading_eigenvectors(run: Run):
     [
         (("--top", 3), "add --eigenvectors"),
         (("--eigenvectors", "e.pt", "--blocks", "layer"), "leave out --blocks layer"),
-        (("--eigenvectors", "."), "this is a folder"),
+        (("--eigenvectors", "e.csv"), "must end in .pt"),
+        (("--eigenvectors", "v.pt"), "this is a folder"),
         (("--eigenvectors", "small_cnn.py/e.pt"), "cannot write"),
     ],
 )
 def test_compute_refuses_eigenvectors_it_cannot_write(run: Run, arguments, words: str):
+    Path("v.pt").mkdir()
     assert words in refuse(run("compute", DIGITS, "--batch-size", 4, *arguments))
     assert not Path("results").exists()

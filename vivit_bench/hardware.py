@@ -8,10 +8,18 @@ from vivit_bench.errors import UsageError
 OPENMP_WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}
 """How OpenMP's threads wait for work: they spin for some microseconds, then sleep.
 
-Threads that spin long slow each other down tenfold on a busy machine; threads that never
-spin wait for the kernel at every small operation. The curvature of cifar10_3c3d at
-N = 128, in seconds on a quiet machine / beside one busy process, after the count: 0 1.7 /
-2.5, 3000 1.5 / 2.7, 10000 1.4 / 3.2, 100000 1.4 / 6.5.
+Threads that spin long slow each other down on a busy machine; threads that never spin
+wait for the kernel at every small operation. Eigenvalues of cifar10_3c3d at N = 128, in
+seconds, for some counts:
+
+    ======  =====  =======================
+    count   quiet  beside one busy process
+    ======  =====  =======================
+    0       1.7    2.5
+    3000    1.5    2.7
+    10000   1.4    3.2
+    100000  1.4    6.5
+    ======  =====  =======================
 """
 
 

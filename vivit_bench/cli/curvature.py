@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vivit_bench.arguments import DEFAULT_CUTOFF, check_cutoff
+from vivit_bench.arguments import DEFAULT_CUTOFF, check_cutoff, check_mc_samples
 from vivit_bench.cli.options import (
     BatchSizeOption,
     BlocksOption,
@@ -21,9 +21,10 @@ from vivit_bench.cli.options import (
     SamplesOption,
     SeedOption,
 )
-from vivit_bench.cli.tensors import check_tensor_file, leading_eigenvectors, save_tensors
+from vivit_bench.cli.tensors import check_tensor_file, save_tensors
 from vivit_bench.curvature.options import Blocks, Curvature, Samples
 from vivit_bench.spectrum.settings import Precision
+from vivit_bench.store import check_writable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,6 +90,9 @@ def newton(
     from vivit_bench.curvature.damping import damping_policy
 
     check_cutoff(cutoff)
+    check_mc_samples(curvature, mc_samples)
+    if output is not None:
+        check_tensor_file(output)
     policy = damping_policy(damping, seed)
     model, loss, inputs, targets = _request(
         problem,
@@ -157,6 +161,9 @@ def directional(
     from vivit_bench.curvature.directional import signal_to_noise
 
     check_cutoff(cutoff)
+    check_mc_samples(curvature, mc_samples)
+    if output is not None:
+        check_writable(output)
     request = _request(
         problem,
         batch_size=batch_size,
@@ -209,9 +216,10 @@ def eigenvectors(
     device: DeviceOption = "cpu",
 ) -> None:
     """Write the leading GGN eigenvectors in parameter format to a file."""
-    from vivit_bench.spectrum import load_workload
+    from vivit_bench.spectrum import leading_eigenvectors, load_workload
 
     check_cutoff(cutoff)
+    check_mc_samples(curvature, mc_samples)
     check_tensor_file(output)
     work = load_workload(
         problem,
@@ -223,16 +231,8 @@ def eigenvectors(
         dtype=dtype,
         device=device,
     )
-    vectors = leading_eigenvectors(
-        work,
-        k,
-        cutoff=cutoff,
-        curvature=curvature,
-        samples=samples,
-        mc_samples=mc_samples,
-        seed=seed,
-    )
-    save_tensors(vectors, output)
+    settings = work.settings(curvature, samples, mc_samples, Blocks.NONE, cutoff)
+    save_tensors(leading_eigenvectors(work, settings, k), output)
 
 
 @app.command()
@@ -252,6 +252,7 @@ def explain(
     from vivit_bench.curvature import explain as plan
     from vivit_bench.problems import default_source
 
+    check_mc_samples(curvature, mc_samples)
     request = _request(
         problem, batch_size=batch_size, data=default_source(problem, "memory"), seed=seed
     )

@@ -52,8 +52,8 @@ def env() -> None:
 
 def main() -> None:
     """Run the command line; errors of the user are one line on stderr."""
-    for name, value in OPENMP_WAITING.items():  # read when the libraries are loaded
-        os.environ.setdefault(name, value)
+    if not OPENMP_WAITING.keys() & os.environ.keys():
+        os.environ.update(OPENMP_WAITING)  # read when the libraries are loaded
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")
     for name, module in _GROUPS.items():
         app.add_typer(importlib.import_module(module).app, name=name)

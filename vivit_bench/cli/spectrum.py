@@ -1,18 +1,13 @@
 """``vivit-bench spectrum``: compute, sweep, plot and compare GGN spectra."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from vivit_bench.arguments import (
-    DEFAULT_CUTOFF,
-    DEFAULT_RESULTS_DIR,
-    check_cutoff,
-    check_mc_samples,
-)
+from vivit_bench.arguments import DEFAULT_CUTOFF, DEFAULT_RESULTS_DIR, check_cutoff
 from vivit_bench.cli.options import (
     BatchSizeOption,
     BlocksOption,
@@ -91,15 +86,13 @@ def compute(
     ] = None,
 ) -> None:
     """Compute all non-trivial GGN eigenvalues on one mini-batch and store them."""
-    from vivit_bench.cli.tensors import check_tensor_file, leading_eigenvectors, save_tensors
+    from vivit_bench.cli.tensors import check_tensor_file, save_tensors
     from vivit_bench.hardware import cpu_threads
-    from vivit_bench.spectrum import compute_on, load_workload
+    from vivit_bench.spectrum import compute_spectrum, leading_eigenvectors, load_workload
     from vivit_bench.spectrum.paths import default_path
     from vivit_bench.spectrum.record import check_output
     from vivit_bench.spectrum.sweep import replacement_note
 
-    check_mc_samples(curvature, mc_samples)
-    check_cutoff(cutoff)
     if output is not None:
         check_output(output)
     if eigenvectors is not None:
@@ -112,35 +105,36 @@ def compute(
     elif top is not None:
         raise UsageError(f"--top {top}: counts eigenvectors; add --eigenvectors FILE.pt")
     progress = Console(stderr=True, highlight=False)
-    with progress.status(f"{problem}: {curvature}, {samples}"), cpu_threads(threads):
-        work = load_workload(
+    loading: dict[str, Any] = {
+        "batch_size": batch_size,
+        "data": data,
+        "data_dir": data_dir,
+        "seed": seed,
+        "checkpoint": checkpoint,
+        "dtype": dtype,
+        "device": device,
+    }
+    with progress.status(f"{problem}: {curvature}, {samples}"):
+        record = compute_spectrum(
             problem,
-            batch_size=batch_size,
-            data=data,
-            data_dir=data_dir,
-            seed=seed,
-            checkpoint=checkpoint,
-            dtype=dtype,
-            device=device,
+            curvature=curvature,
+            samples=samples,
+            mc_samples=mc_samples,
+            blocks=blocks,
+            cutoff=cutoff,
+            threads=threads,
+            **loading,
         )
-        record = compute_on(work, work.settings(curvature, samples, mc_samples, blocks, cutoff))
     path = output or default_path(record.settings, results_dir)
     if note := replacement_note(path, record.settings):
         progress.print(note, soft_wrap=True, markup=False)
     record.save(path)
+    _print_summary(record, path)
     if eigenvectors is not None:
         with progress.status(f"{problem}: eigenvectors"), cpu_threads(threads):
-            vectors = leading_eigenvectors(
-                work,
-                top or DEFAULT_TOP,
-                cutoff=cutoff,
-                curvature=curvature,
-                samples=samples,
-                mc_samples=mc_samples,
-                seed=seed,
-            )
+            work = load_workload(problem, **loading)
+            vectors = leading_eigenvectors(work, record.settings, top or DEFAULT_TOP)
         save_tensors(vectors, eigenvectors)
-    _print_summary(record, path)
 
 
 @app.command()

@@ -1,7 +1,7 @@
 """Spectra of the GGN: compute, store, sweep over approximations, compare."""
 
 from vivit_bench.spectrum.compare import SpectrumComparison, compare_spectra, spectral_distance
-from vivit_bench.spectrum.compute import compute_on, compute_spectrum
+from vivit_bench.spectrum.compute import compute_on, compute_spectrum, leading_eigenvectors
 from vivit_bench.spectrum.record import SpectrumRecord, load_spectrum
 from vivit_bench.spectrum.settings import Precision, SpectrumSettings
 from vivit_bench.spectrum.sweep import SweepEvent, SweepStep, sweep_spectra
@@ -18,6 +18,7 @@ __all__ = [
     "compare_spectra",
     "compute_on",
     "compute_spectrum",
+    "leading_eigenvectors",
     "load_spectrum",
     "load_workload",
     "spectral_distance",

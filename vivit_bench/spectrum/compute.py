@@ -21,6 +21,8 @@ from vivit_bench.spectrum.workload import Workload, load_workload
 from vivit_bench.store import provenance
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from vivit_bench.curvature import Spectrum
     from vivit_bench.problems import DataSource
 
@@ -133,6 +135,52 @@ def compute_on(workload: Workload, settings: SpectrumSettings) -> SpectrumRecord
         provenance=provenance(),
         data_dir=None if workload.data_dir is None else str(workload.data_dir),
     )
+
+
+def leading_eigenvectors(
+    workload: Workload, settings: SpectrumSettings, k: int
+) -> "dict[str, Tensor]":
+    """The leading eigenvectors of a loaded workload's full GGN, as they are stored.
+
+    Args:
+        workload: Model and mini-batch.
+        settings: What ``workload.settings(...)`` returned; its ``blocks`` are ignored.
+        k: How many at the most; fewer if fewer eigenvalues are above the cutoff.
+
+    Returns:
+        ``eigenvalues`` [K], float64, descending, and for each trainable parameter, by its
+        name, [K, *shape], on the CPU.
+
+    Raises:
+        UsageError: A model the engine cannot handle.
+        VivitBenchError: The memory does not suffice.
+    """
+    import torch
+
+    from vivit_bench.curvature import eigenvectors
+
+    model = workload.model
+    with _memory_errors(settings):
+        basis = eigenvectors(
+            model,
+            workload.loss,
+            workload.inputs,
+            workload.targets,
+            k=k,
+            cutoff=settings.cutoff,
+            curvature=settings.curvature,
+            samples=settings.samples,
+            mc_samples=settings.mc_samples,
+            seed=settings.seed,
+        )
+        trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        count = len(basis.eigenvalues)
+        found = {name: torch.empty(count, *p.shape, dtype=p.dtype) for name, p in trainable}
+        vectors = (vector for chunk in basis.chunks() for vector in chunk)
+        for number, vector in enumerate(vectors):
+            for (name, _), part in zip(trainable, vector, strict=True):
+                found[name][number] = part
+    return {"eigenvalues": basis.eigenvalues, **found}
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from vivit_bench.curvature.options import Blocks
 from vivit_bench.errors import UsageError
 from vivit_bench.spectrum.settings import SpectrumSettings
-from vivit_bench.store import Provenance, write_atomic
+from vivit_bench.store import Provenance, check_writable, write_atomic
 
 FORMAT = "vivit-bench spectrum 1"
 
@@ -158,10 +158,8 @@ def check_output(path: Path | str) -> Path:
     path = Path(path)
     if path.suffix != ".csv":
         raise UsageError(f"output {path}: the name must end in .csv (a .json is written beside it)")
-    if path.is_dir():
-        raise UsageError(f"output {path}: this is a folder; name a file in it")
+    check_writable(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         foreign = [file for file in (path, path.with_suffix(".json")) if _is_foreign(file)]
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror or error}") from error

@@ -4,6 +4,24 @@ import os
 import tempfile
 from pathlib import Path
 
+from vivit_bench.errors import UsageError
+
+
+def check_writable(path: Path) -> None:
+    """Make the folder of a file that is to be written after a long computation.
+
+    Raises:
+        UsageError: ``path`` is a folder, or no file can be written there.
+    """
+    if path.is_dir():
+        raise UsageError(f"output {path}: this is a folder; name a file in it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"cannot write {path}: its folder is read-only; name another one")
+
 
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Replace ``path`` by ``content`` durably (write aside, fsync, rename, fsync folder).
