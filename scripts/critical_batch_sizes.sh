@@ -21,8 +21,8 @@ if [ "${1:-vivit-bench}" = vivit-bench ]; then
     search cifar100_allcnnc --quantity block-newton
     search fmnist_2c2d --quantity full-newton
     search fmnist_2c2d --quantity eigenvalues
-    search cifar10_3c3d --quantity eigenvalues
+    search cifar10_3c3d --quantity eigenvalues --max-batch 1197
     search fmnist_2c2d --quantity block-newton --max-batch 512
-    search cifar10_3c3d --quantity block-newton --max-batch 512
-    search cifar10_3c3d --quantity full-newton
+    search cifar10_3c3d --quantity block-newton --max-batch 256
+    search cifar10_3c3d --quantity full-newton --max-batch 1024
 fi
