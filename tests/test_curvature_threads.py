@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from curvature_cases import CASES, Case
+from curvature_cases import CASES
 from oracle import dense
 from torch import Tensor
 
@@ -13,16 +13,15 @@ from vivit_bench.curvature import eigenvalues, newton_step
 from vivit_bench.curvature.kernels import add_lower
 from vivit_bench.curvature.minibatch import MiniBatch
 from vivit_bench.curvature.parallel import for_each
+from vivit_bench.hardware import cpu_threads
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+    with cpu_threads(2):
+        yield
 
 
 @pytest.mark.usefixtures("two_threads")
@@ -49,10 +48,6 @@ def test_for_each_does_everything_once_and_passes_errors_on() -> None:
     assert torch.get_num_threads() == 2
 
 
-def convolutions() -> Case:
-    return next(case for case in CASES if case.name == "cnn")
-
-
 @pytest.mark.usefixtures("two_threads")
 def test_many_tiles_of_sample_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Contracted in the smallest tiles, pairs and chunks give the same Gram matrix."""
@@ -66,7 +61,7 @@ def test_many_tiles_of_sample_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _gram_of_convolution(rule: factors.Contraction) -> Tensor:
-    model, loss, x, y = convolutions().build(torch.float64)
+    model, loss, x, y = CASES[0].build(torch.float64)
     with torch.no_grad():
         batch = MiniBatch(model, loss, x, y)
         gram = batch.new_gram()
@@ -79,7 +74,7 @@ def _gram_of_convolution(rule: factors.Contraction) -> Tensor:
 
 @pytest.mark.usefixtures("two_threads")
 def test_small_pieces_change_nothing() -> None:
-    model, loss, x, y = convolutions().build(torch.float64)
+    model, loss, x, y = CASES[0].build(torch.float64)
     expected = torch.linalg.eigvalsh(dense(model, loss, x, y).ggn()).flip(0)
     found = eigenvalues(model, loss, x, y, working_bytes=1).eigenvalues
     torch.testing.assert_close(found, expected[: len(found)])

@@ -39,8 +39,7 @@ def _request(problem: str, **loading: Any) -> tuple[Any, ...]:
     """(model, loss, inputs, targets) of a problem, as the engine takes them."""
     from vivit_bench.spectrum import load_workload
 
-    work = load_workload(problem, **loading)
-    return work.model, work.loss, work.inputs, work.targets
+    return load_workload(problem, **loading).request
 
 
 def _write_table(table: "pd.DataFrame", output: Path | None) -> None:

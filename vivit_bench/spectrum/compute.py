@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vivit_bench.arguments import DEFAULT_CUTOFF, check_cutoff, check_mc_samples
 from vivit_bench.curvature.options import Blocks, Curvature, Samples
@@ -105,15 +105,7 @@ def compute_on(workload: Workload, settings: SpectrumSettings) -> SpectrumRecord
     start = time.perf_counter()
     with _memory_errors(settings):
         spectrum = eigenvalues(
-            workload.model,
-            workload.loss,
-            workload.inputs,
-            workload.targets,
-            curvature=settings.curvature,
-            samples=settings.samples,
-            mc_samples=settings.mc_samples,
-            blocks=settings.blocks,
-            seed=settings.seed,
+            *workload.request, blocks=settings.blocks, **_approximation(settings)
         )
     seconds = time.perf_counter() - start
     _check_finite(settings, spectrum)
@@ -159,21 +151,11 @@ def leading_eigenvectors(
 
     from vivit_bench.curvature import eigenvectors
 
-    model = workload.model
     with _memory_errors(settings):
         basis = eigenvectors(
-            model,
-            workload.loss,
-            workload.inputs,
-            workload.targets,
-            k=k,
-            cutoff=settings.cutoff,
-            curvature=settings.curvature,
-            samples=settings.samples,
-            mc_samples=settings.mc_samples,
-            seed=settings.seed,
+            *workload.request, k=k, cutoff=settings.cutoff, **_approximation(settings)
         )
-        trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        trainable = [(n, p) for n, p in workload.model.named_parameters() if p.requires_grad]
         count = len(basis.eigenvalues)
         found = {name: torch.empty(count, *p.shape, dtype=p.dtype) for name, p in trainable}
         vectors = (vector for chunk in basis.chunks() for vector in chunk)
@@ -181,6 +163,16 @@ def leading_eigenvectors(
             for (name, _), part in zip(trainable, vector, strict=True):
                 found[name][number] = part
     return {"eigenvalues": basis.eigenvalues, **found}
+
+
+def _approximation(settings: SpectrumSettings) -> dict[str, Any]:
+    """The options of every engine call that say which curvature is meant."""
+    return {
+        "curvature": settings.curvature,
+        "samples": settings.samples,
+        "mc_samples": settings.mc_samples,
+        "seed": settings.seed,
+    }
 
 
 @contextmanager

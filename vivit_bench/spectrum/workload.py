@@ -40,6 +40,11 @@ class Workload:
     model_fingerprint: str
     batch_fingerprint: str
 
+    @property
+    def request(self) -> "tuple[Module, Module, Tensor, Tensor]":
+        """(model, loss, inputs, targets), as the engine takes them."""
+        return self.model, self.loss, self.inputs, self.targets
+
     def settings(
         self,
         curvature: Curvature = Curvature.EXACT,
