@@ -1,22 +1,51 @@
-"""The one dense float64 reference: Jacobians, loss Hessians and the GGN by torch.func.
+"""The one dense float64 reference: Jacobians, loss Hessians and the GGN by plain autograd.
 
-Nothing here is optimised, and nothing of the package is used.
+One sample and one output at a time, through a float64 copy of the model and the loss exactly
+as given. Nothing here is optimised or batched, and nothing of the package is used.
 """
 
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, hessian, jacrev, vmap
+
+Tree = Any
+"""A tensor, or a dict, list or tuple of trees; the first axis of every tensor is the sample."""
+
+
+def tree_map(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, dict):
+        return type(tree)({k: tree_map(function, v) for k, v in tree.items()})
+    return type(tree)([tree_map(function, v) for v in tree])
+
+
+def tree_len(tree: Tree) -> int:
+    while not isinstance(tree, Tensor):
+        tree = next(iter(tree.values() if isinstance(tree, dict) else tree))
+    return len(tree)
+
+
+def to_double(tree: Tree) -> Tree:
+    return tree_map(lambda t: t.double() if t.is_floating_point() else t, tree)
 
 
 @dataclass
 class Dense:
-    """[N, C, D] Jacobians, [N, C, C] loss Hessians, [N, D] gradients; parameters in order."""
+    """[N, C, D] Jacobians, [N, C, C] loss Hessians, [N, D] gradients; parameters in order.
+
+    Scaled so that the mean over the samples of J^T H J is the GGN of the loss, and the mean of
+    the gradients its gradient, whatever the loss's weights and reduction.
+    """
 
     jacobians: Tensor
     hessians: Tensor
     gradients: Tensor
+    loss: float
     names: list[str]
     sizes: list[int]
 
@@ -42,39 +71,72 @@ class Dense:
         return (ids[:, None] == ids[None, :]).double()
 
 
-def dense(model: nn.Module, loss: nn.Module, inputs: Tensor, targets: Tensor) -> Dense:
-    """Differentiate a copy of the model in float64, sample by sample."""
-    parameters = {n: p.detach().double() for n, p in model.named_parameters() if p.requires_grad}
-    frozen = {
-        n: t.detach().double() if t.is_floating_point() else t
-        for n, t in [*model.named_parameters(), *model.named_buffers()]
-        if n not in parameters
+def dense(
+    model: nn.Module,
+    loss: nn.Module,
+    inputs: Tree,
+    targets: Tensor,
+    names: Sequence[str] | None = None,
+) -> Dense:
+    """Differentiate.
+
+    Args:
+        model: In evaluation mode; differentiated in float64, as a copy if it is not already.
+        loss: Any loss of (outputs, targets).
+        inputs: [N, ...] tensors.
+        targets: [N, ...].
+        names: Of the parameters; None: all that require gradients.
+    """
+    dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    if dtypes != {torch.float64}:
+        model, loss = copy.deepcopy(model).double(), copy.deepcopy(loss).double()
+    inputs, targets = to_double(inputs), to_double(targets)
+    chosen = {
+        n: p
+        for n, p in model.named_parameters()
+        if (p.requires_grad if names is None else n in names)
     }
-    inputs = inputs.double() if inputs.is_floating_point() else inputs
-    targets = targets.double() if targets.is_floating_point() else targets
+    parameters = list(chosen.values())
+    count = tree_len(inputs)
 
-    def forward(p: dict[str, Tensor], x: Tensor) -> Tensor:
-        return functional_call(model, {**frozen, **p}, (x[None],))[0]
+    def flat(grads: Sequence[Tensor | None]) -> Tensor:
+        return torch.cat(
+            [
+                (torch.zeros_like(p) if g is None else g.to_dense()).flatten()
+                for p, g in zip(parameters, grads, strict=True)
+            ]
+        )
 
-    def flat(tree: dict[str, Tensor], rows: int) -> Tensor:
-        return torch.cat([tree[n].reshape(len(inputs), rows, -1) for n in parameters], -1)
-
-    outputs = torch.stack([forward(parameters, x) for x in inputs])
-    count = outputs[0].numel()
-    jacobians = [jacrev(forward)(parameters, x) for x in inputs]
-    stacked = {n: torch.stack([j[n] for j in jacobians]) for n in parameters}
-    hessians = vmap(hessian(lambda f, y: loss(f[None], y[None])))(outputs, targets)
-    gradients = [
-        jacrev(lambda p, x=x, y=y: loss(forward(p, x)[None], y[None]))(parameters)
-        for x, y in zip(inputs, targets, strict=True)
-    ]
-    grads = {n: torch.stack([g[n] for g in gradients]) for n in parameters}
+    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        singles = [model(tree_map(lambda t, n=n: t[n : n + 1], inputs)) for n in range(count)]
+        together = torch.cat([s.detach() for s in singles]).requires_grad_()
+        value = loss(together, targets)
+        (slope,) = torch.autograd.grad(value, together, create_graph=True)
+        entries = singles[0].numel()
+        hessians = torch.zeros(count, entries, entries, dtype=torch.float64)
+        if slope.requires_grad:
+            for e in range(entries):
+                # Samples do not interact in the loss: one product for all of them.
+                (row,) = torch.autograd.grad(
+                    slope.reshape(count, -1)[:, e].sum(), together, retain_graph=True
+                )
+                hessians[:, e] = count * row.reshape(count, -1)
+        jacobians, gradients = [], []
+        for n, single in enumerate(singles):
+            entry_list = single.reshape(-1).unbind() if entries > 1 else [single.reshape(())]
+            rows = [
+                flat(torch.autograd.grad(f, parameters, retain_graph=True, allow_unused=True))
+                for f in entry_list
+            ]
+            jacobians.append(torch.stack(rows))
+            gradients.append(count * slope[n].detach().reshape(-1) @ jacobians[-1])
     return Dense(
-        flat(stacked, count).detach(),
-        hessians.reshape(len(inputs), count, count).detach(),
-        flat(grads, 1)[:, 0].detach(),
-        list(parameters),
-        [p.numel() for p in parameters.values()],
+        torch.stack(jacobians),
+        hessians.detach(),
+        torch.stack(gradients),
+        float(value.detach()),
+        list(chosen),
+        [p.numel() for p in parameters],
     )
 
 

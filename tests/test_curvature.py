@@ -16,8 +16,8 @@ from vivit_bench.curvature import (
     inverse_product,
     newton_step,
 )
-from vivit_bench.curvature.loss_factor import CrossEntropyFactor, MSEFactor
-from vivit_bench.curvature.minibatch import MiniBatch
+from vivit_bench.curvature import explain
+from vivit_bench.curvature.loss_factor import LossFactor, _Diagonal
 
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}
 DTYPES = list(TOLERANCE)
@@ -31,11 +31,13 @@ def flat(tensors: list[Tensor]) -> Tensor:
     return torch.cat([t.flatten() for t in tensors]).double()
 
 
-def unit_blocks(model: nn.Module, *request: object) -> list[list[str]]:
-    """Parameter names of each unit of the engine."""
-    batch = MiniBatch(model, *request)  # type: ignore[arg-type]
+def layer_blocks(model: nn.Module, *request: object) -> list[list[str]]:
+    """Parameter names of each layer, as the engine has them."""
     names = {p: n for n, p in model.named_parameters()}
-    return [[names[p] for p in unit.parameters] for unit in batch.units]
+    layers: dict[str, list[str]] = {}
+    for unit in explain(model, *request).units:  # type: ignore[arg-type]
+        layers.setdefault(unit.name, []).extend(names[p] for p in unit.parameters)
+    return list(layers.values())
 
 
 def newton_reference(g: Tensor, gradient: Tensor, damping: float, cutoff: float) -> Tensor:
@@ -94,7 +96,7 @@ def test_the_gradient_comes_along(
 def test_layer_blocks_are_the_diagonal_blocks(case: Case) -> None:
     model, loss, x, y = case.build(torch.float64)
     reference = dense(model, loss, x, y)
-    ggn = reference.ggn() * reference.block_mask(unit_blocks(model, loss, x, y))
+    ggn = reference.ggn() * reference.block_mask(layer_blocks(model, loss, x, y))
     expected = torch.linalg.eigvalsh(ggn).flip(0)
     result = eigenvalues(model, loss, x, y, blocks=Blocks.LAYER)
     together = torch.cat(list(result.blocks.values())).sort(descending=True).values
@@ -139,7 +141,7 @@ def test_routes_to_the_slopes_agree(case: Case, monkeypatch: pytest.MonkeyPatch)
     """Closed form from the Gram matrix, and the gradients as one more factor of V."""
     model, loss, x, y = case.build(torch.float64)
     closed = directional_derivatives(model, loss, x, y)
-    for factor in (CrossEntropyFactor, MSEFactor):
+    for factor in LossFactor.__subclasses__() + _Diagonal.__subclasses__():
         monkeypatch.setattr(factor, "coordinates", lambda *_: None)
     column = directional_derivatives(model, loss, x, y)
     assert relative_error(column.gammas.abs(), closed.gammas.abs()) < 1e-8
@@ -154,7 +156,7 @@ def test_newton_step(case: Case, dtype: torch.dtype, blocks: Blocks, samples: Sa
     reference = dense(model, loss, x, y)
     ggn = reference.ggn(samples.size(len(x)))
     if blocks is Blocks.LAYER:
-        ggn *= reference.block_mask(unit_blocks(model, loss, x, y))
+        ggn *= reference.block_mask(layer_blocks(model, loss, x, y))
     expected = newton_reference(ggn, reference.mean_gradient, 0.5, CUTOFF)
     result = newton_step(
         model, loss, x, y, damping=0.5, cutoff=CUTOFF, blocks=blocks, samples=samples
@@ -172,7 +174,7 @@ def test_inverse_product_and_step_over_the_whole_space(case: Case, blocks: Block
     reference = dense(model, loss, x, y)
     ggn = reference.ggn()
     if blocks is Blocks.LAYER:
-        ggn *= reference.block_mask(unit_blocks(model, loss, x, y))
+        ggn *= reference.block_mask(layer_blocks(model, loss, x, y))
     damped = ggn + 0.3 * torch.eye(len(ggn), dtype=ggn.dtype)
     parameters = [p for p in model.parameters() if p.requires_grad]
     vectors = [[torch.randn_like(p) for p in parameters] for _ in range(2)]
@@ -233,7 +235,9 @@ def test_cutting_the_batch_does_not_change_the_result(
 ) -> None:
     """Micro-batches of samples and columns are an implementation detail, also for MC."""
     model, loss, x, y = CASES[0].build(torch.float64)
-    options = {"curvature": curvature, "samples": samples, "mc_samples": 3, "seed": 5}
+    options = {"curvature": curvature, "samples": samples, "seed": 5}
+    if curvature is Curvature.MC:
+        options["mc_samples"] = 3
     whole = eigenvalues(model, loss, x, y, **options)
     cut = eigenvalues(model, loss, x, y, working_bytes=1, **options)
     assert relative_error(cut.eigenvalues, whole.eigenvalues) < 1e-10

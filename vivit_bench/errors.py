@@ -18,3 +18,7 @@ class UsageError(VivitBenchError):
     """The request itself is wrong: a bad value, name, file or model (exit code 2)."""
 
     exit_code = 2
+
+
+class CertificateError(VivitBenchError):
+    """A result failed its check by plain autograd; nothing of it is returned or stored."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from vivit_bench.critical_batch.failures import BatchLimitError
-from vivit_bench.errors import UsageError
+from vivit_bench.trees import map_tree
 
 ENGINE = "engine"
 
@@ -121,7 +121,7 @@ class EngineWorkload:
             self._quantity,
             self._model,
             self._loss,
-            inputs.to(self._device),
+            map_tree(lambda tensor: tensor.to(self._device), inputs),
             targets.to(self._device),
             **self._options,
         )
@@ -144,10 +144,11 @@ class EngineWorkload:
 
     def _batch(self, n: int) -> Any:
         from vivit_bench.problems import load_batch
+        from vivit_bench.problems.sampling import TooFewSamplesError
 
         try:
             return load_batch(self._problem, n, self._source, self._data_dir, self._seed)
-        except UsageError as error:
+        except TooFewSamplesError as error:
             if n <= WARM_UP_SAMPLES:
                 raise
             raise BatchLimitError(str(error)) from error

@@ -2,9 +2,9 @@
 
     >>> from vivit_bench.curvature import eigenvalues
     >>> spectrum = eigenvalues(model, loss, inputs, targets, curvature="exact")
-    >>> spectrum.eigenvalues[:10], spectrum.trace
+    >>> spectrum.eigenvalues[:10], spectrum.certificate.line()
 
-A library of its own: of the rest of the package it imports the errors and `lazy` only.
+A library of its own: of the rest of the package it imports the errors, `trees` and `lazy` only.
 Names are imported on first use, so that a command line's help need not load torch.
 """
 
@@ -14,58 +14,43 @@ from vivit_bench.lazy import lazy_getattr
 
 if TYPE_CHECKING:
     from vivit_bench.curvature.damping import BootstrapDamping, ConstantDamping, DampingPolicy
-    from vivit_bench.curvature.directional import directional_derivatives
-    from vivit_bench.curvature.eigenbasis import Eigenbasis, eigenvectors
-    from vivit_bench.curvature.explanation import explain
-    from vivit_bench.curvature.inverse import inverse_product
-    from vivit_bench.curvature.newton import newton_step
-    from vivit_bench.curvature.options import Blocks, Curvature, Samples
+    from vivit_bench.curvature.directional import directional_derivatives, signal_to_noise
+    from vivit_bench.curvature.explanation import Explanation, explain
+    from vivit_bench.curvature.newton import inverse_product, newton_step
+    from vivit_bench.curvature.options import Approximation, Blocks, Curvature, Samples
     from vivit_bench.curvature.results import (
         BatchInfo,
+        Certificate,
         DirectionalDerivatives,
         NewtonStep,
         Spectrum,
     )
-    from vivit_bench.curvature.spectrum import eigenvalues
+    from vivit_bench.curvature.spectrum import Eigenbasis, eigenvalues, eigenvectors
 
 _HOMES = {
+    "Approximation": "options",
     "BatchInfo": "results",
     "Blocks": "options",
     "BootstrapDamping": "damping",
+    "Certificate": "results",
     "ConstantDamping": "damping",
     "Curvature": "options",
     "DampingPolicy": "damping",
     "DirectionalDerivatives": "results",
-    "Eigenbasis": "eigenbasis",
+    "Eigenbasis": "spectrum",
+    "Explanation": "explanation",
     "NewtonStep": "results",
     "Samples": "options",
     "Spectrum": "results",
     "directional_derivatives": "directional",
     "eigenvalues": "spectrum",
-    "eigenvectors": "eigenbasis",
+    "eigenvectors": "spectrum",
     "explain": "explanation",
-    "inverse_product": "inverse",
+    "inverse_product": "newton",
     "newton_step": "newton",
+    "signal_to_noise": "directional",
 }
 
-__all__ = [
-    "BatchInfo",
-    "Blocks",
-    "BootstrapDamping",
-    "ConstantDamping",
-    "Curvature",
-    "DampingPolicy",
-    "DirectionalDerivatives",
-    "Eigenbasis",
-    "NewtonStep",
-    "Samples",
-    "Spectrum",
-    "directional_derivatives",
-    "eigenvalues",
-    "eigenvectors",
-    "explain",
-    "inverse_product",
-    "newton_step",
-]
+__all__ = list(_HOMES)  # noqa: PLE0605
 
 __getattr__ = lazy_getattr(__name__, _HOMES)

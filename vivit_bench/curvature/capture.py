@@ -1,130 +1,193 @@
-"""The front end: layer inputs of a forward pass and cotangents at the layers' outputs.
+"""The front end: where parameters are used in a forward pass, and cotangents sent back there.
 
-Forward hooks note, for every call of a module that owns trainable parameters, its
-input and the gradient edge of its output; batched autograd then sends any number of
-columns back to those edges. This needs no rule per layer type and no conversion of
-the network: in-place activations, residual sums and reused modules are ordinary
-autograd graphs.
+The autograd graph of the outputs is read, not the modules: every path from a parameter to
+the output is either a use with a rule (``rules.py``), or the parameter is left to plain
+autograd. Batched autograd then sends any number of columns back to the uses. No conversion
+of the network and no hook is needed: in-place activations, residual sums, reused modules and
+functional uses of a weight are ordinary graphs.
 """
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
-from vivit_bench.errors import UsageError
-
-
-@dataclass
-class LayerCall:
-    """One call of one module with trainable parameters of its own."""
-
-    name: str
-    """Qualified module name ("" for the model itself)."""
-    module: nn.Module
-    inputs: tuple[Any, ...]
-    """Positional arguments, tensors detached."""
-    output_shape: torch.Size
-    edge: GradientEdge | None
-    """Where the output's cotangents arrive; None if the output needs no gradient."""
-    versions: list[int] = field(default_factory=list)
-
-    def check_unmodified(self) -> None:
-        """Raise if an input was overwritten after the layer had used it."""
-        if [t._version for t in self.inputs if isinstance(t, Tensor)] != self.versions:
-            raise UsageError(
-                f"the input of layer {self.name!r} is overwritten in place later in the "
-                "forward pass; use an out-of-place operation there"
-            )
+from vivit_bench.curvature.rules import RESHAPES, TRANSPOSE, Role, Rule, Saved, find_rule, node_kind
 
 
-def own_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The module's own (not its children's) trainable parameters by their local names."""
-    return {k: p for k, p in module._parameters.items() if p is not None and p.requires_grad}
+class GraphChanged(Exception):  # noqa: N818
+    """The network computes differently for other samples, so that uses cannot be matched."""
 
 
-@contextmanager
-def record_calls(model: nn.Module) -> Iterator[list[LayerCall]]:
-    """Note every call of a parametrised module of ``model`` in the order of completion.
+@dataclass(frozen=True)
+class Use:
+    """One node of one forward pass with parameters among its inputs."""
 
-    Raises:
-        UsageError: From the forward pass, if a layer takes keyword arguments or returns
-            something else than one tensor with the sample axis first.
+    rule: Rule
+    node: Node
+    roles: dict[str, Role]
+
+    @property
+    def edge(self) -> GradientEdge:
+        """Where the cotangents of the node's output arrive."""
+        return GradientEdge(self.node, 0)
+
+    def saved(self) -> Saved:
+        """What the node keeps of its forward pass."""
+        return self.rule.read(self.node, self.roles)
+
+    @property
+    def signature(self) -> tuple:
+        """What must be the same in every forward pass."""
+        roles = tuple((r, id(x.parameter), tuple(x.shape)) for r, x in self.roles.items())
+        return (self.rule.label, roles)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a forward pass's graph says of the parameters."""
+
+    uses: list[Use]
+    """In a fixed order."""
+    others: dict[nn.Parameter, str]
+    """Parameters with a use that has no rule -> the kind of that node."""
+    nodes: list[Node]
+    """All of the graph."""
+
+    @property
+    def activations(self) -> int:
+        """Numbers that the pass computed, all intermediate results together."""
+        return sum(_num_entries(node) for node in self.nodes)
+
+
+def read_uses(
+    outputs: Tensor, parameters: Iterable[nn.Parameter], plain: Collection[nn.Parameter] = ()
+) -> Reading:
+    """Where the parameters are used; those that are not in the graph are in no result.
+
+    Args:
+        outputs: Of a forward pass, with their graph.
+        parameters: To look for.
+        plain: Those of them whose rules are not to be used.
     """
-    calls: list[LayerCall] = []
-    handles = []
-
-    def note(name: str, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        kind = type(module).__name__
-        if kwargs:
-            raise UsageError(
-                f"layer {name!r} ({kind}) is called with keyword arguments "
-                f"{sorted(kwargs)}; call it with positional arguments"
-            )
-        if not isinstance(output, Tensor):
-            raise UsageError(
-                f"layer {name!r} ({kind}) returns {type(output).__name__}, not one tensor; "
-                "such layers are not supported"
-            )
-        inputs = tuple(a.detach() if isinstance(a, Tensor) else a for a in args)
-        versions = [t._version for t in inputs if isinstance(t, Tensor)]
-        edge = get_gradient_edge(output) if output.requires_grad else None
-        calls.append(LayerCall(name, module, inputs, output.shape, edge, versions))
-
-    for name, module in model.named_modules():
-        if own_parameters(module):
-
-            def hook(m: nn.Module, a: tuple, k: dict, o: Any, name: str = name) -> None:
-                note(name, m, a, k, o)
-
-            handles.append(module.register_forward_hook(hook, with_kwargs=True))
-    try:
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
+    nodes, consumers = _read_graph(outputs)
+    wanted = set(parameters)
+    matched: dict[Node, dict[str, Role]] = {}
+    rules: dict[Node, Rule] = {}
+    others: dict[nn.Parameter, str] = {}
+    for leaf in nodes:
+        parameter = getattr(leaf, "variable", None)
+        if parameter is None or parameter not in wanted:
+            continue
+        found = "a failed check" if parameter in plain else _match(leaf, parameter, consumers)
+        if isinstance(found, str):
+            others[parameter] = found
+            continue
+        for node, rule, name, role in found:
+            matched.setdefault(node, {})[name] = role
+            rules[node] = rule
+    uses = [Use(rules[node], node, matched[node]) for node in nodes if node in matched]
+    return Reading(uses, others, nodes)
 
 
-def parameter_uses(outputs: Tensor) -> Counter[Tensor]:
-    """How often each leaf appears in the graph of ``outputs``."""
-    uses: Counter[Tensor] = Counter()
-    seen = {outputs.grad_fn}  # keeps the nodes alive, whose identity is compared
-    stack = [outputs.grad_fn]
+def _num_entries(node: Node) -> int:
+    """Of a node's outputs; parameters, which are no results, count as none."""
+    if hasattr(node, "variable"):
+        return 0
+    return sum(prod(meta.shape) for meta in node._input_metadata)
+
+
+_Consumers = dict[Node, list[tuple[Node, int]]]
+
+
+def _read_graph(outputs: Tensor) -> tuple[list[Node], _Consumers]:
+    """Nodes in a fixed order, and for each the nodes that take its output, with their slots."""
+    root = outputs.grad_fn
+    assert root is not None
+    order = [root]  # the list keeps the nodes alive, whose identity is compared
+    seen = {root}
+    consumers: _Consumers = defaultdict(list)
+    stack = [root]
     while stack:
         node = stack.pop()
-        for other, _ in node.next_functions if node is not None else ():
-            leaf = getattr(other, "variable", None)
-            if leaf is not None:
-                uses[leaf] += 1
-            elif other not in seen:
+        for slot, (other, _) in enumerate(node.next_functions):
+            if other is None:
+                continue
+            consumers[other].append((node, slot))
+            if other not in seen:
                 seen.add(other)
+                order.append(other)
                 stack.append(other)
-    return uses
+    return order, consumers
+
+
+def _match(
+    leaf: Node, parameter: nn.Parameter, consumers: _Consumers
+) -> list[tuple[Node, Rule, str, Role]] | str:
+    """Every use of a parameter, or the kind of a node that has no rule for it."""
+    found = []
+    stack: list[tuple[Node, tuple[str, ...], torch.Size]] = [(leaf, (), parameter.shape)]
+    while stack:
+        source, path, shape = stack.pop()
+        for node, slot in consumers[source]:
+            rule = find_rule(node, slot, path)
+            if rule is not None:
+                found.append((node, *rule, Role(parameter, shape)))
+                continue
+            kind = node_kind(node)
+            if kind not in RESHAPES and kind != TRANSPOSE:
+                return kind.removesuffix("Backward")
+            seen_as = torch.Size(node._input_metadata[0].shape)
+            stack.append((node, (*path, kind), seen_as))
+    return found
+
+
+def edge_of(parameter: nn.Parameter) -> GradientEdge:
+    """Where a parameter's own gradient arrives."""
+    return get_gradient_edge(parameter)
 
 
 def backpropagate(
-    outputs: Tensor, edges: Sequence[GradientEdge], columns: Tensor
-) -> tuple[Tensor, ...]:
-    """Send columns at the model output back to the layers' outputs.
+    outputs: Tensor, edges: Sequence[GradientEdge], columns: Tensor, *, batched: bool
+) -> list[Tensor | None]:
+    """Send columns at the model output back, keeping the graph.
 
     Args:
-        outputs: [n, ...] model output with its graph (which is kept).
+        outputs: [n, ...] model output with its graph.
         edges: Where to collect.
         columns: [n, c, ...] cotangents, c for each sample.
+        batched: All columns at once; every edge must be reached. Else one after the other,
+            which is right for every network, where the batching rules of single operations
+            may be wrong or missing.
 
     Returns:
-        For each edge [c, n, *layer output].
+        For each edge [c, *shape there]; None where no column arrives. Sparse gradients are
+        returned dense.
     """
+    count = columns.shape[1]
+    if batched and count > 1:
 
-    def pull(column: Tensor) -> tuple[Tensor, ...]:
-        # Every edge was reached in the first pass, so no gradient is None.
-        return torch.autograd.grad(outputs, edges, column, retain_graph=True)
+        def pull(column: Tensor) -> tuple[Tensor, ...]:
+            return torch.autograd.grad(outputs, edges, column, retain_graph=True)
 
-    if columns.shape[1] == 1:
-        return tuple(g.unsqueeze(0) for g in pull(columns[:, 0]))
-    return torch.func.vmap(pull)(columns.transpose(0, 1))
+        return list(torch.func.vmap(pull)(columns.transpose(0, 1)))
+    rows = [_pull(outputs, edges, columns[:, i]) for i in range(count)]
+    return [_stack(grads) for grads in zip(*rows, strict=True)]
+
+
+def _pull(outputs: Tensor, edges: Sequence[GradientEdge], column: Tensor) -> list[Tensor | None]:
+    grads = torch.autograd.grad(outputs, edges, column, retain_graph=True, allow_unused=True)
+    return [g.to_dense() if g is not None and g.layout is not torch.strided else g for g in grads]
+
+
+def _stack(grads: Sequence[Tensor | None]) -> Tensor | None:
+    template = next((g for g in grads if g is not None), None)
+    if template is None:
+        return None
+    if len(grads) == 1:
+        return template.unsqueeze(0)
+    return torch.stack([torch.zeros_like(template) if g is None else g for g in grads])

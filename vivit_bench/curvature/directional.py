@@ -1,54 +1,97 @@
 """Per-sample slopes and curvatures along the GGN eigenvectors (Equation 8)."""
 
-from typing import Any
-
-import torch
 from torch import Tensor, nn
 
-from vivit_bench.curvature.minibatch import MiniBatch
+from vivit_bench.curvature.certificate import Certify
+from vivit_bench.curvature.minibatch import WORKING_BYTES, Patterns
+from vivit_bench.curvature.options import Approximation, approximation_of
+from vivit_bench.curvature.passes import Sweep, complete
 from vivit_bench.curvature.results import DirectionalDerivatives
-from vivit_bench.curvature.systems import gram_systems
+from vivit_bench.curvature.session import Request, check_cutoff, run
+from vivit_bench.curvature.slopes import find_slopes, in_parameter_format, shared_gradient
+from vivit_bench.curvature.systems import Work, form_systems
+from vivit_bench.trees import Tree
 
 
-@torch.no_grad()
 def directional_derivatives(
     model: nn.Module,
     loss: nn.Module,
-    inputs: Tensor,
+    inputs: Tree,
     targets: Tensor,
+    approximation: Approximation | None = None,
     *,
     cutoff: float = 1e-4,
-    **options: Any,
+    curvature: str | None = None,
+    samples: str | None = None,
+    mc_samples: int | None = None,
+    seed: int | None = None,
+    params: Patterns | None = None,
+    with_gradient: bool = False,
+    certify: Certify = True,
+    working_bytes: int = WORKING_BYTES,
 ) -> DirectionalDerivatives:
     """gamma_nk = e_k^T grad l_n and lambda_nk = e_k^T J_n^T H_n J_n e_k for all directions.
 
     With exact curvature on the whole mini-batch both come from the Gram matrix alone.
 
     Args:
-        model: See :func:`~vivit_bench.curvature.eigenvalues`.
+        model: See :func:`~vivit_bench.curvature.eigenvalues`, as for what is not named here.
         loss: As there.
         inputs: As there.
         targets: As there.
+        approximation: As there.
         cutoff: Directions have eigenvalues above it.
-        **options: As there.
+        curvature: As there.
+        samples: As there.
+        mc_samples: As there.
+        seed: As there.
+        params: As there.
+        with_gradient: As there.
+        certify: As there.
+        working_bytes: As there.
 
     Returns:
         Directions by descending eigenvalue. Signs of the gammas are those of the
         eigenvectors, which are arbitrary.
 
     Raises:
-        UsageError: If the request cannot be computed.
+        UsageError: The request cannot be computed; in one line.
+        CertificateError: The result failed its check.
     """
-    batch = MiniBatch(model, loss, inputs, targets, **options)
-    (block,) = gram_systems(batch, cutoff)
-    system = block.system
-    return DirectionalDerivatives(
-        info=batch.info(batch.mean_loss()),
-        eigenvalues=system.eigenvalues.flip(0).cpu(),
-        gammas=system.gammas().flip(1).cpu(),
-        lambdas=system.lambdas().flip(1).cpu(),
-        gradient=batch.requested_gradient(),
+    check_cutoff(cutoff)
+    request = Request(
+        model,
+        loss,
+        inputs,
+        targets,
+        approximation_of(approximation, curvature, samples, mc_samples, seed),
+        params=params,
+        certify=certify,
+        working_bytes=working_bytes,
     )
+
+    def compute(work: Work, sweep: Sweep) -> DirectionalDerivatives:
+        slopes, gradient = find_slopes(work, sweep, per_sample=True)
+        wanted = with_gradient and gradient is None
+        shared = shared_gradient(work, sweep, wanted)
+        (formed,) = form_systems(work, sweep, slopes, shared.weights)
+        shared.add(formed.gradient)
+        pairs = formed.system.eigenpairs(cutoff)
+        gammas, lambdas = pairs.gammas(), pairs.lambdas()
+        totals = complete(
+            work.batch, work.plan, sweep, gradient or shared.found, with_gradient=with_gradient
+        )
+        kept = totals.gradient if with_gradient else None
+        return DirectionalDerivatives(
+            info=work.batch.info(totals.loss),
+            eigenvalues=pairs.values.flip(0).cpu(),
+            gammas=gammas.flip(1).cpu(),
+            lambdas=lambdas.flip(1).cpu(),
+            gradient=in_parameter_format(work.batch, kept),
+            certificate=work.checks.result(totals),
+        )
+
+    return run(request, compute, with_gradient=with_gradient)
 
 
 def signal_to_noise(values: Tensor) -> Tensor:

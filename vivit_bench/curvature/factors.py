@@ -1,9 +1,9 @@
-"""What is kept of each layer's share of V, and how its Gram matrix is formed from it.
+"""What is kept of each unit's share of V, and how its Gram matrix is formed from it.
 
 Two kinds, after appendix C of the paper:
 
 * :class:`ExplicitFactor` holds V itself. It costs least where a layer has fewer
-  parameters than outputs, and it serves every layer type.
+  parameters than outputs, and it serves every rule and plain autograd.
 * :class:`AffineFactor` holds the layer input z and the cotangents s of a linear layer
   or convolution, whose V = s unfold(z)^T is never held as a whole. It is contracted
   in chunks of V, over pairs of samples, or (one output position) as the product of
@@ -13,21 +13,20 @@ All rows are ordered (sample, column), and samples are put in any slices.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
+from math import prod
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.nn.grad import conv1d_weight, conv2d_weight, conv3d_weight
 
-from vivit_bench.curvature.capture import LayerCall, own_parameters
-from vivit_bench.curvature.expand import expand
-from vivit_bench.curvature.kernels import add_lower, unfold
-from vivit_bench.curvature.parallel import for_each
+from vivit_bench.curvature.kernels import add_lower, for_each, unfold
+from vivit_bench.curvature.route import GraphChanged, UseShape
+from vivit_bench.curvature.rules import LINEAR, Saved
 
 Direction = dict[nn.Parameter, Tensor]
 """A vector in parameter space, parameter -> tensor of its shape."""
-
 
 PAIRS_TILE_BYTES = 2 * 2**20
 """Size of each of the sample-pair contraction's intermediates, per thread; smaller ones are
@@ -40,7 +39,7 @@ class Contraction(StrEnum):
     EXPLICIT = "explicit V"
     """V is held and multiplied; wins where D_layer is small."""
     GRAM_PRODUCT = "input Gram x output Gram"
-    """One output position: (z z'^T + 1) * (s s'^T); always wins there."""
+    """One output position: (u u'^T + 1) * (s s'^T); always wins there."""
     CHUNKS = "V in chunks"
     """V in chunks of input channels; wins where there are many output positions."""
     PAIRS = "sample pairs"
@@ -50,7 +49,8 @@ class Contraction(StrEnum):
 class Factor(ABC):
     """One unit's share of V for N samples with c columns each (M = N c rows)."""
 
-    def __init__(self, num_samples: int, num_columns: int):
+    def __init__(self, parameters: Sequence[nn.Parameter], num_samples: int, num_columns: int):
+        self.parameters = tuple(parameters)
         self.num_samples = num_samples
         self.num_columns = num_columns
 
@@ -61,19 +61,26 @@ class Factor(ABC):
 
     @abstractmethod
     def put(
-        self,
-        samples: slice,
-        columns: slice,
-        calls: Sequence[LayerCall],
-        cotangents: Sequence[Tensor | None],
+        self, samples: slice, columns: slice, number: int, saved: Saved, cotangents: Tensor
     ) -> None:
-        """Take in some samples' columns: one cotangent [c', n', *output] per call."""
+        """Take in some samples' columns at one use, [n, c', *shape of one sample's output].
+
+        Args:
+            samples: Which samples these are.
+            columns: Which of their columns.
+            number: Of the use, in the order of the unit's.
+            saved: What the use's node keeps, [n, ...].
+            cotangents: At its output.
+        """
 
     @abstractmethod
-    def chunks(self) -> Iterator[Tensor]:
+    def chunks(self, width: int | None = None) -> Iterator[Tensor]:
         """V^T in pieces [M, d], whose widths add up to the unit's parameters.
 
         A piece is valid until the next one is asked for.
+
+        Args:
+            width: Input channels in a chunk, where the factor has any; None: its own choice.
         """
 
     @abstractmethod
@@ -81,8 +88,13 @@ class Factor(ABC):
         """V^T x for a vector x in parameter space: [M]."""
 
     @abstractmethod
-    def combine(self, weights: Tensor) -> Direction:
-        """V w for ``weights`` [M]."""
+    def combine(self, weights: Tensor, samples: Sequence[int] | None = None) -> Direction:
+        """V w for ``weights`` [M]; only these samples' share of it, if ``samples`` are named."""
+
+    @property
+    def chunk_width(self) -> int:
+        """Input channels in a chunk that its memory allows."""
+        return 1
 
     def add_gram(self, gram: Tensor) -> None:
         """Lower triangle of ``gram`` [M, M] += V^T V."""
@@ -91,121 +103,167 @@ class Factor(ABC):
 
     def add_cross(self, other: "Factor", out: Tensor) -> None:
         """``out`` [M, M'] += V^T V' for a factor of the same unit and kind."""
-        for v, w in zip(self.chunks(), other.chunks(), strict=True):
+        width = min(self.chunk_width, other.chunk_width)
+        for v, w in zip(self.chunks(width), other.chunks(width), strict=True):
             out.addmm_(v, w.t())
 
 
 class ExplicitFactor(Factor):
-    """V itself, [N, c, D_unit], summed over the calls that share the parameters."""
+    """V itself, [N, c, D_unit], summed over the uses of the parameters."""
 
-    def __init__(self, num_samples: int, num_columns: int, parameters: Sequence[nn.Parameter]):
-        super().__init__(num_samples, num_columns)
-        self.parameters = list(parameters)
-        sizes = [p.numel() for p in parameters]
-        ends = torch.tensor(sizes).cumsum(0).tolist()
-        self._slices = {
-            p: slice(end - size, end) for p, size, end in zip(parameters, sizes, ends, strict=True)
-        }
-        self.v = parameters[0].new_zeros(num_samples, num_columns, ends[-1], requires_grad=False)
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        num_samples: int,
+        num_columns: int,
+        uses: Sequence[UseShape],
+    ):
+        super().__init__(parameters, num_samples, num_columns)
+        self._uses = uses
+        self._slices: dict[nn.Parameter, slice] = {}
+        end = 0
+        for p in parameters:
+            self._slices[p] = slice(end, end + p.numel())
+            end += p.numel()
+        self.v = parameters[0].new_zeros(num_samples, num_columns, end, requires_grad=False)
 
     def put(  # noqa: D102
-        self,
-        samples: slice,
-        columns: slice,
-        calls: Sequence[LayerCall],
-        cotangents: Sequence[Tensor | None],
+        self, samples: slice, columns: slice, number: int, saved: Saved, cotangents: Tensor
     ) -> None:
-        for call, s in zip(calls, cotangents, strict=True):
-            if s is None:
-                continue
-            own = own_parameters(call.module)
-            for name, v in expand(call, s).items():
-                self.v[samples, columns, self._slices[own[name]]] += v.transpose(0, 1)
+        use = self._uses[number]
+        roles = {name: role for name, role in use.roles.items() if role.parameter in self._slices}
+        for name, v in use.rule.expand(saved, roles, cotangents).items():
+            self.v[samples, columns, self._slices[roles[name].parameter]] += v
 
-    def chunks(self) -> Iterator[Tensor]:  # noqa: D102
+    def put_plain(
+        self, samples: slice, columns: slice, parameter: nn.Parameter, gradients: Tensor
+    ) -> None:
+        """Take in one sample's columns of a parameter's own gradients, [c', *shape]."""
+        self.v[samples, columns, self._slices[parameter]] = gradients.flatten(1)
+
+    def chunks(self, width: int | None = None) -> Iterator[Tensor]:  # noqa: D102
         yield self.v.flatten(0, 1)
 
     def dot(self, direction: Direction) -> Tensor:  # noqa: D102
         return self.v.flatten(0, 1) @ torch.cat([direction[p].flatten() for p in self.parameters])
 
-    def combine(self, weights: Tensor) -> Direction:  # noqa: D102
-        vector = weights @ self.v.flatten(0, 1)
+    def combine(self, weights: Tensor, samples: Sequence[int] | None = None) -> Direction:  # noqa: D102
+        v, weights = self.v, weights.view(self.num_samples, self.num_columns)
+        if samples is not None:
+            v, weights = v[list(samples)], weights[list(samples)]
+        vector = weights.flatten() @ v.flatten(0, 1)
         return {p: vector[self._slices[p]].view_as(p) for p in self.parameters}
 
 
+_WEIGHT_GRADIENTS = {1: conv1d_weight, 2: conv2d_weight, 3: conv3d_weight}
+
+
 class AffineFactor(Factor):
-    """Layer input and cotangents of one call of a linear layer or convolution."""
+    """Input and cotangents of a linear layer or convolution with one use of its weight.
+
+    The input is kept as [N, channels, *space] (a linear layer's rows are its space, and a
+    sample's several images stand behind one another), cotangents as [N, c, O, P].
+    """
 
     def __init__(
         self,
+        parameters: Sequence[nn.Parameter],
         num_samples: int,
         num_columns: int,
-        call: LayerCall,
+        use: UseShape,
         contraction: Contraction,
         chunk_bytes: int,
     ):
-        super().__init__(num_samples, num_columns)
-        self.module = call.module
+        super().__init__(parameters, num_samples, num_columns)
         self.contraction = contraction
         self.chunk_bytes = chunk_bytes
-        z = call.inputs[0]
-        self._is_linear = isinstance(self.module, nn.Linear)
-        self._output_shape = call.output_shape[1:]
-        outputs = self._output_shape[-1 if self._is_linear else 0]
-        positions = self._output_shape.numel() // outputs
-        # Linear layers are kept as [channels, positions] too, like convolutions.
-        shape = (z.shape[-1], positions) if self._is_linear else tuple(z.shape[1:])
-        self.z = z.new_empty(num_samples, *shape)
-        self.s = z.new_empty(num_samples, num_columns, outputs, positions)
-
-    def put(  # noqa: D102
-        self,
-        samples: slice,
-        columns: slice,
-        calls: Sequence[LayerCall],
-        cotangents: Sequence[Tensor | None],
-    ) -> None:
-        (call,), (s,) = calls, cotangents
-        z = call.inputs[0]
-        n = len(z)
-        self.z[samples] = z.reshape(n, -1, z.shape[-1]).mT if self._is_linear else z
-        if s is None:
-            self.s[samples, columns] = 0
-            return
-        s = s.transpose(0, 1)
+        own = set(parameters)
+        roles = {r.parameter: name for name, r in use.roles.items() if r.parameter in own}
+        self._roles = {name: p for p, name in roles.items()}
+        self._is_linear = use.rule is LINEAR
+        self._geometry = use.constants.get("geometry", {})
+        self._groups = use.constants.get("groups", 1)
+        weight = next(p for p, name in roles.items() if name != "bias")
+        self._weight = weight
+        self._transposed = "transposed weight" in self._roles
+        shape = use.saved["input"]
         if self._is_linear:
-            self.s[samples, columns] = s.reshape(*s.shape[:2], -1, self.s.shape[2]).mT
+            rows, channels = shape
+            z_shape: tuple[int, ...] = (channels, rows)
+            outputs, positions = use.output[1], rows
         else:
-            self.s[samples, columns] = s.flatten(3)
-
-    def _unfolded(self, samples: slice, channels: slice = slice(None)) -> Tensor:
-        """[n, channels * kernel, P]."""
-        z = self.z[samples]
-        if isinstance(self.module, nn.Linear):
-            return z[:, channels]
-        return unfold(z, self.module, channels)  # type: ignore[arg-type]
+            z_shape = tuple(shape)
+            outputs, positions = use.output[1], use.output[0] * prod(use.output[2:])
+        self._images = 1 if self._is_linear else shape[0]
+        self.z = weight.new_empty(num_samples, *z_shape, requires_grad=False)
+        self.s = weight.new_empty(num_samples, num_columns, outputs, positions, requires_grad=False)
+        if not use.reached:
+            self.s.zero_()
+            self.z.zero_()
 
     @property
     def _has_bias(self) -> bool:
-        return "bias" in own_parameters(self.module)
+        return "bias" in self._roles
 
-    def chunks(self) -> Iterator[Tensor]:  # noqa: D102
+    @property
+    def _channels(self) -> int:
+        """Input channels of one group."""
+        return self.z.shape[1] if self._is_linear else self.z.shape[2] // self._groups
+
+    @property
+    def _kernel(self) -> int:
+        return 1 if self._is_linear else prod(self._geometry["kernel"])
+
+    def put(  # noqa: D102
+        self, samples: slice, columns: slice, number: int, saved: Saved, cotangents: Tensor
+    ) -> None:
+        z, s = saved.tensors["input"], cotangents
+        expected = (self.z.shape[2], self.z.shape[1]) if self._is_linear else self.z.shape[1:]
+        if tuple(z.shape[1:]) != tuple(expected):
+            raise GraphChanged
+        if columns.start == 0:
+            self.z[samples] = z.mT if self._is_linear else z
+        if self._is_linear:
+            self.s[samples, columns] = s.mT
+        elif self._images == 1:
+            self.s[samples, columns] = s.flatten(4).squeeze(2)
+        else:
+            self.s[samples, columns] = s.flatten(4).transpose(2, 3).flatten(3)
+
+    def _unfolded(
+        self, samples: slice | list[int], channels: slice = slice(None), group: int = 0
+    ) -> Tensor:
+        """Patches of one group's channels, [n, channels * kernel, P]."""
+        z = self.z[samples]
+        if self._is_linear:
+            return z[:, channels]
+        start, stop, _ = channels.indices(self._channels)
+        first = group * self._channels
+        z = z[:, :, first + start : first + stop]
+        u = unfold(z.flatten(0, 1), **self._geometry)
+        if self._images == 1:
+            return u
+        return u.view(len(z), self._images, *u.shape[1:]).transpose(1, 2).flatten(2)
+
+    @property
+    def chunk_width(self) -> int:  # noqa: D102
         n, c, outputs, positions = self.s.shape
-        weight = self.module.weight
-        assert isinstance(weight, nn.Parameter)
-        channels = weight.shape[1]
-        kernel = weight[0, 0].numel()
         # A chunk of V and the patches it is made of.
-        channel_size = (self.rows * outputs + n * positions) * kernel
+        channel_size = (n * c * (outputs // self._groups) + n * positions) * self._kernel
         step = self.chunk_bytes // max(channel_size * self.s.element_size(), 1)
-        step = min(max(step, 1), channels)
-        s = self.s.view(n, c * outputs, positions)
+        return min(max(step, 1), self._channels)
+
+    def chunks(self, width: int | None = None) -> Iterator[Tensor]:  # noqa: D102
+        n, c, outputs, positions = self.s.shape
+        step, own = width or self.chunk_width, outputs // self._groups
         # One buffer for all chunks: fresh memory for each costs a tenth of the time.
-        buffer = s.new_empty(self.rows * outputs * kernel * step)
-        for start in range(0, channels, step):
-            u = self._unfolded(slice(None), slice(start, start + step))
-            v = buffer[: n * c * outputs * u.shape[1]].view(n, c * outputs, -1)
-            yield torch.bmm(s, u.mT, out=v).view(self.rows, -1)
+        buffer = self.s.new_empty(self.rows * own * self._kernel * step)
+        for group in range(self._groups):
+            s = self.s[:, :, group * own : (group + 1) * own].reshape(n, c * own, positions)
+            for start in range(0, self._channels, step):
+                u = self._unfolded(slice(None), slice(start, start + step), group)
+                v = buffer[: n * c * own * u.shape[1]].view(n, c * own, -1)
+                yield torch.bmm(s, u.mT, out=v).view(self.rows, -1)
         if self._has_bias:
             yield self.s.sum(3).view(self.rows, -1)
 
@@ -225,15 +283,19 @@ class AffineFactor(Factor):
             super().add_cross(other, out)
 
     def _add_product(self, other: "AffineFactor", out: Tensor, lower: bool) -> None:
-        """``out`` += (z z'^T + 1) * (s s'^T) in row blocks of whole samples (C.1)."""
+        """``out`` += (u u'^T + 1) * (s s'^T) in row blocks of whole samples (C.1).
+
+        With one output position a sample's patches u are one vector.
+        """
         bias = float(self._has_bias)
         c, d = self.num_columns, other.num_columns
         block = max(512 // max(c, 1), 1)
-        z, s = other.z.flatten(1), other.s.flatten(1).view(other.rows, -1)
+        u, patches = self._unfolded(slice(None)).flatten(1), other._unfolded(slice(None)).flatten(1)
+        s = other.s.flatten(1).view(other.rows, -1)
         for start in range(0, self.num_samples, block):
             stop = min(start + block, self.num_samples)
             end = stop if lower else other.num_samples
-            inputs = self.z[start:stop].flatten(1) @ z[:end].t() + bias
+            inputs = u[start:stop] @ patches[:end].t() + bias
             outputs = self.s[start:stop].reshape((stop - start) * c, -1) @ s[: end * d].t()
             outputs.view(stop - start, c, end, d).mul_(inputs[:, None, :, None])
             out[start * c : stop * c, : end * d] += outputs
@@ -248,7 +310,7 @@ class AffineFactor(Factor):
         itemsize, target = self.s.element_size(), PAIRS_TILE_BYTES
         product_bytes = c * outputs * positions * itemsize
         rows = max(target // product_bytes, 1)
-        patch = self._unfolded(slice(0, 1)).shape[1]
+        patch = self._channels * self._kernel
         columns = max(target // (positions * max(rows * positions, patch) * itemsize), 1)
         tiles = [
             (slice(i, min(i + rows, n)), slice(start, min(start + columns, n)))
@@ -284,43 +346,80 @@ class AffineFactor(Factor):
             gram_m.addmm_(t_flat, s_m)
 
     def dot(self, direction: Direction) -> Tensor:  # noqa: D102
-        own = own_parameters(self.module)
-        assert isinstance(self.module.weight, nn.Parameter)
-        values = {"weight": direction[own["weight"]]}
-        if self.module.bias is not None:
-            bias = self.module.bias
-            assert isinstance(bias, nn.Parameter)
-            values["bias"] = direction[bias] if "bias" in own else torch.zeros_like(bias)
-        parts = [
-            torch.einsum("ncop,nop->nc", self.s[samples], self._output(samples, values))
-            for samples in self._slices()
-        ]
+        weight = direction[self._weight]
+        parts = []
+        for samples in self._slices():
+            s, z = self.s[samples], self.z[samples]
+            if self._is_linear:
+                weight_rows = weight.t() if self._transposed else weight
+                out = weight_rows @ z
+            else:
+                out = self._convolve(z, weight)
+            part = torch.einsum("ncop,nop->nc", s, out)
+            if self._has_bias:
+                part += s.sum(3) @ direction[self._roles["bias"]]
+            parts.append(part)
         return torch.cat(parts).flatten()
 
-    def combine(self, weights: Tensor) -> Direction:  # noqa: D102
+    def _convolve(self, z: Tensor, weight: Tensor) -> Tensor:
+        """[n, O, P]."""
+        g = self._geometry
+        out = torch.convolution(
+            z.flatten(0, 1),
+            weight,
+            None,
+            g["stride"],
+            g["padding"],
+            g["dilation"],
+            False,
+            [0] * len(g["stride"]),
+            self._groups,
+        ).flatten(2)
+        if self._images == 1:
+            return out
+        return out.view(len(z), self._images, *out.shape[1:]).transpose(1, 2).flatten(2)
+
+    def combine(self, weights: Tensor, samples: Sequence[int] | None = None) -> Direction:  # noqa: D102
         weights = weights.view(self.num_samples, -1)
-        own = own_parameters(self.module)
-        total = {p: torch.zeros_like(p) for p in own.values()}
-        for samples in self._slices():
-            cotangent = torch.einsum("ncop,nc->nop", self.s[samples], weights[samples])
-            with torch.enable_grad():
-                out = self._output(samples, {})
-                grads = torch.autograd.grad(out, list(own.values()), cotangent)
-            for parameter, grad in zip(own.values(), grads, strict=True):
-                total[parameter] += grad
+        total = {p: torch.zeros_like(p) for p in self.parameters}
+        groups = self._slices() if samples is None else [list(samples)]
+        for chosen in groups:
+            s, z = self.s[chosen], self.z[chosen]
+            cotangent = torch.einsum("ncop,nc->nop", s, weights[chosen])
+            total[self._weight] += self._weight_gradient(z, cotangent)
+            if self._has_bias:
+                total[self._roles["bias"]] += cotangent.sum((0, 2))
         return total
+
+    def _weight_gradient(self, z: Tensor, cotangent: Tensor) -> Tensor:
+        if self._is_linear:
+            outputs, inputs = (t.transpose(0, 1).flatten(1) for t in (cotangent, z))
+            return inputs @ outputs.t() if self._transposed else outputs @ inputs.t()
+        if self._images > 1:
+            cotangent = cotangent.unflatten(2, (self._images, -1)).transpose(1, 2).flatten(0, 1)
+        else:
+            cotangent = cotangent.contiguous()
+        g = self._geometry
+        space = [
+            (size + 2 * p - d * (k - 1) - 1) // s + 1
+            for size, k, s, p, d in zip(
+                self.z.shape[3:], g["kernel"], g["stride"], g["padding"], g["dilation"], strict=True
+            )
+        ]
+        gradient: Tensor = _WEIGHT_GRADIENTS[len(space)](
+            z.flatten(0, 1),
+            self._weight.shape,
+            cotangent.reshape(len(cotangent), -1, *space),
+            stride=g["stride"],
+            padding=g["padding"],
+            dilation=g["dilation"],
+            groups=self._groups,
+        )
+        return gradient
 
     def _slices(self) -> Iterator[slice]:
         """Samples whose layer outputs and their like take little beside a chunk."""
-        step = self.chunk_bytes // (4 * self._output_shape.numel() * self.s.element_size())
-        step = max(step, 1)
+        size = self.s.shape[2] * self.s.shape[3] * self.s.element_size()
+        step = max(self.chunk_bytes // (4 * max(size, 1)), 1)
         for start in range(0, self.num_samples, step):
             yield slice(start, min(start + step, self.num_samples))
-
-    def _output(self, samples: slice, parameters: dict[str, Tensor]) -> Tensor:
-        """The layer's output for some samples, [n, O, P], under other parameters."""
-        z = self.z[samples]
-        if self._is_linear:
-            z = z.mT.reshape(len(z), *self._output_shape[:-1], z.shape[1])
-        out: Tensor = functional_call(self.module, parameters, (z,))
-        return out.reshape(len(z), -1, self.s.shape[2]).mT if self._is_linear else out.flatten(2)

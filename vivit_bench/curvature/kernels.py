@@ -1,9 +1,56 @@
-"""The few dense kernels that the Gram matrix is made of."""
+"""The dense kernels that Gram matrices are made of, and how they share the cores.
+
+Matrix products too small for two threads waste the second core; two of them at a time
+do not. The same holds for the uneven row blocks of a triangle. PyTorch releases the
+interpreter lock inside its kernels.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from math import prod
+from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vivit_bench.curvature.parallel import for_each
+T = TypeVar("T")
+
+
+def for_each(work: Callable[[T], None], items: Iterable[T], device: torch.device) -> None:
+    """Call ``work`` on every item, on as many threads as PyTorch may use on the CPU.
+
+    Args:
+        work: Must not write where another call reads or writes.
+        items: The pieces.
+        device: Where the work's tensors are; only CPU work is spread.
+    """
+    left = deque(items)
+
+    def drain() -> None:
+        while left:
+            try:
+                item = left.popleft()
+            except IndexError:  # another thread was faster
+                return
+            work(item)
+
+    threads = torch.get_num_threads()
+    if threads == 1 or device.type != "cpu":
+        drain()
+        return
+    # How many threads PyTorch's kernels use is a property of the calling thread. This one
+    # takes part: every thread more has buffers of its own in the libraries.
+    with ThreadPoolExecutor(threads - 1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        others = [pool.submit(drain) for _ in range(threads - 1)]
+        torch.set_num_threads(1)
+        try:
+            drain()
+        finally:
+            left.clear()
+            torch.set_num_threads(threads)
+        for other in others:
+            other.result()
 
 
 def add_lower(gram: Tensor, v: Tensor) -> None:
@@ -42,23 +89,26 @@ def mirror_lower(gram: Tensor) -> None:
 
 
 def unfold(
-    z: Tensor, module: nn.Conv1d | nn.Conv2d | nn.Conv3d, channels: slice = slice(None)
+    z: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
 ) -> Tensor:
     """Patches that a convolution sees (im2col), for any number of spatial axes.
 
     Args:
-        z: [n, C_in, ...] layer input.
-        module: The convolution (groups = 1).
-        channels: Input channels to take.
+        z: [n, channels, ...] layer input.
+        kernel: Its size along each spatial axis, as the following.
+        stride: Steps between output positions.
+        padding: Zeros on either side.
+        dilation: Steps between a patch's entries.
 
     Returns:
         [n, channels * kernel, P] with P output positions.
     """
-    z = z[:, channels]
-    if any(module._reversed_padding_repeated_twice):
-        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-        z = nn.functional.pad(z, module._reversed_padding_repeated_twice, mode=mode)
-    kernel, stride, dilation = module.kernel_size, module.stride, module.dilation
+    if any(padding):
+        z = torch.nn.functional.pad(z, [p for p in reversed(padding) for _ in range(2)])
     positions = [
         (size - d * (k - 1) - 1) // s + 1
         for size, k, s, d in zip(z.shape[2:], kernel, stride, dilation, strict=True)
@@ -73,4 +123,4 @@ def unfold(
         ),
         z.storage_offset(),
     )
-    return patches.reshape(len(z), -1, int(torch.tensor(positions).prod()))
+    return patches.reshape(len(z), -1, prod(positions))

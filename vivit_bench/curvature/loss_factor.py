@@ -1,244 +1,553 @@
 r"""Square roots S_n of the loss Hessian at the model output, H_n = S_n S_n^T.
 
-Softmax cross-entropy has H_n = diag(p) - p p^T, of rank C - 1. The Householder
-reflection that sends sqrt(p) to the last axis makes the last column of
-diag(sqrt p) - p sqrt(p)^T vanish, so C - 1 columns carry the exact Hessian. MSE
-(mean over the C entries of a sample's output) has H_n = 2/C I.
+The loss of a mini-batch is a weighted sum over terms (samples, or a sample's tokens,
+pixels or outputs), L = sum_t w_t l_t / W, and is written here as a mean over samples,
+L = 1/N sum_n l_n, so that every weight and reduction goes into the scale N w_t / W of
+a sample's terms. Then V = 1/sqrt(N) [J_1^T S_1, ..., J_N^T S_N] holds for all of them.
 
-The output gradient lies in their range, r_n = S_n a_n, unless the true class's
-probability underflows.
+Softmax cross-entropy has H_t = diag(p) - p p^T whatever the target distribution q, of
+rank C - 1. The Householder reflection that sends sqrt(p) to the last axis makes the
+last column of diag(sqrt p) - p sqrt(p)^T vanish, so C - 1 columns carry the exact
+Hessian. Squared error and binary cross-entropy have diagonal Hessians.
+
+The output gradient lies in their range, r_n = S_n a_n, unless probabilities underflow.
+
+Monte-Carlo columns of a sample are, for each draw, the sum over its terms of independent
+gradients with mean zero under the model's own prediction: in E[(sum_t c_t)(sum_t c_t)^T]
+the cross terms E[c_t] E[c_t']^T vanish, so that one column a draw is unbiased for the
+block-diagonal H_n, whatever the number of terms.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from vivit_bench.curvature.options import Curvature
+from vivit_bench.curvature.options import Approximation, Curvature
 from vivit_bench.errors import UsageError
 
+CANCELLATION = {torch.float32: 1e-5, torch.float64: 1e-11}
+"""Largest rounding error in r_n = S_n a_n, relative to 1, with which a_n is used."""
 
-@dataclass(frozen=True)
+_LOSSES = (nn.CrossEntropyLoss, nn.MSELoss, nn.BCEWithLogitsLoss)
+
+
 class LossFactor(ABC):
-    """One loss under one approximation of its Hessian.
+    """The Hessian's factors of one loss on one mini-batch, under one approximation.
 
-    Every method takes the outputs and targets of some samples and computes in
-    float64; only the columns return in the dtype of the outputs.
+    Every method takes the outputs of some of the mini-batch's samples and their indices,
+    and computes in float64; columns and residuals return in the dtype of the outputs.
     """
 
-    curvature: Curvature
-    mc_samples: int
+    def __init__(
+        self, output_shape: torch.Size, batch_size: int, approximation: Approximation
+    ) -> None:
+        self.output_shape = output_shape
+        self.batch_size = batch_size
+        self.approximation = approximation
 
-    @abstractmethod
-    def num_columns(self, num_outputs: int) -> int:
-        """Columns of S_n for a model with ``num_outputs`` outputs per sample."""
+    @property
+    def num_columns(self) -> int:
+        """Columns of S_n."""
+        if self.approximation.curvature is Curvature.EXACT:
+            return self._exact_columns()
+        return self.approximation.mc_samples
 
-    @abstractmethod
-    def noise(self, num_samples: int, num_outputs: int, seed: int) -> Tensor | None:
+    def noise(self) -> Tensor | None:
         """Random numbers of the Monte-Carlo columns, first axis: sample (None if exact).
 
         Drawn for all samples at once, so that the result does not depend on how the
         mini-batch is cut.
         """
+        if self.approximation.curvature is Curvature.EXACT:
+            return None
+        generator = torch.Generator().manual_seed(self.approximation.seed)
+        return self._draw(self.approximation.num_samples(self.batch_size), generator)
 
     @abstractmethod
-    def columns(self, outputs: Tensor, noise: Tensor | None) -> Tensor:
+    def _exact_columns(self) -> int: ...
+
+    @abstractmethod
+    def _draw(self, num_samples: int, generator: torch.Generator) -> Tensor:
+        """[num_samples, mc_samples, ...] float64."""
+
+    @abstractmethod
+    def columns(self, outputs: Tensor, samples: slice, noise: Tensor | None) -> Tensor:
         """S_n of each sample.
 
         Args:
             outputs: [n, ...] model outputs.
-            noise: This slice of :meth:`noise`.
+            samples: Which samples these are.
+            noise: Their slice of :meth:`noise`; None for the exact columns.
 
         Returns:
             [n, columns, ...] in the dtype of ``outputs``.
         """
 
     @abstractmethod
-    def residual(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def hessian_product(self, outputs: Tensor, samples: slice, vectors: Tensor) -> Tensor:
+        """H_n x_n in closed form, [n, ...] float64: what S_n S_n^T must multiply like."""
+
+    @abstractmethod
+    def residual(self, outputs: Tensor, samples: slice) -> Tensor:
         """r_n = grad_f l_n, [n, ...], the shape and dtype of ``outputs``."""
 
     @abstractmethod
-    def coordinates(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
-        """a_n with r_n = S_n a_n, [n, columns] in float64; None where there is none.
+    def coordinates(self, outputs: Tensor, samples: slice) -> Tensor | None:
+        """a_n with r_n = S_n a_n for the exact columns, [n, columns] float64.
 
-        There is none under Monte-Carlo curvature, and none that floating point can
-        carry for some samples whose true class has a small probability.
+        None where floating point cannot carry them: for samples whose target has a
+        vanishing probability.
         """
 
     @abstractmethod
-    def check_targets(self, outputs: Tensor, targets: Tensor) -> None:
-        """Raise :class:`UsageError` if outputs [1, ...] or targets [N, ...] do not fit the loss."""
+    def value(self, outputs: Tensor) -> float:
+        """The loss of the whole mini-batch, computed in float64."""
+
+    @abstractmethod
+    def magnitude(self, outputs: Tensor) -> float:
+        """Size of the terms that r_n is the difference of: what rounding is relative to."""
 
 
-CANCELLATION = 1e-5
-"""Largest rounding error in r_n = S_n a_n, relative to 1, with which a_n is used."""
+class _CrossEntropy(LossFactor):
+    """Softmax cross-entropy over axis 1 of [n, C, ...] outputs; a term is a position."""
 
+    def __init__(
+        self,
+        loss: nn.CrossEntropyLoss,
+        output_shape: torch.Size,
+        targets: Tensor,
+        approximation: Approximation,
+    ) -> None:
+        super().__init__(output_shape, len(targets), approximation)
+        self._loss, self._targets = loss, targets
+        self.num_classes = output_shape[0]
+        self.num_terms = prod(output_shape[1:])
+        self._weight = None if loss.weight is None else loss.weight.detach().double()
+        kept = torch.ones(len(targets), self.num_terms, dtype=torch.float64, device=targets.device)
+        if targets.is_floating_point():
+            total = float(kept.numel())
+        else:
+            labels = targets.reshape(len(targets), -1)
+            kept = kept * (labels != loss.ignore_index)
+            counted = kept
+            if self._weight is not None:
+                counted = kept * self._weight[labels.clamp(0, self.num_classes - 1)]
+            total = float(counted.sum())
+        if loss.reduction == "mean":
+            if total <= 0:
+                raise UsageError(
+                    "the targets' total weight is zero (every target is ignored or has class "
+                    "weight 0), so the mean loss is undefined; pass other targets or weights"
+                )
+            kept = kept / total
+        self._scale = kept * len(targets)
+        """[N, T], N / W where a term counts."""
 
-class CrossEntropyFactor(LossFactor):
-    """Softmax cross-entropy over the second axis of [n, C] outputs."""
+    def _exact_columns(self) -> int:
+        return self.num_terms * (self.num_classes - 1)
 
-    def num_columns(self, num_outputs: int) -> int:  # noqa: D102
-        return num_outputs - 1 if self.curvature is Curvature.EXACT else self.mc_samples
+    def _draw(self, num_samples: int, generator: torch.Generator) -> Tensor:
+        shape = (num_samples, self.approximation.mc_samples, self.num_terms)
+        return torch.rand(shape, dtype=torch.float64, generator=generator)
 
-    def noise(self, num_samples: int, num_outputs: int, seed: int) -> Tensor | None:  # noqa: D102
-        if self.curvature is Curvature.EXACT:
-            return None
-        generator = torch.Generator().manual_seed(seed)
-        return torch.rand(num_samples, self.mc_samples, dtype=torch.float64, generator=generator)
+    def _probabilities(self, outputs: Tensor) -> Tensor:
+        """[n, T, C] float64."""
+        return outputs.double().flatten(2).mT.softmax(2) if outputs.ndim > 2 else (
+            outputs.double().softmax(1).unsqueeze(1)
+        )
 
-    def columns(self, outputs: Tensor, noise: Tensor | None) -> Tensor:  # noqa: D102
-        p = outputs.double().softmax(1)
+    def _as_outputs(self, terms: Tensor) -> Tensor:
+        """[..., T, C] -> [..., C, *positions]."""
+        return terms.mT.reshape(*terms.shape[:-2], *self.output_shape)
+
+    def _distribution(self, samples: slice) -> tuple[Tensor, Tensor]:
+        """(q [n, T, C], scale [n, T]): the terms are scale times cross-entropy with q."""
+        targets, scale = self._targets[samples], self._scale[samples]
+        if targets.is_floating_point():
+            q = targets.double().flatten(2).mT if targets.ndim > 2 else targets.double()[:, None]
+        else:
+            labels = targets.reshape(len(targets), -1).clamp(0, self.num_classes - 1)
+            q = F.one_hot(labels, self.num_classes).double()
+        if self._loss.label_smoothing:
+            smoothing = self._loss.label_smoothing
+            q = q * (1 - smoothing) + smoothing / self.num_classes
+        if self._weight is not None:
+            q = q * self._weight
+            total = q.sum(2)
+            scale = scale * total
+            q = q / total.clamp(min=torch.finfo(torch.float64).tiny).unsqueeze(2)
+        return q, scale
+
+    def columns(self, outputs: Tensor, samples: slice, noise: Tensor | None) -> Tensor:  # noqa: D102
+        p = self._probabilities(outputs)
+        root_scale = self._distribution(samples)[1].sqrt()
         if noise is None:
-            return self._exact(p).to(outputs.dtype)
-        cumulative = p.cumsum(1).contiguous()
-        # The last class takes what rounding leaves of the unit interval.
-        labels = torch.searchsorted(cumulative, noise.to(p.device), right=True)
-        labels = labels.clamp_(max=p.shape[1] - 1)
-        columns = p.unsqueeze(1) - nn.functional.one_hot(labels, p.shape[1])
-        return (columns / self.mc_samples**0.5).to(outputs.dtype)
+            blocks = _cross_entropy_root(p) * root_scale[..., None, None]
+            return self._block_diagonal(blocks).to(outputs.dtype)
+        draws = noise.shape[1]
+        cumulative = p.cumsum(2)
+        # [n, T, M]; the last class takes what rounding leaves of the unit interval.
+        labels = torch.searchsorted(cumulative, noise.to(p.device).mT.contiguous(), right=True)
+        labels = labels.clamp_(max=self.num_classes - 1).mT
+        columns = p.unsqueeze(1).repeat(1, draws, 1, 1)
+        columns.scatter_add_(3, labels.unsqueeze(3), columns.new_full((), -1.0).expand_as(columns))
+        columns = columns * (root_scale / draws**0.5)[:, None, :, None]
+        return self._as_outputs(columns).to(outputs.dtype)
 
-    @staticmethod
-    def _exact(p: Tensor) -> Tensor:
-        """The C - 1 rotated columns, written so that no entry suffers cancellation."""
-        root = p.sqrt()
-        last = root[:, -1:, None]
-        rest = _complement(p)
-        columns = -p[:, None, :] / (1 + last) * root[:, :-1, None]
-        diagonal = root[:, :-1] * (rest[:, :-1] + p[:, :-1] * last[:, 0] / (1 + last[:, 0]))
-        columns[:, :, :-1].diagonal(dim1=1, dim2=2).copy_(diagonal)
-        edge = p[:, -1:] + rest[:, -1:] * last[:, 0] / (1 + last[:, 0])
-        columns[:, :, -1] = -root[:, :-1] * edge
-        return columns
+    def _block_diagonal(self, blocks: Tensor) -> Tensor:
+        """[n, T, C - 1, C] -> [n, T (C - 1), C, *positions], a block for each term."""
+        n, terms, rank, classes = blocks.shape
+        if terms == 1:
+            return blocks.reshape(n, rank, *self.output_shape)
+        full = blocks.new_zeros(n, terms, rank, classes, terms)
+        full.diagonal(dim1=1, dim2=4).copy_(blocks.permute(0, 2, 3, 1))
+        return full.reshape(n, terms * rank, *self.output_shape)
 
-    def residual(self, outputs: Tensor, targets: Tensor) -> Tensor:  # noqa: D102
-        p = outputs.double().softmax(1)
-        rows = torch.arange(len(p), device=p.device)
-        residual = p.clone()
-        residual[rows, targets] = -_complement(p)[rows, targets]
-        return residual.to(outputs.dtype)
+    def hessian_product(self, outputs: Tensor, samples: slice, vectors: Tensor) -> Tensor:  # noqa: D102
+        p = self._probabilities(outputs)
+        x = vectors.double().reshape(len(vectors), self.num_classes, -1).mT
+        product = p * x - p * (p * x).sum(2, keepdim=True)
+        return self._as_outputs(product * self._distribution(samples)[1].unsqueeze(2))
 
-    def coordinates(self, outputs: Tensor, targets: Tensor) -> Tensor | None:  # noqa: D102
-        if self.curvature is Curvature.MC:
-            return None
-        p = outputs.double().softmax(1)
-        rows = torch.arange(len(p), device=p.device)
+    def residual(self, outputs: Tensor, samples: slice) -> Tensor:  # noqa: D102
+        p = self._probabilities(outputs)
+        q, scale = self._distribution(samples)
+        return self._as_outputs(_deviation(p, q) * scale.unsqueeze(2)).to(outputs.dtype)
+
+    def coordinates(self, outputs: Tensor, samples: slice) -> Tensor | None:  # noqa: D102
+        p = self._probabilities(outputs)
+        q, scale = self._distribution(samples)
+        counts = scale.unsqueeze(2) > 0
+        info = torch.finfo(outputs.dtype)
         # Products of two columns scaled by sqrt(p_y) must stay above the smallest
         # normal number of the columns' own precision.
-        if (p[rows, targets] < torch.finfo(outputs.dtype).tiny * 1e6).any():
+        if ((p < info.tiny * 1e6) & (q > 0) & counts).any():
             return None
         root = p.sqrt()
-        a = root.clone()
-        a[rows, targets] = -_complement(p)[rows, targets] / root[rows, targets]
+        a = torch.where(p > 0, _deviation(p, q) / root, 0.0)
         # w = sqrt(p) + e_C and sqrt(p)^T a = 0, so w^T a is a's last entry.
-        a = a[:, :-1] - root[:, :-1] * a[:, -1:] / (1 + root[:, -1:])
+        a = a[..., :-1] - root[..., :-1] * a[..., -1:] / (1 + root[..., -1:])
         # |r_n| is about 1. If the true class is the last one and unlikely while others
         # compete, r_n = S_n a_n is the small difference of large columns.
-        largest = (root * _complement(p))[:, :-1] * a.abs()
-        if (largest * torch.finfo(outputs.dtype).eps > CANCELLATION).any():
+        largest = (root * _complement(p))[..., :-1] * a.abs()
+        if ((largest * info.eps > CANCELLATION[outputs.dtype]) & counts).any():
             return None
-        return a
+        return (a * scale.sqrt().unsqueeze(2)).flatten(1)
 
-    def check_targets(self, outputs: Tensor, targets: Tensor) -> None:  # noqa: D102
-        if outputs.ndim != 2:
-            raise UsageError(
-                f"CrossEntropyLoss needs outputs of shape [N, C], the model returns "
-                f"{list(outputs.shape)}; flatten the other axes into N"
-            )
-        if targets.dtype not in (torch.int64, torch.int32, torch.uint8):
-            raise UsageError(
-                f"CrossEntropyLoss needs integer class labels, got targets of {targets.dtype}; "
-                "convert them with targets.long()"
-            )
-        if targets.ndim != 1:
-            raise UsageError(
-                f"targets have shape {list(targets.shape)}; CrossEntropyLoss needs one label "
-                "per sample, [N]"
-            )
-        if outputs.shape[1] < 2:
-            raise UsageError("CrossEntropyLoss needs at least C = 2 outputs, the model has 1")
-        low, high = int(targets.min()), int(targets.max())
-        if low < 0 or high >= outputs.shape[1]:
-            raise UsageError(
-                f"labels lie in {low}..{high}, the model has C = {outputs.shape[1]} outputs; "
-                f"labels must lie in 0..{outputs.shape[1] - 1}"
-            )
+    def value(self, outputs: Tensor) -> float:  # noqa: D102
+        loss = F.cross_entropy(
+            outputs.double(),
+            self._targets.double() if self._targets.is_floating_point() else self._targets,
+            self._weight,
+            ignore_index=self._loss.ignore_index,
+            reduction=self._loss.reduction,
+            label_smoothing=self._loss.label_smoothing,
+        )
+        return loss.item()
+
+    def magnitude(self, outputs: Tensor) -> float:  # noqa: D102
+        largest = 1.0 if self._weight is None else self._weight.max().item()
+        return self._scale.max().item() * largest
+
+
+def _cross_entropy_root(p: Tensor) -> Tensor:
+    """The C - 1 rotated columns, [..., C - 1, C] for probabilities [..., C].
+
+    Written so that no entry suffers cancellation.
+    """
+    root = p.sqrt()
+    last = root[..., -1:]
+    rest = _complement(p)
+    columns = -(root[..., :-1] / (1 + last)).unsqueeze(-1) * p.unsqueeze(-2)
+    diagonal = root[..., :-1] * (rest[..., :-1] + p[..., :-1] * last / (1 + last))
+    columns[..., :-1].diagonal(dim1=-2, dim2=-1).copy_(diagonal)
+    columns[..., -1] = -root[..., :-1] * (p[..., -1:] + rest[..., -1:] * last / (1 + last))
+    return columns
 
 
 def _complement(p: Tensor) -> Tensor:
-    """1 - p_i as the sum of the others: exact even where p_i rounds to 1."""
-    return p @ (1 - torch.eye(p.shape[1], dtype=p.dtype, device=p.device))
+    """1 - p_i, as the sum of the others for the largest: exact even where it rounds to 1."""
+    top = p.argmax(-1, keepdim=True)
+    return (1 - p).scatter(-1, top, p.scatter(-1, top, 0.0).sum(-1, keepdim=True))
 
 
-class MSEFactor(LossFactor):
-    """Squared error, mean over all entries of [n, ...] outputs."""
+def _deviation(p: Tensor, q: Tensor) -> Tensor:
+    """p - q for two distributions, exact also where both are nearly 1."""
+    return p * _complement(q) - q * _complement(p)
 
-    def num_columns(self, num_outputs: int) -> int:  # noqa: D102
-        return num_outputs if self.curvature is Curvature.EXACT else self.mc_samples
 
-    def noise(self, num_samples: int, num_outputs: int, seed: int) -> Tensor | None:  # noqa: D102
-        if self.curvature is Curvature.EXACT:
+class _Diagonal(LossFactor):
+    """Losses whose outputs do not interact: a Hessian entry an output."""
+
+    def _exact_columns(self) -> int:
+        return self.output_shape.numel()
+
+    @abstractmethod
+    def _hessian(self, outputs: Tensor, samples: slice) -> Tensor:
+        """Diagonal of H_n, [n, ...] float64."""
+
+    @abstractmethod
+    def _residual(self, outputs: Tensor, samples: slice) -> Tensor:
+        """r_n in float64."""
+
+    def columns(self, outputs: Tensor, samples: slice, noise: Tensor | None) -> Tensor:  # noqa: D102
+        if noise is not None:
+            return self._drawn(outputs, samples, noise.to(outputs.device)).to(outputs.dtype)
+        root = self._hessian(outputs, samples).sqrt().flatten(1)
+        return torch.diag_embed(root).reshape(len(root), -1, *self.output_shape).to(outputs.dtype)
+
+    @abstractmethod
+    def _drawn(self, outputs: Tensor, samples: slice, noise: Tensor) -> Tensor:
+        """The Monte-Carlo columns."""
+
+    def hessian_product(self, outputs: Tensor, samples: slice, vectors: Tensor) -> Tensor:  # noqa: D102
+        return self._hessian(outputs, samples) * vectors.double()
+
+    def residual(self, outputs: Tensor, samples: slice) -> Tensor:  # noqa: D102
+        return self._residual(outputs, samples).to(outputs.dtype)
+
+    def coordinates(self, outputs: Tensor, samples: slice) -> Tensor | None:  # noqa: D102
+        hessian, residual = self._hessian(outputs, samples), self._residual(outputs, samples)
+        if ((hessian < torch.finfo(outputs.dtype).tiny * 1e6) & (residual != 0)).any():
             return None
-        generator = torch.Generator().manual_seed(seed)
-        shape = (num_samples, self.mc_samples, num_outputs)
+        return torch.where(residual != 0, residual / hessian.sqrt(), 0.0).flatten(1)
+
+
+class _SquaredError(_Diagonal):
+    def __init__(
+        self,
+        loss: nn.MSELoss,
+        output_shape: torch.Size,
+        targets: Tensor,
+        approximation: Approximation,
+    ) -> None:
+        super().__init__(output_shape, len(targets), approximation)
+        self._loss, self._targets = loss, targets
+        self._scale = _scale(loss.reduction, output_shape, len(targets))
+
+    def _hessian(self, outputs: Tensor, samples: slice) -> Tensor:
+        return torch.full_like(outputs, 2 * self._scale, dtype=torch.float64)
+
+    def _residual(self, outputs: Tensor, samples: slice) -> Tensor:
+        return (outputs.double() - self._targets[samples].double()) * (2 * self._scale)
+
+    def _draw(self, num_samples: int, generator: torch.Generator) -> Tensor:
+        shape = (num_samples, self.approximation.mc_samples, self.output_shape.numel())
         return torch.randn(shape, dtype=torch.float64, generator=generator)
 
-    def columns(self, outputs: Tensor, noise: Tensor | None) -> Tensor:  # noqa: D102
-        count = outputs[0].numel()
-        if noise is None:
-            eye = torch.eye(count, dtype=outputs.dtype, device=outputs.device)
-            columns = (eye * (2 / count) ** 0.5).expand(len(outputs), -1, -1)
-        else:
-            columns = noise.to(outputs) * (2 / count / self.mc_samples) ** 0.5
-        return columns.reshape(len(outputs), -1, *outputs.shape[1:])
+    def _drawn(self, outputs: Tensor, samples: slice, noise: Tensor) -> Tensor:
+        columns = noise * (2 * self._scale / noise.shape[1]) ** 0.5
+        return columns.reshape(*noise.shape[:2], *self.output_shape)
 
-    def residual(self, outputs: Tensor, targets: Tensor) -> Tensor:  # noqa: D102
-        return (outputs - targets) * (2 / outputs[0].numel())
+    def value(self, outputs: Tensor) -> float:  # noqa: D102
+        targets = self._targets.double()
+        return F.mse_loss(outputs.double(), targets, reduction=self._loss.reduction).item()
 
-    def coordinates(self, outputs: Tensor, targets: Tensor) -> Tensor | None:  # noqa: D102
-        if self.curvature is Curvature.MC:
-            return None
-        scale = (2 / outputs[0].numel()) ** 0.5
-        return (outputs.double() - targets.double()).flatten(1) * scale
-
-    def check_targets(self, outputs: Tensor, targets: Tensor) -> None:  # noqa: D102
-        if not targets.is_floating_point():
-            raise UsageError(
-                f"MSELoss needs floating-point targets, got {targets.dtype}; "
-                "convert them with targets.float()"
-            )
-        if targets.shape[1:] != outputs.shape[1:]:
-            raise UsageError(
-                f"targets of shape {list(targets.shape)} do not match outputs of shape "
-                f"[N, {', '.join(map(str, outputs.shape[1:]))}]; MSELoss needs equal shapes"
-            )
+    def magnitude(self, outputs: Tensor) -> float:  # noqa: D102
+        largest = max(outputs.abs().max().item(), self._targets.abs().max().item())
+        return 2 * self._scale * largest
 
 
-def loss_factor(loss: nn.Module, curvature: Curvature, mc_samples: int = 1) -> LossFactor:
-    """The factorisation of a loss module's Hessian.
+class _BinaryCrossEntropy(_Diagonal):
+    def __init__(
+        self,
+        loss: nn.BCEWithLogitsLoss,
+        output_shape: torch.Size,
+        targets: Tensor,
+        approximation: Approximation,
+    ) -> None:
+        super().__init__(output_shape, len(targets), approximation)
+        self._loss, self._targets = loss, targets
+        self._scale = _scale(loss.reduction, output_shape, len(targets))
+        one = torch.ones((), dtype=torch.float64, device=targets.device)
+        weights = {"weight": loss.weight, "pos_weight": loss.pos_weight}
+        expanded = {}
+        for name, weight in weights.items():
+            value = one if weight is None else weight.detach().double()
+            try:
+                expanded[name] = value.expand(targets.shape)
+            except RuntimeError:
+                raise UsageError(
+                    f"{name} of BCEWithLogitsLoss has shape {list(value.shape)}, which does not "
+                    f"broadcast to the targets' {list(targets.shape)}"
+                ) from None
+        self._weight, self._pos_weight = expanded["weight"], expanded["pos_weight"]
+
+    def _factor(self, samples: slice) -> Tensor:
+        y = self._targets[samples].double()
+        return self._scale * self._weight[samples] * (self._pos_weight[samples] * y + (1 - y))
+
+    def _hessian(self, outputs: Tensor, samples: slice) -> Tensor:
+        x = outputs.double()
+        return self._factor(samples) * x.sigmoid() * (-x).sigmoid()
+
+    def _residual(self, outputs: Tensor, samples: slice) -> Tensor:
+        x, y = outputs.double(), self._targets[samples].double()
+        slope = (1 - y) * x.sigmoid() - self._pos_weight[samples] * y * (-x).sigmoid()
+        return self._scale * self._weight[samples] * slope
+
+    def _draw(self, num_samples: int, generator: torch.Generator) -> Tensor:
+        shape = (num_samples, self.approximation.mc_samples, self.output_shape.numel())
+        return torch.rand(shape, dtype=torch.float64, generator=generator)
+
+    def _drawn(self, outputs: Tensor, samples: slice, noise: Tensor) -> Tensor:
+        s = outputs.double().sigmoid().unsqueeze(1)
+        labels = noise.reshape(*noise.shape[:2], *self.output_shape) < s
+        root = (self._factor(samples) / noise.shape[1]).sqrt().unsqueeze(1)
+        return root * (s - labels.double())
+
+    def value(self, outputs: Tensor) -> float:  # noqa: D102
+        loss = F.binary_cross_entropy_with_logits(
+            outputs.double(),
+            self._targets.double(),
+            self._weight,
+            reduction=self._loss.reduction,
+            pos_weight=self._pos_weight,
+        )
+        return loss.item()
+
+    def magnitude(self, outputs: Tensor) -> float:  # noqa: D102
+        return self._factor(slice(None)).max().item()
+
+
+def _scale(reduction: str, output_shape: torch.Size, batch_size: int) -> float:
+    """N / W of every output."""
+    return 1 / output_shape.numel() if reduction == "mean" else float(batch_size)
+
+
+def loss_factor(
+    loss: nn.Module, output_shape: torch.Size, targets: Tensor, approximation: Approximation
+) -> LossFactor:
+    """The factorisation of a loss on one mini-batch.
 
     Args:
-        loss: ``CrossEntropyLoss`` or ``MSELoss`` with mean reduction, no class weights,
-            no label smoothing.
-        curvature: Exact or Monte-Carlo.
-        mc_samples: Monte-Carlo samples per datum (only for ``mc``).
+        loss: As :func:`check_loss` accepts it.
+        output_shape: Of one sample's output.
+        targets: [N, ...] of the whole mini-batch, as :func:`check_targets` returns them.
+        approximation: Exact or Monte-Carlo, and the draws' number and seed.
 
     Raises:
-        UsageError: For any other loss or setting.
+        UsageError: The targets' weights do not fit or sum to zero.
     """
-    if mc_samples < 1:
-        raise UsageError(f"mc_samples is {mc_samples}; it must be at least 1")
-    if not isinstance(loss, nn.CrossEntropyLoss | nn.MSELoss):
-        raise UsageError(
-            f"loss {type(loss).__name__} is not supported; use CrossEntropyLoss or MSELoss"
-        )
-    if loss.reduction != "mean":
-        raise UsageError(f"loss reduction is {loss.reduction!r}; use reduction='mean'")
+    if isinstance(loss, nn.CrossEntropyLoss):
+        return _CrossEntropy(loss, output_shape, targets, approximation)
     if isinstance(loss, nn.MSELoss):
-        return MSEFactor(curvature, mc_samples)
-    if loss.weight is not None or loss.label_smoothing:
+        return _SquaredError(loss, output_shape, targets, approximation)
+    assert isinstance(loss, nn.BCEWithLogitsLoss)
+    return _BinaryCrossEntropy(loss, output_shape, targets, approximation)
+
+
+def check_loss(loss: nn.Module) -> None:
+    """Refuse a loss whose Hessian is not one of those above.
+
+    A subclass that changes the computation is another loss, whatever ``isinstance`` says.
+
+    Raises:
+        UsageError: In one line.
+    """
+    name = type(loss).__name__
+    kind = next((k for k in _LOSSES if isinstance(loss, k)), None)
+    if kind is None:
         raise UsageError(
-            "CrossEntropyLoss with class weights or label smoothing is not supported; "
-            "use CrossEntropyLoss()"
+            f"loss {name} is not supported; use CrossEntropyLoss, MSELoss or BCEWithLogitsLoss"
         )
-    return CrossEntropyFactor(curvature, mc_samples)
+    own = type(loss).forward is kind.forward and type(loss).__call__ is nn.Module.__call__
+    if not own or "forward" in vars(loss) or loss._forward_hooks or loss._forward_pre_hooks:
+        raise UsageError(
+            f"loss {name} changes what {kind.__name__} computes, so its Hessian is unknown; "
+            f"use {kind.__name__} itself"
+        )
+    if loss.reduction not in ("mean", "sum"):
+        raise UsageError(f"loss reduction is {loss.reduction!r}; use 'mean' or 'sum'")
+    for attribute in ("weight", "pos_weight"):
+        weight = getattr(loss, attribute, None)
+        if weight is not None and not bool((weight >= 0).all() and weight.isfinite().all()):
+            raise UsageError(
+                f"{attribute} of {name} holds {weight.min().item():g}; weights must be finite "
+                "and not negative, or the GGN has no square root"
+            )
+
+
+def check_targets(loss: nn.Module, output_shape: tuple[int, ...], targets: Tensor) -> Tensor:
+    """Refuse targets that do not fit.
+
+    Args:
+        loss: As :func:`check_loss` accepts it.
+        output_shape: Of one sample's output.
+        targets: [N, ...].
+
+    Returns:
+        The targets; integer labels as int64.
+
+    Raises:
+        UsageError: In one line.
+    """
+    shape, name = tuple(output_shape), type(loss).__name__
+    if isinstance(loss, nn.CrossEntropyLoss):
+        return _check_classes(loss, shape, targets)
+    if not targets.is_floating_point():
+        raise UsageError(
+            f"{name} needs floating-point targets, got {targets.dtype}; "
+            "convert them with targets.float()"
+        )
+    if tuple(targets.shape[1:]) != shape:
+        raise UsageError(
+            f"targets of shape {list(targets.shape)} do not match outputs of shape "
+            f"[{', '.join(map(str, ('N', *shape)))}]; {name} needs equal shapes"
+        )
+    if isinstance(loss, nn.BCEWithLogitsLoss):
+        low, high = targets.min().item(), targets.max().item()
+        if low < 0 or high > 1:
+            raise UsageError(
+                f"targets lie in {low:g}..{high:g}; BCEWithLogitsLoss needs probabilities in 0..1"
+            )
+    return targets
+
+
+def _check_classes(loss: nn.CrossEntropyLoss, shape: tuple[int, ...], targets: Tensor) -> Tensor:
+    if not shape:
+        raise UsageError(
+            "CrossEntropyLoss needs outputs of shape [N, C, ...], the model returns [N]; "
+            "use BCEWithLogitsLoss for a single logit"
+        )
+    classes, positions = shape[0], shape[1:]
+    if classes < 2:
+        raise UsageError(f"CrossEntropyLoss needs at least C = 2 outputs, the model has {classes}")
+    if loss.weight is not None and loss.weight.shape != (classes,):
+        raise UsageError(
+            f"weight of CrossEntropyLoss has shape {list(loss.weight.shape)}; "
+            f"the model has C = {classes} classes"
+        )
+    if targets.is_floating_point() and tuple(targets.shape[1:]) == shape:
+        sums = targets.double().sum(1)
+        if targets.min() < 0 or (sums - 1).abs().max() > 1e-4:
+            raise UsageError(
+                f"targets are no probabilities: their smallest is {targets.min().item():g} and "
+                f"they sum to {sums.min().item():g}..{sums.max().item():g} over the classes"
+            )
+        return targets
+    if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
+        raise UsageError(
+            f"CrossEntropyLoss needs integer class labels or probabilities of the outputs' shape, "
+            f"got {targets.dtype} of shape {list(targets.shape)}; convert labels with "
+            "targets.long()"
+        )
+    if tuple(targets.shape[1:]) != positions:
+        raise UsageError(
+            f"targets have shape {list(targets.shape)}; CrossEntropyLoss needs labels of shape "
+            f"[{', '.join(map(str, ('N', *positions)))}] for outputs [N, "
+            f"{', '.join(map(str, shape))}]"
+        )
+    labels = targets.long()
+    counted = labels[labels != loss.ignore_index]
+    if counted.numel():
+        low, high = int(counted.min()), int(counted.max())
+        if low < 0 or high >= classes:
+            raise UsageError(
+                f"labels lie in {low}..{high}, the model has C = {classes} outputs; "
+                f"labels must lie in 0..{classes - 1}"
+            )
+    return labels

@@ -1,31 +1,48 @@
-"""Damped Newton steps along the GGN eigenvectors (Equation 9)."""
+"""Damped Newton steps (Equation 9) and products with the inverse of the damped GGN (S.25)."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from vivit_bench.curvature.certificate import Certify
 from vivit_bench.curvature.damping import ConstantDamping, DampingPolicy
 from vivit_bench.curvature.factors import Direction
-from vivit_bench.curvature.inverse import solve_damped
-from vivit_bench.curvature.minibatch import MiniBatch
-from vivit_bench.curvature.options import Blocks
+from vivit_bench.curvature.minibatch import WORKING_BYTES, MiniBatch, Patterns
+from vivit_bench.curvature.options import Approximation, Blocks, approximation_of
+from vivit_bench.curvature.passes import Sweep, complete
+from vivit_bench.curvature.plan import BlockPatterns
 from vivit_bench.curvature.results import NewtonStep
-from vivit_bench.curvature.systems import GramSystem, gram_systems
+from vivit_bench.curvature.session import Request, check_cutoff, run
+from vivit_bench.curvature.slopes import find_slopes, in_parameter_format, shared_gradient
+from vivit_bench.curvature.systems import (
+    Eigenpairs,
+    SlopesOfDirections,
+    Work,
+    form_systems,
+)
 from vivit_bench.errors import UsageError
+from vivit_bench.trees import Tree
 
 
-@torch.no_grad()
 def newton_step(
     model: nn.Module,
     loss: nn.Module,
-    inputs: Tensor,
+    inputs: Tree,
     targets: Tensor,
+    approximation: Approximation | None = None,
     *,
     damping: float | DampingPolicy = 1.0,
     cutoff: float | None = 1e-4,
-    blocks: Blocks = Blocks.NONE,
-    **options: Any,
+    curvature: str | None = None,
+    samples: str | None = None,
+    mc_samples: int | None = None,
+    seed: int | None = None,
+    blocks: BlockPatterns = Blocks.NONE,
+    params: Patterns | None = None,
+    with_gradient: bool = False,
+    certify: Certify = True,
+    working_bytes: int = WORKING_BYTES,
 ) -> NewtonStep:
     """The step -sum_k gamma_k / (l_k + d_k) e_k over the directions above the cutoff.
 
@@ -34,75 +51,213 @@ def newton_step(
     gradient per layer (blocks).
 
     Args:
-        model: See :func:`~vivit_bench.curvature.eigenvalues`.
+        model: See :func:`~vivit_bench.curvature.eigenvalues`, as for what is not named here.
         loss: As there.
         inputs: As there.
         targets: As there.
+        approximation: As there.
         damping: d, or a policy (gammas [N, K], lambdas [num_samples, K]) -> d [K], where
             ``inf`` means no step along a direction.
         cutoff: Directions have eigenvalues above it. None: the whole space,
             s = -(G + d I)^-1 grad L (Equation S.25); needs a constant damping above zero.
-        blocks: ``none`` for the full GGN, ``layer`` for the block-diagonal step.
-        **options: As for :func:`~vivit_bench.curvature.eigenvalues`.
+        curvature: As there.
+        samples: As there.
+        mc_samples: As there.
+        seed: As there.
+        blocks: As there.
+        params: As there.
+        with_gradient: As there.
+        certify: As there.
+        working_bytes: As there.
 
     Raises:
-        UsageError: If the request cannot be computed.
+        UsageError: The request cannot be computed; in one line.
+        CertificateError: The result failed its check.
     """
     policy: DampingPolicy = damping if callable(damping) else ConstantDamping(damping)
-    batch = MiniBatch(model, loss, inputs, targets, **options)
-    blocks = Blocks(blocks)
     if cutoff is None:
         if not isinstance(policy, ConstantDamping) or policy.value <= 0:
             raise UsageError(
                 "a step over the whole space needs a constant damping above 0; "
                 "give a number, or a cutoff"
             )
-        (solved,) = solve_damped(batch, [batch.gradient()], policy.value, blocks)
-        empty = {"": torch.empty(0)}
-        return _result(batch, {p: -v for p, v in solved.items()}, empty, empty)
-    if cutoff < 0:
-        raise UsageError(f"cutoff is {cutoff}; eigenvalues are compared with a number >= 0")
+    else:
+        check_cutoff(cutoff)
+    request = Request(
+        model,
+        loss,
+        inputs,
+        targets,
+        approximation_of(approximation, curvature, samples, mc_samples, seed),
+        blocks,
+        params,
+        certify,
+        working_bytes,
+    )
 
+    def compute(work: Work, sweep: Sweep) -> NewtonStep:
+        if cutoff is None:
+            assert isinstance(policy, ConstantDamping)
+            return _whole_space_step(work, sweep, policy.value, with_gradient)
+        return _step_along_directions(work, sweep, policy, cutoff, with_gradient)
+
+    return run(request, compute, with_gradient=with_gradient or cutoff is None)
+
+
+def _step_along_directions(
+    work: Work, sweep: Sweep, policy: DampingPolicy, cutoff: float, with_gradient: bool
+) -> NewtonStep:
     per_sample = not isinstance(policy, ConstantDamping)
+    slopes, gradient = find_slopes(work, sweep, per_sample=per_sample)
+    shared = shared_gradient(work, sweep, with_gradient and gradient is None)
     step: Direction = {}
     found: dict[str, Tensor] = {}
     dampings: dict[str, Tensor] = {}
-    for block in gram_systems(batch, cutoff, blocks=blocks, per_sample=per_sample):
-        weights, delta = _weights(block.system, policy)
-        name = block.units[0].name if blocks is Blocks.LAYER else ""
-        found[name] = block.system.eigenvalues.flip(0).cpu()
+    for formed in form_systems(work, sweep, slopes, shared.weights):
+        shared.add(formed.gradient)
+        pairs = formed.system.eigenpairs(cutoff)
+        coefficients, delta = _coefficients(pairs, policy)
+        weights = pairs.coordinates(coefficients.unsqueeze(1))
+        name = formed.system.block.name
+        found[name] = pairs.values.flip(0).cpu()
         dampings[name] = delta.flip(0).cpu()
-        if block.factor is None:
-            del block
-            (step,) = batch.backward(weights.unsqueeze(1))
-        else:
-            step |= block.factor.combine(weights.to(batch.dtype))
-    return _result(batch, step, found, dampings)
-
-
-def _weights(system: GramSystem, policy: DampingPolicy) -> tuple[Tensor, Tensor]:
-    """Weights w [M] with s = V w, and the dampings [K]."""
-    gammas = system.gammas()
-    if isinstance(policy, ConstantDamping):
-        delta = torch.full_like(system.eigenvalues, policy.value)
-    else:
-        delta = policy(gammas, system.lambdas()).to(system.eigenvalues)
-        if delta.shape != system.eigenvalues.shape or not (delta >= 0).all():
-            raise UsageError(
-                f"the damping policy returned {list(delta.shape)} values for "
-                f"{len(system.eigenvalues)} directions, or a negative one or NaN"
-            )
-    coefficients = -gammas.mean(0) / (system.eigenvalues + delta) / system.eigenvalues.sqrt()
-    return system.vectors @ coefficients, delta
-
-
-def _result(
-    batch: MiniBatch, step: Direction, found: dict[str, Tensor], dampings: dict[str, Tensor]
-) -> NewtonStep:
+        system = formed.system
+        del pairs, formed  # eigenvectors are as large as the Gram matrix
+        (share,) = system.lift("step", weights)
+        step |= share
+    totals = complete(
+        work.batch, work.plan, sweep, gradient or shared.found, with_gradient=with_gradient
+    )
     return NewtonStep(
-        info=batch.info(batch.mean_loss()),
-        step=[step.get(p, torch.zeros_like(p)) for p in batch.parameters],
+        info=work.batch.info(totals.loss),
+        step=in_parameter_format(work.batch, step) or [],
         eigenvalues=found,
         dampings=dampings,
-        gradient=batch.requested_gradient(),
+        gradient=in_parameter_format(work.batch, totals.gradient) if with_gradient else None,
+        certificate=work.checks.result(totals),
     )
+
+
+def _coefficients(pairs: Eigenpairs, policy: DampingPolicy) -> tuple[Tensor, Tensor]:
+    """Coefficients [K] of the step along the eigenvectors, and the dampings [K]."""
+    gammas = pairs.gammas()
+    if isinstance(policy, ConstantDamping):
+        delta = torch.full_like(pairs.values, policy.value)
+    else:
+        delta = policy(gammas, pairs.lambdas()).to(pairs.values)
+        if delta.shape != pairs.values.shape or not (delta >= 0).all():
+            raise UsageError(
+                f"the damping policy returned {list(delta.shape)} values for "
+                f"{len(pairs.values)} directions, or a negative one or NaN"
+            )
+    return -gammas.mean(0) / (pairs.values + delta), delta
+
+
+def _whole_space_step(
+    work: Work, sweep: Sweep, damping: float, with_gradient: bool
+) -> NewtonStep:
+    work.checks.gradient_pass()
+    totals = complete(work.batch, work.plan, sweep, None, with_gradient=True)
+    assert totals.gradient is not None
+    solved = _solve(work, sweep, [totals.gradient], damping)[0]
+    empty = {"": torch.empty(0)}
+    return NewtonStep(
+        info=work.batch.info(totals.loss),
+        step=[-s for s in solved],
+        eigenvalues=empty,
+        dampings=empty,
+        gradient=in_parameter_format(work.batch, totals.gradient) if with_gradient else None,
+        certificate=work.checks.result(totals),
+    )
+
+
+def _solve(
+    work: Work, sweep: Sweep, directions: Sequence[Direction], damping: float
+) -> list[list[Tensor]]:
+    """(G + d I)^-1 x for vectors in parameter space."""
+    # Parameters that do not reach the output have zero curvature.
+    solved: list[Direction] = [{p: x / damping for p, x in d.items()} for d in directions]
+    for formed in form_systems(work, sweep, SlopesOfDirections(directions), None):
+        for result, product in zip(solved, formed.system.solve(damping), strict=True):
+            result |= product
+    return [in_parameter_format(work.batch, s) or [] for s in solved]
+
+
+def inverse_product(
+    model: nn.Module,
+    loss: nn.Module,
+    inputs: Tree,
+    targets: Tensor,
+    vectors: Sequence[Sequence[Tensor]],
+    approximation: Approximation | None = None,
+    *,
+    damping: float,
+    curvature: str | None = None,
+    samples: str | None = None,
+    mc_samples: int | None = None,
+    seed: int | None = None,
+    blocks: BlockPatterns = Blocks.NONE,
+    params: Patterns | None = None,
+    certify: Certify = True,
+    working_bytes: int = WORKING_BYTES,
+) -> list[list[Tensor]]:
+    """(G + d I)^-1 x = 1/d [x - V (d I + Gt)^-1 V^T x] for some vectors x.
+
+    Args:
+        model: See :func:`~vivit_bench.curvature.eigenvalues`, as for what is not named here.
+        loss: As there.
+        inputs: As there.
+        targets: As there.
+        vectors: Each a sequence of tensors shaped like the parameters.
+        approximation: As there.
+        damping: d > 0.
+        curvature: As there.
+        samples: As there.
+        mc_samples: As there.
+        seed: As there.
+        blocks: As there.
+        params: As there.
+        certify: As there.
+        working_bytes: As there.
+
+    Returns:
+        The products in the format of ``vectors``.
+
+    Raises:
+        UsageError: The request cannot be computed, or a vector does not fit the model.
+        CertificateError: The result failed its check.
+    """
+    if not 0 < damping < float("inf"):
+        raise UsageError(f"damping is {damping}; the inverse needs a finite damping above 0")
+    request = Request(
+        model,
+        loss,
+        inputs,
+        targets,
+        approximation_of(approximation, curvature, samples, mc_samples, seed),
+        blocks,
+        params,
+        certify,
+        working_bytes,
+    )
+
+    def compute(work: Work, sweep: Sweep) -> list[list[Tensor]]:
+        products = _solve(work, sweep, _directions(work.batch, vectors), damping)
+        work.checks.result(complete(work.batch, work.plan, sweep, None, with_gradient=False))
+        return products
+
+    return run(request, compute, with_gradient=False)
+
+
+def _directions(batch: MiniBatch, vectors: Sequence[Sequence[Tensor]]) -> list[Direction]:
+    directions = []
+    for number, vector in enumerate(vectors):
+        shapes = [tuple(t.shape) for t in vector]
+        if shapes != [tuple(p.shape) for p in batch.parameters]:
+            raise UsageError(
+                f"vector {number} has shapes {shapes[:3]}...; give one tensor for each "
+                "parameter, of its shape"
+            )
+        tensors = [t.to(p) for t, p in zip(vector, batch.parameters, strict=True)]
+        directions.append(dict(zip(batch.parameters, tensors, strict=True)))
+    return directions

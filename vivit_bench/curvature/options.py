@@ -1,13 +1,17 @@
 """The approximations of the GGN that every quantity is offered under."""
 
+from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeVar
+
+from vivit_bench.errors import UsageError
 
 
 class Curvature(StrEnum):
     """How the loss Hessian at the model output is factorised, H_n = S_n S_n^T."""
 
     EXACT = "exact"
-    """All columns of the exact square root: C - 1 (cross-entropy) or C (MSE)."""
+    """All columns of the exact square root: C - 1 a term (cross-entropy), else one an output."""
     MC = "mc"
     """``mc_samples`` gradients under labels drawn from the model's prediction."""
 
@@ -32,6 +36,96 @@ class Blocks(StrEnum):
     """One block: the full GGN."""
     LAYER = "layer"
     """One block per layer, weight and bias together (appendix C.2)."""
+
+
+_Choice = TypeVar("_Choice", bound=StrEnum)
+
+
+def parse_choice(kind: type[_Choice], name: str, value: str) -> _Choice:
+    """One of an enumeration's values.
+
+    Raises:
+        UsageError: Another word.
+    """
+    try:
+        return kind(value)
+    except ValueError:
+        known = " or ".join(repr(member.value) for member in kind)
+        raise UsageError(f"{name} is {value!r}; use {known}") from None
+
+
+@dataclass(frozen=True)
+class Approximation:
+    """Which GGN is meant: the paper's four approximations, and the seed of their draws.
+
+    Strings are accepted for the enumerations: ``Approximation("mc", "frac")``.
+
+    Raises:
+        UsageError: A value that makes no sense, or that would be ignored.
+    """
+
+    curvature: Curvature = Curvature.EXACT
+    samples: Samples = Samples.FULL
+    mc_samples: int = 1
+    """M, label draws per sample; 1 where the curvature is exact."""
+    seed: int = 0
+    """Of the Monte-Carlo draws."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "curvature", parse_choice(Curvature, "curvature", self.curvature))
+        object.__setattr__(self, "samples", parse_choice(Samples, "samples", self.samples))
+        if self.mc_samples < 1:
+            raise UsageError(f"mc_samples is {self.mc_samples}; it must be at least 1")
+        if self.curvature is Curvature.EXACT and self.mc_samples != 1:
+            raise UsageError(
+                f"mc_samples is {self.mc_samples}, but exact curvature draws no samples; "
+                "leave it out or use curvature 'mc'"
+            )
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"seed is {self.seed}; it must lie in 0 .. 2^63 - 1")
+
+    @property
+    def label(self) -> str:
+        """Short name, e.g. ``mc (M = 2), frac``."""
+        monte_carlo = f" (M = {self.mc_samples})" if self.mc_samples != 1 else ""
+        return f"{self.curvature}{monte_carlo}, {self.samples}"
+
+    def num_samples(self, batch_size: int) -> int:
+        """Samples that carry the curvature of a mini-batch of ``batch_size``."""
+        return self.samples.size(batch_size)
+
+
+def approximation_of(
+    given: Approximation | None,
+    curvature: str | None,
+    samples: str | None,
+    mc_samples: int | None,
+    seed: int | None,
+) -> Approximation:
+    """The approximation that a call names, as an object or by its parts.
+
+    Raises:
+        UsageError: Both at once, or a value that makes no sense.
+    """
+    parts = {
+        "curvature": curvature,
+        "samples": samples,
+        "mc_samples": mc_samples,
+        "seed": seed,
+    }
+    named = {name: value for name, value in parts.items() if value is not None}
+    if given is None:
+        return Approximation(**named)  # type: ignore[arg-type]
+    if named:
+        raise UsageError(
+            f"both an Approximation and {', '.join(named)} are given; name the approximation once"
+        )
+    if not isinstance(given, Approximation):
+        raise UsageError(
+            f"approximation is {given!r}; use Approximation(...), or curvature=, samples=, "
+            "mc_samples= and seed="
+        )
+    return given
 
 
 VARIANTS: tuple[tuple[Curvature, Samples], ...] = (

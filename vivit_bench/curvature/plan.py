@@ -1,34 +1,47 @@
 """Which parameters form a unit, and how each unit's Gram matrix is best computed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from math import prod
 
 from torch import nn
 
-from vivit_bench.curvature.capture import LayerCall, own_parameters
-from vivit_bench.curvature.expand import is_affine
 from vivit_bench.curvature.factors import AffineFactor, Contraction, ExplicitFactor, Factor
+from vivit_bench.curvature.minibatch import MiniBatch, Patterns
+from vivit_bench.curvature.options import Blocks, parse_choice
+from vivit_bench.curvature.route import Route, UseShape
+from vivit_bench.curvature.rules import LINEAR, Tier
+from vivit_bench.errors import UsageError
 
 PAIRS_WEIGHT = 1.25
 """Time of a FLOP in the sample-pair contraction over one in a large matrix product:
 its products are small (measured on the layers of 3c3d and All-CNN-C)."""
 
+BlockPatterns = Blocks | str | Mapping[str, Patterns]
+"""The block structure: ``none``, ``layer``, or block name -> patterns of parameter names."""
+
 
 @dataclass(frozen=True, eq=False)
 class UnitPlan:
-    """A unit: the layers that share parameters (almost always one), and its contraction."""
+    """A layer's parameters in one block, or a part of them, and how their V is contracted."""
 
     name: str
-    calls: tuple[int, ...]
-    """Positions of the unit's calls in the order of the forward pass."""
     parameters: tuple[nn.Parameter, ...]
+    uses: tuple[int, ...]
+    """Numbers of the uses in the route that concern it."""
+    plain: tuple[nn.Parameter, ...]
+    """Its parameters that plain autograd computes."""
     layer_type: str
+    tier: Tier
     contraction: Contraction
     flops: float
     """Floating-point operations of the contraction, one triangle."""
     bytes: int
     """Memory of what is kept until the contraction."""
     reason: str
+    advice: str
+    """What would make it faster; empty if nothing would."""
 
     @property
     def num_params(self) -> int:
@@ -36,87 +49,250 @@ class UnitPlan:
         return sum(p.numel() for p in self.parameters)
 
     def factor(
-        self, num_samples: int, num_columns: int, calls: Sequence[LayerCall], chunk_bytes: int
+        self, route: Route, num_samples: int, num_columns: int, chunk_bytes: int
     ) -> Factor:
         """An empty factor for ``num_samples`` samples of ``num_columns`` columns."""
+        shapes = [route.uses[number] for number in self.uses]
         if self.contraction is Contraction.EXPLICIT:
-            return ExplicitFactor(num_samples, num_columns, self.parameters)
-        call = calls[self.calls[0]]
-        return AffineFactor(num_samples, num_columns, call, self.contraction, chunk_bytes)
+            return ExplicitFactor(self.parameters, num_samples, num_columns, shapes)
+        return AffineFactor(
+            self.parameters, num_samples, num_columns, shapes[0], self.contraction, chunk_bytes
+        )
 
 
-def plan_units(calls: Sequence[LayerCall], num_samples: int, num_columns: int) -> list[UnitPlan]:
-    """Group the calls of a one-sample forward pass into units and plan each.
+@dataclass(frozen=True, eq=False)
+class BlockPlan:
+    """A diagonal block of the GGN, or all of it."""
 
-    Args:
-        calls: Layer calls of one sample.
-        num_samples: N of the curvature.
-        num_columns: c, columns per sample.
+    name: str
+    """Of the layer or the user's; "" for the full GGN."""
+    units: tuple[UnitPlan, ...]
+    rows: int
+    """M, columns of V."""
+
+    @property
+    def num_params(self) -> int:
+        """D of the block."""
+        return sum(unit.num_params for unit in self.units)
+
+    @property
+    def in_parameter_space(self) -> bool:
+        """Whether the D x D matrix, the smaller one, is formed instead of the Gram matrix."""
+        return self.num_params < self.rows
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """How a request is computed."""
+
+    route: Route
+    blocks: tuple[BlockPlan, ...]
+    diagonal: bool
+    """Whether the blocks are diagonal blocks, rather than the full GGN."""
+
+    @property
+    def units(self) -> tuple[UnitPlan, ...]:
+        """Of all blocks."""
+        return tuple(unit for block in self.blocks for unit in block.units)
+
+
+def make_plan(batch: MiniBatch, route: Route, blocks: BlockPatterns) -> Plan:
+    """Group the parameters that reach the output into blocks and units, and plan each.
+
+    Raises:
+        UsageError: Blocks that are unknown, empty or do not cover the parameters.
     """
-    return [_plan(group, calls, num_samples, num_columns) for group in _groups(calls)]
+    layers = _layers(batch)
+    used = set(route.plain) | {r.parameter for u in route.uses for r in u.roles.values()}
+    plans = []
+    groups = _group(batch, layers, blocks)
+    for name, parameters in groups.items():
+        reached = [p for p in parameters if p in used]
+        in_parameter_space = sum(p.numel() for p in reached) < batch.rows
+        units = []
+        for layer in dict.fromkeys(layers[p] for p in reached):
+            own = [p for p in reached if layers[p] == layer]
+            units += _plan_layer(batch, route, layer, own, in_parameter_space)
+        plans.append(BlockPlan(name, tuple(units), batch.rows))
+    return Plan(route, tuple(p for p in plans if p.units), blocks != Blocks.NONE)
 
 
-def _groups(calls: Sequence[LayerCall]) -> list[list[int]]:
-    """Calls connected by shared parameters, in forward order."""
-    groups: list[tuple[list[int], set[nn.Parameter]]] = []
-    for index, call in enumerate(calls):
-        members, parameters = [index], set(own_parameters(call.module).values())
-        for other in [g for g in groups if g[1] & parameters]:
-            members = other[0] + members
-            parameters |= other[1]
-            groups.remove(other)
-        groups.append((sorted(members), parameters))
-    return sorted((members for members, _ in groups), key=lambda m: m[0])
+def _layers(batch: MiniBatch) -> dict[nn.Parameter, str]:
+    """Parameter -> its layer's name; layers that share a parameter are one, ``a+b``."""
+    owners: dict[nn.Parameter, list[str]] = {p: [] for p in batch.names}
+    for name, parameter in batch.model.named_parameters(remove_duplicate=False):
+        if parameter in owners:
+            owners[parameter].append(_layer_of(name))
+    groups: list[set[str]] = []
+    for names in owners.values():
+        touching = [g for g in groups if g & set(names)]
+        groups = [g for g in groups if g not in touching] + [set(names).union(*touching)]
+    order = list(dict.fromkeys(name for names in owners.values() for name in names))
+    joined = {
+        name: "+".join(sorted(group, key=order.index)) for group in groups for name in group
+    }
+    return {p: joined[names[0]] for p, names in owners.items()}
 
 
-def _plan(members: list[int], calls: Sequence[LayerCall], n: int, c: int) -> UnitPlan:
-    parameters = tuple(
-        dict.fromkeys(p for i in members for p in own_parameters(calls[i].module).values())
+def _layer_of(name: str) -> str:
+    """The module that a parameter belongs to, whatever parametrises it."""
+    path = name.split(".")[:-1]
+    if "parametrizations" in path:
+        path = path[: path.index("parametrizations")]
+    return ".".join(path) or "model"
+
+
+def _group(
+    batch: MiniBatch, layers: Mapping[nn.Parameter, str], blocks: BlockPatterns
+) -> dict[str, list[nn.Parameter]]:
+    """Block name -> parameters."""
+    groups: dict[str, list[nn.Parameter]] = {}
+    if isinstance(blocks, str):
+        structure = parse_choice(Blocks, "blocks", blocks)
+        for parameter in batch.names:
+            key = layers[parameter] if structure is Blocks.LAYER else ""
+            groups.setdefault(key, []).append(parameter)
+        return groups
+    if not isinstance(blocks, Mapping):
+        raise UsageError(
+            f"blocks is {blocks!r}; use 'none', 'layer', or a dict of block name -> patterns"
+        )
+    left = dict(batch.names)
+    for block, patterns in blocks.items():
+        wanted = [patterns] if isinstance(patterns, str) else list(patterns)
+        found = [p for p, name in left.items() if any(fnmatchcase(name, w) for w in wanted)]
+        if not found:
+            raise UsageError(
+                f"block {block!r} matches no parameter that no earlier block has; "
+                f"its patterns are {', '.join(wanted)}"
+            )
+        groups[block] = found
+        for parameter in found:
+            del left[parameter]
+    if left:
+        raise UsageError(
+            f"{len(left)} parameter(s) are in no block, the first is {next(iter(left.values()))}; "
+            "add a block with the pattern '*', or leave them out with params"
+        )
+    return groups
+
+
+def _plan_layer(
+    batch: MiniBatch,
+    route: Route,
+    layer: str,
+    parameters: list[nn.Parameter],
+    in_parameter_space: bool,
+) -> list[UnitPlan]:
+    """The units of a layer: its weight with a use of the fast tier, and the rest."""
+    places: dict[nn.Parameter, list[tuple[int, str]]] = {p: [] for p in parameters}
+    for number, use in enumerate(route.uses):
+        for name, role in use.roles.items():
+            if role.parameter in places:
+                places[role.parameter].append((number, name))
+    units, rest = [], dict.fromkeys(parameters)
+    for parameter in parameters:
+        if in_parameter_space or len(places[parameter]) != 1:
+            continue
+        number, name = places[parameter][0]
+        use = route.uses[number]
+        if use.rule.tier is not Tier.FAST or name == "bias" or not use.reached:
+            continue
+        own = [p for p in rest if p is parameter or places[p] == [(number, "bias")]]
+        unit = _plan_affine(batch, layer, own, number, use)
+        if unit.contraction is not Contraction.EXPLICIT:
+            units.append(unit)
+            for taken in own:
+                del rest[taken]
+    if rest:
+        explicit = _plan_explicit(batch, route, layer, list(rest), places, in_parameter_space)
+        units.append(explicit)
+    return units
+
+
+def _plan_explicit(
+    batch: MiniBatch,
+    route: Route,
+    layer: str,
+    parameters: list[nn.Parameter],
+    places: Mapping[nn.Parameter, list[tuple[int, str]]],
+    in_parameter_space: bool,
+) -> UnitPlan:
+    numbers = tuple(sorted({number for p in parameters for number, _ in places[p]}))
+    plain = tuple(p for p in parameters if p in route.plain)
+    rules = {route.uses[n].rule for n in numbers}
+    size = sum(p.numel() for p in parameters)
+    flops = float(batch.rows) * size * (size if in_parameter_space else batch.rows)
+    advice = ""
+    if plain:
+        tier, reason = Tier.PLAIN, f"{batch.names[plain[0]]} is {route.plain[plain[0]]}"
+        advice = (
+            "a Linear, Conv, norm or Embedding module of its own is faster; so is leaving it "
+            "out with params"
+        )
+    else:
+        tier = Tier.FAST if all(r.tier is Tier.FAST for r in rules) else Tier.SMALL
+        reason = "V is smaller than its factors" if tier is Tier.FAST else "few parameters"
+        if any(len(places[p]) > 1 for p in parameters):
+            reason = "parameters used more than once"
+    if in_parameter_space:
+        reason += "; the D x D matrix is the smaller one"
+    return UnitPlan(
+        name=layer,
+        parameters=tuple(parameters),
+        uses=numbers,
+        plain=plain,
+        layer_type="+".join(sorted({r.label for r in rules})) or "any",
+        tier=tier,
+        contraction=Contraction.EXPLICIT,
+        flops=flops,
+        bytes=batch.rows * size * parameters[0].element_size(),
+        reason=reason,
+        advice=advice,
     )
-    call = calls[members[0]]
-    names = dict.fromkeys(calls[i].name or "model" for i in members)
-    rows, size = n * c, sum(p.numel() for p in parameters)
-    itemsize = parameters[0].element_size()
+
+
+def _plan_affine(
+    batch: MiniBatch, layer: str, parameters: list[nn.Parameter], number: int, use: UseShape
+) -> UnitPlan:
+    n, rows = batch.num_samples, batch.rows
+    size = sum(p.numel() for p in parameters)
+    is_linear = use.rule is LINEAR
+    out_size = use.output.numel()
+    outputs = use.output[1]
+    positions = out_size // outputs
+    groups = use.constants.get("groups", 1)
+    weight = next(p for p in parameters if p.ndim > 1)
+    patch = weight.numel() // outputs if is_linear else weight[0].numel()
+    kept = n * prod(use.saved["input"]) + rows * out_size
 
     def unit(rule: Contraction, flops: float, kept: int, reason: str) -> UnitPlan:
         return UnitPlan(
-            name="+".join(names),
-            calls=tuple(members),
-            parameters=parameters,
-            layer_type=type(call.module).__name__,
+            name=layer,
+            parameters=tuple(parameters),
+            uses=(number,),
+            plain=(),
+            layer_type=use.rule.label,
+            tier=Tier.FAST,
             contraction=rule,
             flops=flops,
-            bytes=kept * itemsize,
+            bytes=kept * weight.element_size(),
             reason=reason,
+            advice="",
         )
 
     explicit = float(rows) ** 2 * size
-    if len(members) > 1:
-        return unit(Contraction.EXPLICIT, explicit, rows * size, "parameters used more than once")
-    if not is_affine(call.module):
-        return unit(Contraction.EXPLICIT, explicit, rows * size, "no affine structure")
-
-    is_linear = isinstance(call.module, nn.Linear)
-    z = call.inputs[0]
-    outputs = call.output_shape[-1 if is_linear else 1]
-    out_size = call.output_shape.numel()
-    positions = out_size // outputs
-    weight = call.module.weight
-    assert isinstance(weight, nn.Parameter)
-    patch = weight[0].numel()
-    affine_kept = n * z.numel() + rows * out_size
-    if positions == 1:
-        flops = float(n) ** 2 * patch + float(rows) ** 2 * outputs
-        return unit(Contraction.GRAM_PRODUCT, flops, affine_kept, "one output position")
     chunks = 2.0 * rows * out_size * patch + explicit
+    if positions == 1 and groups == 1:
+        flops = float(n) ** 2 * patch + float(rows) ** 2 * outputs
+        return unit(Contraction.GRAM_PRODUCT, flops, kept, "one output position")
     pairs = float(n) ** 2 * positions**2 * patch + float(n) * rows * outputs * positions**2
     pairs += float(rows) ** 2 * out_size
-    if PAIRS_WEIGHT * pairs < chunks:
+    if groups == 1 and PAIRS_WEIGHT * pairs < chunks:
         return unit(
-            Contraction.PAIRS, pairs, affine_kept, f"{chunks / pairs:.1f}x fewer FLOPs than chunks"
+            Contraction.PAIRS, pairs, kept, f"{chunks / pairs:.1f}x fewer FLOPs than chunks"
         )
-    if rows * size <= affine_kept:
+    if rows * size <= kept:
         return unit(Contraction.EXPLICIT, chunks, rows * size, "V is smaller than its factors")
-    return unit(
-        Contraction.CHUNKS, chunks, affine_kept, f"pairs need {pairs / chunks:.1f}x the FLOPs"
-    )
+    reason = f"pairs need {pairs / chunks:.1f}x the FLOPs" if groups == 1 else "grouped convolution"
+    return unit(Contraction.CHUNKS, chunks, kept, reason)

@@ -1,53 +1,221 @@
-"""GGN eigenvalues through the Gram matrix (appendix A.1)."""
+"""GGN eigenvalues (appendix A.1), and eigenvectors formed on request (A.2)."""
 
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-from vivit_bench.curvature.gram import grams
-from vivit_bench.curvature.minibatch import MiniBatch
-from vivit_bench.curvature.options import Blocks
-from vivit_bench.curvature.results import Spectrum
-from vivit_bench.curvature.solve import eigenvalues_of
+from vivit_bench.curvature.certificate import Certify, Watch, compare_lifted
+from vivit_bench.curvature.minibatch import WORKING_BYTES, Patterns, undisturbed
+from vivit_bench.curvature.options import Approximation, Blocks, approximation_of
+from vivit_bench.curvature.passes import Sweep, complete
+from vivit_bench.curvature.plan import BlockPatterns
+from vivit_bench.curvature.results import BatchInfo, Certificate, Spectrum
+from vivit_bench.curvature.session import Request, check_cutoff, run
+from vivit_bench.curvature.slopes import in_parameter_format, shared_gradient
+from vivit_bench.curvature.systems import Eigenpairs, NoSlopes, Work, form_systems
+from vivit_bench.errors import CertificateError, UsageError
+from vivit_bench.trees import Tree
 
 
-@torch.no_grad()
 def eigenvalues(
     model: nn.Module,
     loss: nn.Module,
-    inputs: Tensor,
+    inputs: Tree,
     targets: Tensor,
+    approximation: Approximation | None = None,
     *,
-    blocks: Blocks = Blocks.NONE,
-    **options: Any,
+    curvature: str | None = None,
+    samples: str | None = None,
+    mc_samples: int | None = None,
+    seed: int | None = None,
+    blocks: BlockPatterns = Blocks.NONE,
+    params: Patterns | None = None,
+    with_gradient: bool = False,
+    certify: Certify = True,
+    working_bytes: int = WORKING_BYTES,
 ) -> Spectrum:
-    """Eigenvalues of the mini-batch GGN, G = V V^T, or of its per-layer blocks.
+    """Eigenvalues of the mini-batch GGN, G = V V^T, or of its diagonal blocks.
 
     Args:
-        model: In evaluation mode; float32 or float64, CPU or CUDA.
-        loss: ``CrossEntropyLoss`` or ``MSELoss`` with mean reduction.
-        inputs: [N, ...].
-        targets: [N] labels (cross-entropy) or the shape of the outputs (MSE).
-        blocks: ``none`` for the full GGN, ``layer`` for its diagonal blocks.
-        **options: ``curvature``, ``samples``, ``mc_samples``, ``seed``,
-            ``working_bytes`` and ``with_gradient`` of :class:`MiniBatch`.
+        model: In evaluation mode; float32 or float64, CPU or CUDA. Called with ``inputs``, it
+            returns one tensor with the sample axis first.
+        loss: ``CrossEntropyLoss`` (also weighted, smoothed, with ignored targets, probabilities
+            or further axes), ``MSELoss`` or ``BCEWithLogitsLoss``; mean or sum.
+        inputs: A tensor [N, ...] of any dtype, or a dict, list or tuple of such tensors.
+        targets: [N, ...] as the loss takes them.
+        approximation: Which GGN; or its parts, by the next four:
+        curvature: ``exact`` or ``mc``.
+        samples: ``full``, or ``frac`` for the first max(N // 8, 1).
+        mc_samples: Draws per sample for ``mc``.
+        seed: Of the draws, and of the samples that are checked.
+        blocks: ``none`` for the full GGN, ``layer`` for one block a layer, or a dict of block
+            name -> patterns of parameter names.
+        params: Patterns of parameter names: the GGN over these alone. None: over all that
+            require gradients.
+        with_gradient: Also return the gradient of the loss.
+        certify: Check the result by plain autograd on two samples (True), on all, holding a
+            vector of D numbers for each (``"all"``), or not at all (False).
+        working_bytes: Memory target of one micro-batch's backpropagation.
 
     Returns:
         The non-trivial eigenvalues; all others are exactly zero.
 
     Raises:
-        UsageError: If the request cannot be computed.
+        UsageError: The request cannot be computed; in one line.
+        CertificateError: The result failed its check.
     """
-    batch = MiniBatch(model, loss, inputs, targets, **options)
-    found: dict[str, Tensor] = {}
-    trace = 0.0
-    for gram in grams(batch, batch.collect()[0], Blocks(blocks)):
-        trace += gram.matrix.diagonal().double().sum().item()
-        size = sum(unit.num_params for unit in gram.units)
-        found[gram.units[0].name] = eigenvalues_of(gram.take_double())[:size]
-    gradient = batch.requested_gradient()
-    info = batch.info(batch.mean_loss())
-    values = torch.cat(list(found.values())).sort(descending=True).values
-    layers = found if Blocks(blocks) is Blocks.LAYER else {}
-    return Spectrum(info, values, trace, layers, gradient)
+    request = Request(
+        model,
+        loss,
+        inputs,
+        targets,
+        approximation_of(approximation, curvature, samples, mc_samples, seed),
+        blocks,
+        params,
+        certify,
+        working_bytes,
+    )
+
+    def compute(work: Work, sweep: Sweep) -> Spectrum:
+        found: dict[str, Tensor] = {}
+        trace = 0.0
+        shared = shared_gradient(work, sweep, with_gradient)
+        for formed in form_systems(work, sweep, NoSlopes(), shared.weights):
+            trace += formed.system.trace
+            found[formed.system.block.name] = formed.system.eigenvalues()
+            shared.add(formed.gradient)
+        totals = complete(
+            work.batch, work.plan, sweep, shared.found, with_gradient=with_gradient
+        )
+        values = torch.cat(list(found.values())).sort(descending=True).values
+        return Spectrum(
+            info=work.batch.info(totals.loss),
+            eigenvalues=values,
+            trace=trace,
+            blocks=found if work.plan.diagonal else {},
+            gradient=in_parameter_format(work.batch, totals.gradient),
+            certificate=work.checks.result(totals),
+        )
+
+    return run(request, compute, with_gradient=with_gradient)
+
+
+class Eigenbasis:
+    """Orthonormal eigenvectors of the leading eigenvalues.
+
+    Attributes:
+        info: The mini-batch they belong to.
+        eigenvalues: [K] float64, descending.
+        certificate: Of the eigenvalues and the Gram matrix's eigenvectors; those in parameter
+            space are checked as they are formed.
+    """
+
+    def __init__(
+        self,
+        work: Work,
+        pairs: Eigenpairs,
+        watch: Watch | None,
+        info: BatchInfo,
+        certificate: Certificate | None,
+    ) -> None:
+        self._work, self._pairs, self._watch = work, pairs, watch
+        self.info, self.certificate = info, certificate
+        self.eigenvalues = pairs.values.flip(0).cpu()
+
+    def chunks(self, max_bytes: int = 256 * 2**20) -> Iterator[list[list[Tensor]]]:
+        """Eigenvectors by descending eigenvalue, as many at a time as fit ``max_bytes``.
+
+        Yields:
+            For each eigenvector one tensor per parameter, of its shape.
+
+        Raises:
+            CertificateError: A vector is not what the Gram matrix says.
+        """
+        batch = self._work.batch
+        step = max(max_bytes // (batch.num_params * batch.dtype.itemsize), 1)
+        count = len(self.eigenvalues)
+        unit = torch.eye(count, dtype=torch.float64, device=batch.device).flip(1)
+        for start in range(0, count, step):
+            with undisturbed(batch.model):
+                weights = self._pairs.coordinates(unit[:, start : start + step])
+                directions = self._pairs.system.lift("eigenvectors", weights)
+                self._check(weights, directions)
+                yield [in_parameter_format(batch, d) or [] for d in directions]
+
+    def _check(self, weights: Tensor, directions: list) -> None:
+        if self._watch is None or self.certificate is None:
+            return
+        error = compare_lifted(self._watch, weights, directions)
+        if error > self.certificate.tolerance:
+            raise CertificateError(
+                f"the eigenvectors failed their check by plain autograd: they are off by "
+                f"{error:.1e}, more than {self.certificate.tolerance:.0e}"
+            )
+
+
+def eigenvectors(
+    model: nn.Module,
+    loss: nn.Module,
+    inputs: Tree,
+    targets: Tensor,
+    approximation: Approximation | None = None,
+    *,
+    k: int | None = None,
+    cutoff: float = 1e-4,
+    curvature: str | None = None,
+    samples: str | None = None,
+    mc_samples: int | None = None,
+    seed: int | None = None,
+    params: Patterns | None = None,
+    certify: Certify = True,
+    working_bytes: int = WORKING_BYTES,
+) -> Eigenbasis:
+    """Eigenvectors of the ``k`` leading eigenvalues above the cutoff (all if ``k`` is None).
+
+    Args:
+        model: See :func:`eigenvalues`, as for what is not named here.
+        loss: As there.
+        inputs: As there.
+        targets: As there.
+        approximation: As there.
+        k: How many at the most.
+        cutoff: Directions have eigenvalues above it.
+        curvature: As there.
+        samples: As there.
+        mc_samples: As there.
+        seed: As there.
+        params: As there.
+        certify: As there.
+        working_bytes: As there.
+
+    Raises:
+        UsageError: The request cannot be computed; in one line.
+        CertificateError: The result failed its check.
+    """
+    check_cutoff(cutoff)
+    if k is not None and k < 1:
+        raise UsageError(f"k is {k}; it must be at least 1")
+    request = Request(
+        model,
+        loss,
+        inputs,
+        targets,
+        approximation_of(approximation, curvature, samples, mc_samples, seed),
+        params=params,
+        certify=certify,
+        working_bytes=working_bytes,
+    )
+
+    def compute(work: Work, sweep: Sweep) -> Eigenbasis:
+        (formed,) = form_systems(work, sweep, NoSlopes(), None)
+        pairs = formed.system.eigenpairs(cutoff)
+        if k is not None:
+            pairs.keep(k)
+        totals = complete(work.batch, work.plan, sweep, None, with_gradient=False)
+        certificate = work.checks.result(totals)
+        return Eigenbasis(
+            work, pairs, work.checks.watch(), work.batch.info(totals.loss), certificate
+        )
+
+    return run(request, compute, with_gradient=False)

@@ -1,139 +1,476 @@
-"""Eigenpairs of the Gram matrix together with V^T g: what directions and steps are made of."""
+"""The small symmetric matrices that everything is solved with, and V^T g beside them.
 
-from collections.abc import Iterator
+A block's Gram matrix V^T V [M, M] has the non-zero spectrum of its GGN V V^T [D, D]; where
+D < M the GGN itself is the smaller one. Either is formed unit by unit, one alive at a time.
+
+Eigenproblems are solved in float64: LAPACK's float32 solver has an absolute error of about
+1e-5 of the largest eigenvalue, more than the cutoff that eigenvalues are compared with; the
+float32 matrix itself is far better than that.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from vivit_bench.curvature.factors import Direction, Factor
-from vivit_bench.curvature.gram import grams
-from vivit_bench.curvature.kernels import mirror_lower
+from vivit_bench.curvature.certificate import Checks
+from vivit_bench.curvature.factors import Direction, ExplicitFactor, Factor
+from vivit_bench.curvature.kernels import add_lower, mirror_lower
 from vivit_bench.curvature.minibatch import MiniBatch
-from vivit_bench.curvature.options import Blocks
-from vivit_bench.curvature.plan import UnitPlan
-from vivit_bench.curvature.solve import eigenpairs_of
+from vivit_bench.curvature.passes import Sweep, pull
+from vivit_bench.curvature.plan import BlockPlan, Plan, UnitPlan
+
+ONE_THREAD_ROWS = 4000
+"""Below, LAPACK's tridiagonal reduction is faster on one core than on two (measured:
+n = 1152 in 0.09 against 0.23 s, n = 3000 in 0.8 against 1.5 s, n = 5000 in 3.6 against 2.5 s)."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One attempt at a request."""
+
+    batch: MiniBatch
+    plan: Plan
+    checks: Checks
+
+
+class Slopes(ABC):
+    """Where the products of gradients with a block's coordinates come from."""
+
+    @abstractmethod
+    def empty(self, work: Work) -> Tensor | None:
+        """What the units' shares of V^T g are added to, [M, R]."""
+
+    @abstractmethod
+    def add(self, unit: UnitPlan, factor: Factor, slopes: Tensor | None) -> None:
+        """Add a unit's share."""
+
+    @abstractmethod
+    def of_gram(self, work: Work, matrix: Tensor, slopes: Tensor | None) -> Tensor:
+        """V^T g of a complete Gram matrix, [M, R] float64."""
+
+    @abstractmethod
+    def of_parameters(self, work: Work, block: BlockPlan, v: Tensor) -> Tensor:
+        """g itself over a block's parameters, [D, R] float64.
+
+        Args:
+            work: The attempt.
+            block: Whose parameters.
+            v: [N, c, D] its share of V.
+        """
+
+
+class NoSlopes(Slopes):
+    """Nothing is asked for: eigenvalues alone, or vectors that the caller projects."""
+
+    def empty(self, work: Work) -> Tensor | None:  # noqa: D102
+        return None
+
+    def add(self, unit: UnitPlan, factor: Factor, slopes: Tensor | None) -> None:  # noqa: D102
+        pass
+
+    def of_gram(self, work: Work, matrix: Tensor, slopes: Tensor | None) -> Tensor:  # noqa: D102
+        return matrix.new_zeros(len(matrix), 0, dtype=torch.float64)
+
+    def of_parameters(self, work: Work, block: BlockPlan, v: Tensor) -> Tensor:  # noqa: D102
+        return v.new_zeros(v.shape[2], 0, dtype=torch.float64)
 
 
 @dataclass
-class GramSystem:
-    """One block's eigenpairs and V^T g, for every sample's gradient or their mean."""
+class SlopesFromCoordinates(Slopes):
+    """Exact curvature of the whole mini-batch: grad l_n = sqrt(N) V_n a_n, at no further cost."""
 
-    eigenvalues: Tensor
+    coordinates: Tensor
+    """[N, c] a_n."""
+    per_sample: bool
+    """Every sample's gradient, or the mean."""
+
+    def empty(self, work: Work) -> Tensor | None:  # noqa: D102
+        return None
+
+    def add(self, unit: UnitPlan, factor: Factor, slopes: Tensor | None) -> None:  # noqa: D102
+        pass
+
+    def of_gram(self, work: Work, matrix: Tensor, slopes: Tensor | None) -> Tensor:
+        """V^T grad l_n = sqrt(N) Gt[:, n] a_n, or of their mean.
+
+        Products with the Gram matrix, not with its eigenvectors: a saturated sample's columns
+        are tiny and its a_n huge, and only the Gram matrix keeps their relative precision.
+        """
+        work.checks.coordinates(self.coordinates)
+        mirror_lower(matrix)
+        n, c = self.coordinates.shape
+        found = matrix.new_zeros(len(matrix), n if self.per_sample else 1, dtype=torch.float64)
+        step = max(512 // c, 1)
+        for start in range(0, n, step):
+            part = self.coordinates[start : start + step]
+            columns = matrix[:, start * c : start * c + part.numel()].double()
+            if self.per_sample:
+                each = columns.view(len(matrix), -1, c) * part
+                found[:, start : start + step] = each.sum(2) * n**0.5
+            else:
+                found[:, 0] += columns @ part.flatten() / n**0.5
+        return found
+
+    def of_parameters(self, work: Work, block: BlockPlan, v: Tensor) -> Tensor:  # noqa: D102
+        n = len(v)
+        each = torch.einsum("ncd,nc->dn", v.double(), self.coordinates) * n**0.5
+        work.checks.slopes(each, None)
+        return each if self.per_sample else each.mean(1, keepdim=True)
+
+
+@dataclass
+class SlopesOfDirections(Slopes):
+    """Vectors in parameter space, such as the mean gradient: multiplied with each factor."""
+
+    directions: Sequence[Direction]
+
+    def empty(self, work: Work) -> Tensor | None:  # noqa: D102
+        batch = work.batch
+        shape = (batch.rows, len(self.directions))
+        return torch.zeros(shape, dtype=batch.dtype, device=batch.device)
+
+    def add(self, unit: UnitPlan, factor: Factor, slopes: Tensor | None) -> None:  # noqa: D102
+        assert slopes is not None
+        for column, direction in enumerate(self.directions):
+            slopes[:, column] += factor.dot(direction)
+
+    def of_gram(self, work: Work, matrix: Tensor, slopes: Tensor | None) -> Tensor:  # noqa: D102
+        assert slopes is not None
+        self._check(work, slopes)
+        return slopes.double()
+
+    def of_parameters(self, work: Work, block: BlockPlan, v: Tensor) -> Tensor:  # noqa: D102
+        parameters = [p for unit in block.units for p in unit.parameters]
+        found = torch.stack(
+            [torch.cat([d[p].flatten() for p in parameters]).double() for d in self.directions], 1
+        )
+        self._check(work, found)
+        return found
+
+    def _check(self, work: Work, slopes: Tensor) -> None:
+        for column, direction in enumerate(self.directions):
+            work.checks.slopes(slopes[:, column : column + 1], direction)
+
+
+@dataclass
+class SlopesOfGradients(Slopes):
+    """Every sample's gradient, as one more factor of each unit, contracted with V."""
+
+    factors: dict[UnitPlan, Factor]
+
+    def empty(self, work: Work) -> Tensor | None:  # noqa: D102
+        batch = work.batch
+        shape = (batch.rows, batch.batch_size)
+        return torch.zeros(shape, dtype=batch.dtype, device=batch.device)
+
+    def add(self, unit: UnitPlan, factor: Factor, slopes: Tensor | None) -> None:  # noqa: D102
+        assert slopes is not None
+        factor.add_cross(self.factors.pop(unit), slopes)
+
+    def of_gram(self, work: Work, matrix: Tensor, slopes: Tensor | None) -> Tensor:  # noqa: D102
+        assert slopes is not None
+        work.checks.slopes(slopes, None)
+        return slopes.double()
+
+    def of_parameters(self, work: Work, block: BlockPlan, v: Tensor) -> Tensor:  # noqa: D102
+        parts = []
+        for unit in block.units:
+            factor = self.factors.pop(unit)
+            assert isinstance(factor, ExplicitFactor)
+            parts.append(factor.v[:, 0])
+        found = torch.cat(parts, 1).double().t()
+        work.checks.slopes(found, None)
+        return found
+
+
+class System(ABC):
+    """One block's matrix, complete; solving it uses it up."""
+
+    def __init__(self, work: Work, block: BlockPlan, matrix: Tensor, slopes: Tensor) -> None:
+        self.work, self.block = work, block
+        self._matrix = matrix
+        self.slopes = slopes
+        """[m, R] float64, products of the gradients with this block's coordinates."""
+
+    def _take_double(self) -> Tensor:
+        """The matrix in float64; its own memory is free from then on."""
+        double = self._matrix.double()
+        self._matrix = self._matrix.new_empty(0)
+        return double
+
+    @property
+    def trace(self) -> float:
+        """Of the block."""
+        return self._matrix.diagonal().double().sum().item()
+
+    def eigenvalues(self) -> Tensor:
+        """The min(M, D) that can be non-zero, [K] float64 on the CPU, descending."""
+        checks = self.work.checks
+        trace, squares = self.trace, _squared_norm(self._matrix) if checks.active else 0.0
+        matrix = self._take_double()
+        with _threads_for(len(matrix), ONE_THREAD_ROWS):
+            values = torch.linalg.eigvalsh(matrix).flip(0).cpu()
+        checks.eigenvalues(values, trace, squares)
+        return values[: self.block.num_params]
+
+    def eigenpairs(self, cutoff: float) -> "Eigenpairs":
+        """Eigenvalues above the cutoff and what belongs to them."""
+        matrix = self._take_double()
+        # Eigenvectors spend more of their time in matrix products, which gain from threads.
+        with _threads_for(len(matrix), ONE_THREAD_ROWS // 3):
+            if matrix.device.type == "cpu":
+                # In place, which spares a copy: PyTorch copies its input to the output and
+                # solves there. LAPACK stores by columns, where the lower triangle is the upper.
+                values, vectors = matrix.new_empty(len(matrix)), matrix.mT
+                torch.linalg.eigh(vectors, UPLO="U", out=(values, vectors))
+            else:
+                values, vectors = torch.linalg.eigh(matrix)
+        first = int((values <= cutoff).sum())
+        values, vectors = values[first:], vectors[:, first:]
+        self.work.checks.eigenpairs(values, vectors)
+        return Eigenpairs(self, values, vectors)
+
+    @abstractmethod
+    def solve(self, damping: float) -> list[Direction]:
+        """(G + damping I)^-1 x over the block for every x that the slopes belong to."""
+
+    @abstractmethod
+    def scales(self, values: Tensor) -> Tensor:
+        """[K] factors between eigenvectors of this matrix and unit vectors e_k."""
+
+    @abstractmethod
+    def curvatures(self, values: Tensor, vectors: Tensor) -> Tensor:
+        """lambda_nk = e_k^T J_n^T H_n J_n e_k, [num_samples, K]."""
+
+    @abstractmethod
+    def _lift(self, weights: Tensor) -> list[Direction]:
+        """Vectors in parameter space for coordinates [m, R]."""
+
+    def lift(self, what: str, weights: Tensor) -> list[Direction]:
+        """Vectors in parameter space for coordinates [m, R], checked under the name ``what``."""
+        found = self._lift(weights)
+        self.work.checks.lifted(what, weights, found)
+        return found
+
+
+@dataclass
+class Eigenpairs:
+    """A block's directions: eigenvalues above the cutoff and their eigenvectors."""
+
+    system: System
+    values: Tensor
     """[K] float64, ascending."""
     vectors: Tensor
-    """[M, K] float64."""
-    slopes: Tensor
-    """V^T g: [M, N], one column a sample, or [M, 1] for the mean gradient; float64."""
-    num_samples: int
-    """Samples that carry the curvature."""
+    """[m, K] float64, of the system's matrix."""
+
+    def keep(self, k: int) -> None:
+        """Drop all but the k largest."""
+        first = max(len(self.values) - k, 0)
+        self.values, self.vectors = self.values[first:], self.vectors[:, first:]
 
     def gammas(self) -> Tensor:
-        """[N or 1, K]: e_k = V u_k / sqrt(l_k), so gamma_nk = u_k^T (V^T g_n) / sqrt(l_k)."""
-        return (self.slopes.t() @ self.vectors) / self.eigenvalues.sqrt()
+        """gamma_nk = e_k^T grad l_n, [R, K], for the gradients that the slopes are of."""
+        scales = self.system.scales(self.values)
+        return (self.system.slopes.t() @ self.vectors) * scales
 
     def lambdas(self) -> Tensor:
-        """[num_samples, K]: lambda_nk = N l_k ||u_k[n]||^2."""
-        columns = len(self.vectors) // self.num_samples
-        squares = self.vectors.square().unflatten(0, (self.num_samples, columns)).sum(1)
-        return squares * self.eigenvalues * self.num_samples
+        """[num_samples, K]."""
+        return self.system.curvatures(self.values, self.vectors)
+
+    def coordinates(self, coefficients: Tensor) -> Tensor:
+        """Coordinates of sum_k c_k e_k, [m, R], for coefficients [K, R]."""
+        scales = self.system.scales(self.values).unsqueeze(1)
+        return self.vectors @ (coefficients * scales)
 
 
-@dataclass
-class Block:
-    """A GGN block: its units, the last unit's factor (for per-layer blocks), its system."""
+class GramSystem(System):
+    """V^T V. Eigenvectors are e_k = V u_k / sqrt(l_k) (A.2)."""
 
-    units: list[UnitPlan]
-    factor: Factor | None
-    system: GramSystem
+    def __init__(
+        self,
+        work: Work,
+        block: BlockPlan,
+        matrix: Tensor,
+        slopes: Tensor,
+        factors: dict[UnitPlan, Factor],
+        directions: Sequence[Direction],
+    ) -> None:
+        super().__init__(work, block, matrix, slopes)
+        self._factors = factors
+        """Of a diagonal block; empty for the full GGN, whose factors are freed."""
+        self._directions = directions
+
+    def scales(self, values: Tensor) -> Tensor:  # noqa: D102
+        return values.rsqrt()
+
+    def curvatures(self, values: Tensor, vectors: Tensor) -> Tensor:
+        """lambda_nk = N l_k ||u_k[n]||^2."""
+        n = self.work.batch.num_samples
+        squares = vectors.square().unflatten(0, (n, -1)).sum(1)
+        return squares * values * n
+
+    def _lift(self, weights: Tensor) -> list[Direction]:
+        """V w: ordinary backward passes, or one weight gradient a unit of a diagonal block."""
+        work = self.work
+        if not self._factors:
+            return pull(work.batch, work.plan, weights)
+        found: list[Direction] = []
+        for column in weights.to(work.batch.dtype).unbind(1):
+            direction: Direction = {}
+            for factor in self._factors.values():
+                direction |= factor.combine(column)
+            found.append(direction)
+        return found
+
+    def solve(self, damping: float) -> list[Direction]:
+        """1/d [x - V (d I + Gt)^-1 V^T x] (Equation S.25)."""
+        mirror_lower(self._matrix)
+        weights = _solve(self._take_double(), self.slopes, damping)
+        products = self.lift("inverse", weights)
+        parameters = [p for unit in self.block.units for p in unit.parameters]
+        return [
+            {p: (x[p] - product[p]) / damping for p in parameters}
+            for x, product in zip(self._directions, products, strict=True)
+        ]
 
 
-def gram_systems(
-    batch: MiniBatch, cutoff: float, *, blocks: Blocks = Blocks.NONE, per_sample: bool = True
-) -> Iterator[Block]:
-    """Solve the full GGN's system, or each layer's in forward order, one alive at a time.
+class ParameterSystem(System):
+    """V V^T itself, over a block with fewer parameters than columns."""
+
+    def __init__(
+        self, work: Work, block: BlockPlan, matrix: Tensor, slopes: Tensor, v: Tensor
+    ) -> None:
+        super().__init__(work, block, matrix, slopes)
+        self._v = v
+        """[N, c, D]."""
+
+    def scales(self, values: Tensor) -> Tensor:  # noqa: D102
+        return torch.ones_like(values)
+
+    def curvatures(self, values: Tensor, vectors: Tensor) -> Tensor:  # noqa: D102
+        n, c, d = self._v.shape
+        squares = torch.zeros(n, vectors.shape[1], dtype=torch.float64, device=vectors.device)
+        step = max(2**22 // max(c * d, 1), 1)
+        for start in range(0, n, step):
+            products = self._v[start : start + step].double() @ vectors
+            squares[start : start + step] = products.square().sum(1)
+        return squares * n
+
+    def _lift(self, weights: Tensor) -> list[Direction]:
+        parameters = [p for unit in self.block.units for p in unit.parameters]
+        sizes = [p.numel() for p in parameters]
+        found = []
+        for column in weights.unbind(1):
+            parts = column.split(sizes)
+            found.append(
+                {p: x.view_as(p).to(p.dtype) for p, x in zip(parameters, parts, strict=True)}
+            )
+        return found
+
+    def solve(self, damping: float) -> list[Direction]:  # noqa: D102
+        mirror_lower(self._matrix)
+        return self.lift("inverse", _solve(self._take_double(), self.slopes, damping))
+
+
+def _solve(matrix: Tensor, right: Tensor, damping: float) -> Tensor:
+    """(d I + matrix)^-1 b in float64, [m, R]; d I is added to ``matrix``."""
+    matrix.diagonal().add_(damping)
+    return torch.cholesky_solve(right, torch.linalg.cholesky(matrix))
+
+
+@dataclass(frozen=True)
+class Formed:
+    """A block's system, and its share of the gradient where that follows from V."""
+
+    system: System
+    gradient: Direction
+
+
+def form_systems(
+    work: Work, sweep: Sweep, slopes: Slopes, gradient_weights: Tensor | None
+) -> Iterator[Formed]:
+    """Every block's system in the plan's order, one alive at a time.
 
     Args:
-        batch: The request.
-        cutoff: Directions have eigenvalues above it.
-        blocks: Full or per layer. The factor of a full block's units is freed as soon as
-            it is contracted.
-        per_sample: V^T grad l_n of every sample, or only of the mean gradient.
+        work: The attempt.
+        sweep: Whose factors are used up, each freed as soon as it can be.
+        slopes: Where V^T g comes from.
+        gradient_weights: [M] w with grad L = V w; None: the gradient is not wanted, or comes
+            from passes.
     """
-    factors, outputs = batch.collect()
-    source = _Slopes(batch, outputs, per_sample)
-    for gram in grams(batch, factors, blocks, source.add):
-        slopes = source.take(gram.matrix)
-        values, vectors = eigenpairs_of(gram.take_double(), cutoff)
-        system = GramSystem(values, vectors, slopes.double(), batch.num_samples)
-        yield Block(gram.units, gram.factor, system)
+    for block in work.plan.blocks:
+        form = _form_parameters if block.in_parameter_space else _form_gram
+        yield form(work, block, sweep, slopes, gradient_weights)
 
 
-class _Slopes:
-    """Where V^T g comes from.
-
-    With exact curvature on the whole mini-batch grad l_n = sqrt(N) V_n a_n: the Gram
-    matrix's own columns times a_n, at no further cost. Otherwise the mean gradient is
-    multiplied with each factor, or every sample's gradient, as one more factor, is
-    contracted with V.
-    """
-
-    def __init__(self, batch: MiniBatch, outputs: Tensor, per_sample: bool):
-        self._per_sample = per_sample
-        self._coordinates: Tensor | None = None
-        self._mean: Direction | None = None
-        self._each: dict[UnitPlan, Factor] | None = None
-        self._shape = (batch.rows, batch.batch_size if per_sample else 1)
-        self._slopes: Tensor | None = None
-        if batch.num_samples == batch.batch_size:
-            self._coordinates = batch.factor_of_loss.coordinates(outputs, batch.targets)
-        if self._coordinates is None and per_sample:
-            self._each = batch.collect_gradients()
-        elif self._coordinates is None:
-            self._mean = batch.gradient()
-
-    def add(self, unit: UnitPlan, factor: Factor) -> None:
-        """Add a unit's share (nothing where the slopes come from the Gram matrix)."""
-        if self._coordinates is not None:
-            return
-        if self._slopes is None:
-            parameter = unit.parameters[0]
-            self._slopes = torch.zeros(self._shape, dtype=parameter.dtype, device=parameter.device)
-        if self._each is not None:
-            factor.add_cross(self._each.pop(unit), self._slopes)
-        elif self._mean is not None:
-            self._slopes[:, 0] += factor.dot(self._mean)
-
-    def take(self, matrix: Tensor) -> Tensor:
-        """The slopes of the block whose Gram matrix is ``matrix``."""
-        if self._coordinates is not None:
-            return _slopes_from_gram(matrix, self._coordinates, self._per_sample)
-        slopes, self._slopes = self._slopes, None
-        assert slopes is not None
-        return slopes
+def _form_gram(
+    work: Work, block: BlockPlan, sweep: Sweep, source: Slopes, gradient_weights: Tensor | None
+) -> Formed:
+    batch = work.batch
+    matrix = torch.zeros(batch.rows, batch.rows, dtype=batch.dtype, device=batch.device)
+    slopes = source.empty(work)
+    gradient: Direction = {}
+    kept: dict[UnitPlan, Factor] = {}
+    for unit in block.units[::-1]:
+        factor = sweep.factors.pop(unit)
+        factor.add_gram(matrix)
+        work.checks.unit(unit, factor, matrix)
+        if gradient_weights is not None:
+            gradient |= factor.combine(gradient_weights)
+            work.checks.gradient_weights(unit, factor, gradient_weights)
+        source.add(unit, factor, slopes)
+        if work.plan.diagonal:
+            kept[unit] = factor
+        del factor
+    work.checks.system(block, matrix, in_parameter_space=False)
+    products = source.of_gram(work, matrix, slopes)
+    directions = source.directions if isinstance(source, SlopesOfDirections) else ()
+    return Formed(GramSystem(work, block, matrix, products, kept, directions), gradient)
 
 
-def _slopes_from_gram(matrix: Tensor, coordinates: Tensor, per_sample: bool) -> Tensor:
-    """V^T grad l_n = sqrt(N) Gt[:, n] a_n, [M, N], or of their mean, [M, 1].
+def _form_parameters(
+    work: Work, block: BlockPlan, sweep: Sweep, source: Slopes, gradient_weights: Tensor | None
+) -> Formed:
+    gradient: Direction = {}
+    parts = []
+    for unit in block.units:
+        factor = sweep.factors.pop(unit)
+        assert isinstance(factor, ExplicitFactor)
+        work.checks.unit(unit, factor, None)
+        if gradient_weights is not None:
+            gradient |= factor.combine(gradient_weights)
+            work.checks.gradient_weights(unit, factor, gradient_weights)
+        parts.append(factor.v)
+    v = parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+    matrix = v.new_zeros(v.shape[2], v.shape[2])
+    add_lower(matrix, v.flatten(0, 1).t())
+    work.checks.system(block, matrix, in_parameter_space=True)
+    products = source.of_parameters(work, block, v)
+    return Formed(ParameterSystem(work, block, matrix, products, v), gradient)
 
-    Products with the Gram matrix, not with its eigenvectors: a saturated sample's columns
-    are tiny and its a_n huge, and only the Gram matrix keeps their relative precision.
 
-    Args:
-        matrix: [M, M] Gram matrix, lower triangle valid (mirrored here).
-        coordinates: [N, c] a_n.
-        per_sample: Every sample or the mean.
-    """
-    mirror_lower(matrix)
-    n, c = coordinates.shape
-    slopes = matrix.new_zeros(len(matrix), n if per_sample else 1, dtype=torch.float64)
-    step = max(512 // c, 1)
-    for start in range(0, n, step):
-        part = coordinates[start : start + step]
-        columns = matrix[:, start * c : start * c + part.numel()].double()
-        if per_sample:
-            each = columns.view(len(matrix), -1, c) * part
-            slopes[:, start : start + step] = each.sum(2) * n**0.5
-        else:
-            slopes[:, 0] += columns @ part.flatten() / n**0.5
-    return slopes
+def _squared_norm(matrix: Tensor) -> float:
+    """||A||_F^2 of a symmetric matrix, of which the lower triangle is valid."""
+    total = 0.0
+    for start in range(0, len(matrix), 512):
+        rows = matrix[start : start + 512, : start + 512].double()
+        square = rows[:, start:]
+        total += 2 * rows[:, :start].square().sum().item()
+        total += 2 * square.tril(-1).square().sum().item() + square.diagonal().square().sum().item()
+    return total
+
+
+@contextmanager
+def _threads_for(rows: int, one_thread_rows: int) -> Iterator[None]:
+    """Inside, small problems run on one thread."""
+    threads = torch.get_num_threads()
+    if rows <= one_thread_rows:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -11,7 +11,9 @@ from torch import Tensor
 from vivit_bench.errors import UsageError
 from vivit_bench.noise.settings import HELD_OUT_SHARE
 from vivit_bench.problems import DataSource, Problem, load_dataset
+from vivit_bench.problems.batch import Batch
 from vivit_bench.problems.seeding import generator
+from vivit_bench.trees import Tree, select
 
 _SPLIT, _ORDER, _TRAINING = range(3)
 
@@ -24,16 +26,21 @@ class RunData:
     The test samples are the test split, or for a user's problem another tenth.
     """
 
-    inputs: Tensor
-    """[n, ...], the training split."""
+    inputs: Tree
+    """[n, ...] tensors, the training split."""
     targets: Tensor
     train: Tensor
     """Indices of the samples trained on, shuffled."""
     held_out: Tensor
     """Indices of the samples held out, shuffled."""
-    test: tuple[Tensor, Tensor]
+    test: Batch
 
-    def monitor_batch(self, size: int) -> tuple[Tensor, Tensor]:
+    @property
+    def num_test(self) -> int:
+        """Number of test samples."""
+        return len(self.test[1])
+
+    def monitor_batch(self, size: int) -> Batch:
         """The first ``size`` held-out samples.
 
         Raises:
@@ -45,13 +52,15 @@ class RunData:
                 f"samples (1/{HELD_OUT_SHARE} of the training split): "
                 f"give at most {len(self.held_out)}"
             )
-        chosen = self.held_out[:size]
-        return self.inputs[chosen], self.targets[chosen]
+        return self.samples(self.held_out[:size])
 
-    def train_subset(self) -> tuple[Tensor, Tensor]:
+    def train_subset(self) -> Batch:
         """As many training samples as there are test samples, always the same ones."""
-        chosen = self.train[: len(self.test[0])]
-        return self.inputs[chosen], self.targets[chosen]
+        return self.samples(self.train[: self.num_test])
+
+    def samples(self, indices: Tensor) -> Batch:
+        """Some samples of the training split."""
+        return select(self.inputs, indices), self.targets[indices]
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Full mini-batches in an epoch.
@@ -82,34 +91,38 @@ def load_run_data(
 
     Args:
         problem: Of DeepOBS or the user.
-        source: Real data, or the user's own tensors.
+        source: Real data, or the user's own: tensors, or a Dataset, whose items are all
+            loaded once.
         data_dir: Data folder.
-        seed: Of the splits.
+        seed: Of the splits, and of random augmentations of a user's Dataset.
 
     Raises:
-        UsageError: The source has no whole data set, or it is too small to split.
+        UsageError: The source has no whole data set, its items do not go into one batch, or
+            it is too small to split.
         VivitBenchError: The data set is missing and cannot be downloaded.
     """
-    inputs, targets = load_dataset(problem, source, data_dir, split="train")
-    part = len(inputs) // HELD_OUT_SHARE
+    inputs, targets = load_dataset(problem, source, data_dir, split="train", seed=seed)
+    part = len(targets) // HELD_OUT_SHARE
     if part < 1:
         raise UsageError(
-            f"{problem.name} has {len(inputs)} samples, too few to hold out a "
+            f"{problem.name} has {len(targets)} samples, too few to hold out a "
             f"1/{HELD_OUT_SHARE}: at least {HELD_OUT_SHARE} are needed"
         )
-    order = torch.randperm(len(inputs), generator=generator(stream_seed(seed, _SPLIT)))
+    order = torch.randperm(len(targets), generator=generator(stream_seed(seed, _SPLIT)))
     held_out, train = order[:part], order[part:]
     if source is DataSource.OWN:
         chosen, train = train[:part], train[part:]
-        test = (inputs[chosen], targets[chosen])
+        test = (select(inputs, chosen), targets[chosen])
     else:
         test = load_dataset(problem, source, data_dir, split="test")
     return RunData(inputs, targets, train, held_out, test)
 
 
-def chunks(inputs: Tensor, targets: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def chunks(inputs: Tree, targets: Tensor, size: int) -> Iterator[Batch]:
     """Consecutive parts of at most ``size`` samples."""
-    yield from zip(inputs.split(size), targets.split(size), strict=True)
+    for start in range(0, len(targets), size):
+        part = slice(start, start + size)
+        yield select(inputs, part), targets[part]
 
 
 def training_seed(seed: int) -> int:

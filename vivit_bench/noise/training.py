@@ -14,6 +14,8 @@ from vivit_bench.noise.records import STATE, Store
 from vivit_bench.noise.settings import OptimizerName, Settings
 from vivit_bench.noise.state import load_state, save_state
 from vivit_bench.problems import Problem
+from vivit_bench.problems.batch import Batch
+from vivit_bench.trees import Tree, map_tree
 
 _EVALUATION_BATCH = 500
 
@@ -60,7 +62,6 @@ class Training:
     ) -> None:
         self.settings, self.data, self.store, self.listener = settings, data, store, listener
         self.device = device
-        self.is_classification = problem.is_classification
         self.model, self.loss = problem.model.to(device), problem.loss.to(device)
         self.optimizer = make_optimizer(self.model, settings)
         self.steps_per_epoch = data.steps_per_epoch(settings.batch_size)
@@ -110,7 +111,7 @@ class Training:
         times[str(epoch)] = times.get(str(epoch), 0.0) + seconds
 
     def _train_step(self, batch: Tensor) -> float:
-        inputs, targets = self._move(self.data.inputs[batch], self.data.targets[batch])
+        inputs, targets = self._move(*self.data.samples(batch))
         self.optimizer.zero_grad()
         loss = self.loss(self.model(inputs), targets)
         value = loss.item()
@@ -167,14 +168,13 @@ class Training:
         row = {}
         for name, part in (("train", self.data.train_subset()), ("test", self.data.test)):
             loss, accuracy = evaluate(self.model, self.loss, *part, self.device)
-            row[f"{name}_loss"] = loss
-            row[f"{name}_accuracy"] = accuracy if self.is_classification else math.nan
+            row[f"{name}_loss"], row[f"{name}_accuracy"] = loss, accuracy
         if not math.isfinite(row["train_loss"]):
             raise Diverged(self.step, row["train_loss"])
         return row
 
-    def _move(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        return inputs.to(self.device), targets.to(self.device)
+    def _move(self, inputs: Tree, targets: Tensor) -> Batch:
+        return map_tree(lambda t: t.to(self.device), inputs), targets.to(self.device)
 
 
 def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
@@ -187,26 +187,43 @@ def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimize
 
 
 def evaluate(
-    model: nn.Module, loss: nn.Module, inputs: Tensor, targets: Tensor, device: torch.device
+    model: nn.Module, loss: nn.Module, inputs: Tree, targets: Tensor, device: torch.device
 ) -> tuple[float, float]:
-    """Mean loss, and share of samples whose largest output is the target's, in evaluation mode.
+    """Loss of all samples, and share of labels that have the largest output; in evaluation mode.
 
     Args:
         model: Its modes are put back.
-        loss: With mean reduction.
-        inputs: [n, ...] on the CPU.
+        loss: On the device. A mean is one over all samples with their weights, a sum their sum.
+        inputs: [n, ...] tensors on the CPU.
         targets: [n, ...].
         device: Of the model.
 
     Returns:
-        Both over all samples; the accuracy means something for class indices only.
+        Both. The accuracy is that of all positions whose label is not ignored, and NaN where
+        there are no labels.
     """
-    total, hits = 0.0, 0
+    total, weights, hits, labels = 0.0, 0.0, 0, 0
     with evaluation_mode(model), torch.no_grad():
         for x, y in chunks(inputs, targets, _EVALUATION_BATCH):
             y = y.to(device)
-            outputs = model(x.to(device))
-            total += float(loss(outputs, y)) * len(x)
-            if y.dim() == 1:
-                hits += int((outputs.argmax(1) == y).sum())
-    return total / len(inputs), hits / len(inputs)
+            outputs = model(map_tree(lambda t: t.to(device), x))
+            if weight := _weight(loss, y):
+                total += float(loss(outputs, y)) * weight
+                weights += weight
+            if isinstance(loss, nn.CrossEntropyLoss) and not y.is_floating_point():
+                counted = y != loss.ignore_index
+                hits += int((outputs.argmax(1) == y)[counted].sum())
+                labels += int(counted.sum())
+    if loss.reduction != "sum":
+        total = total / weights if weights else math.nan
+    return total, hits / labels if labels else math.nan
+
+
+def _weight(loss: nn.Module, targets: Tensor) -> float:
+    """What the loss of some samples counts for in that of all; 1 for a sum."""
+    if loss.reduction == "sum":
+        return 1.0
+    if not isinstance(loss, nn.CrossEntropyLoss) or targets.is_floating_point():
+        return float(targets.numel())
+    counted = targets[targets != loss.ignore_index]
+    return float(counted.numel() if loss.weight is None else loss.weight[counted].sum())

@@ -3,8 +3,10 @@
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from vivit_bench.trees import Tree
 
 STATISTICS_BATCHES, STATISTICS_SAMPLES = 3, 32
 """Forward passes that fill running statistics, and the inputs of each."""
@@ -15,14 +17,14 @@ def needs_statistics(model: nn.Module) -> bool:
     return any(map(_never_updated, model.modules()))
 
 
-def fill_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
+def fill_statistics(model: nn.Module, batches: Iterable[Tree]) -> None:
     """Fill running means and variances that were never updated, by forward passes.
 
     Only these layers are in training mode meanwhile: dropout stays off.
 
     Args:
         model: Left in evaluation mode.
-        batches: Inputs [n, ...], n > 1, one forward pass each.
+        batches: Inputs of n > 1 samples, one forward pass each.
     """
     model.eval()
     fresh = [module for module in model.modules() if _never_updated(module)]

@@ -8,15 +8,17 @@ from torch import Tensor, nn
 
 from vivit_bench.errors import UsageError
 from vivit_bench.problems import quadratic
+from vivit_bench.problems.batch import Batch, sample_shape
 from vivit_bench.problems.catalogue import PROBLEMS, dataset_of
 from vivit_bench.problems.datasets import DATASETS, DatasetSpec
 from vivit_bench.problems.downloads import Split, load_raw
 from vivit_bench.problems.load import load_problem
-from vivit_bench.problems.problem import Batch, Problem
-from vivit_bench.problems.sampling import choose, normal_inputs, own_batch
+from vivit_bench.problems.problem import Problem
+from vivit_bench.problems.sampling import check_enough, choose, normal_inputs
 from vivit_bench.problems.seeding import generator
-from vivit_bench.problems.sources import DataSource, check_source, data_folder
-from vivit_bench.problems.user_checks import check_targets
+from vivit_bench.problems.sources import MORE_OWN_DATA, DataSource, check_source, data_folder
+from vivit_bench.problems.user_checks import check_outputs, check_targets
+from vivit_bench.trees import select
 
 _MNIST5K_TEST_PER_CLASS = 100
 _MNIST5K_SEED = 0
@@ -33,18 +35,20 @@ def load_batch(
 
     Args:
         problem: Of DeepOBS or the user.
-        n: Number of samples N. Real data: at most the training split's size (chosen
-            without replacement). Synthetic data: any.
+        n: Number of samples N. Real data and a user's tensors or Dataset: at most their size
+            (chosen without replacement). Synthetic data and a user's function: any.
         source: See `DataSource`; `default_source` has the default.
         data_dir: Data folder; default as in `data_folder`.
         seed: Of the choice or the random numbers.
 
     Returns:
-        Inputs [n, *input_shape], float32, normalised as DeepOBS does for evaluation; and
-        targets, int64 class indices [n] or float32 [n, *target_shape]. On the CPU.
+        Inputs [n, *input_shape], float32, normalised as DeepOBS does for evaluation (a user's:
+        whatever tensors it brings, those with floating point in float32); and targets, int64
+        labels or float32 [n, *target_shape]. On the CPU.
 
     Raises:
-        UsageError: n is out of range or the source does not fit.
+        UsageError: n is out of range, the source does not fit, or a user's data are not what
+            they should be.
         VivitBenchError: The data set is missing and cannot be downloaded.
     """
     source = DataSource(source)  # a plain string is equal to, but is not, a member
@@ -57,7 +61,8 @@ def load_batch(
         return _synthetic(problem, n, seed)
     inputs, targets, spec = _raw(problem.name, source, data_dir, "train", "--data synthetic")
     what = f"the training split of {spec.title if source is DataSource.DEEPOBS else source}"
-    chosen = choose(n, len(inputs), seed, what)
+    check_enough(n, len(inputs), what, "use --data synthetic")
+    chosen = choose(n, len(inputs), seed)
     return _finish(spec, inputs[chosen], targets[chosen])
 
 
@@ -66,6 +71,7 @@ def load_dataset(
     source: DataSource,
     data_dir: Path | None = None,
     split: Split = "train",
+    seed: int = 0,
 ) -> Batch:
     """Load all samples of a split.
 
@@ -73,15 +79,18 @@ def load_dataset(
         problem: A problem, or the name of a problem or of a DeepOBS data set.
         source: ``deepobs`` or ``mnist5k`` (whose splits are fixed, 4,000 and 1,000
             digits, as many of each class); ``own`` for a user's problem whose data are
-            tensors, all of them "train".
+            tensors, a Dataset or a DataLoader, all of them "train". All items are loaded
+            once, collated into one batch and kept in memory.
         data_dir: Data folder; default as in `data_folder`.
         split: Which part.
+        seed: Of what is random in the items of a user's Dataset.
 
     Returns:
         Inputs and targets as in `load_batch`. Not shuffled.
 
     Raises:
-        UsageError: The source does not fit or has no such split.
+        UsageError: The source does not fit or has no such split, or a user's items do not
+            go into one batch.
         VivitBenchError: The data set is missing and cannot be downloaded.
     """
     source = DataSource(source)
@@ -91,21 +100,18 @@ def load_dataset(
     if source is DataSource.SYNTHETIC:
         raise UsageError("--data synthetic has no end and no splits: use real data here")
     if source is DataSource.OWN:
-        return _own_dataset(load_problem(name) if isinstance(problem, str) else problem, split)
+        own = load_problem(name) if isinstance(problem, str) else problem
+        return _own_dataset(own, split, seed)
     others = "a problem of another data set"
     inputs, targets, spec = _raw(name, source, data_dir, split, others)
     return _finish(spec, inputs, targets)
 
 
-def _own_dataset(problem: Problem, split: Split) -> Batch:
-    if not isinstance(problem.own_data, tuple):
-        raise UsageError(
-            f"the data of {problem.name} are a function and have no end: "
-            "return tensors (inputs, targets) instead"
-        )
+def _own_dataset(problem: Problem, split: Split, seed: int) -> Batch:
+    assert problem.own_data is not None  # check_source
     if split == "test":
         raise UsageError(f"the data of {problem.name} are a training split and no test split")
-    return problem.own_data
+    return _fitting(problem, problem.own_data.everything(seed))
 
 
 def _raw(
@@ -149,16 +155,22 @@ def normalise(pixels: Tensor, spec: DatasetSpec) -> Tensor:
 
 
 def _own(problem: Problem, n: int, seed: int) -> Batch:
-    assert problem.own_data is not None  # check_source
-    inputs, targets = own_batch(problem.name, problem.own_data, n, seed)
-    if tuple(inputs.shape[1:]) != problem.input_shape:
-        raise UsageError(
-            f"{problem.name}: batch(n={n}, seed={seed}) returned inputs {list(inputs.shape)}, "
-            f"but {[2, *problem.input_shape]} for two samples"
-        )
-    shape = (problem.num_outputs,) if problem.is_classification else problem.target_shape
-    check_targets(problem.name, problem.loss, targets, shape)
-    return inputs, targets
+    data = problem.own_data
+    assert data is not None  # check_source
+    if data.size is not None:
+        more = "use --data synthetic" if problem.float_inputs else MORE_OWN_DATA
+        check_enough(n, data.size, f"the data of {problem.name}", more)
+    return _fitting(problem, data.batch(n, seed))
+
+
+def _fitting(problem: Problem, batch: Batch) -> Batch:
+    """A user's batch whose targets fit the model's outputs, which may depend on its padding."""
+    inputs, targets = batch
+    shape = problem.output_shape
+    if sample_shape(inputs) != problem.input_shape:
+        first = select(inputs, slice(1)), targets[:1]
+        shape = check_outputs(problem.name, problem.model, problem.loss, first)
+    return inputs, check_targets(problem.name, problem.loss, shape, targets)
 
 
 def _synthetic(problem: Problem, n: int, seed: int) -> Batch:
@@ -167,10 +179,20 @@ def _synthetic(problem: Problem, n: int, seed: int) -> Batch:
         return quadratic.from_points(quadratic.draw_points(n, random))
     spec = PROBLEMS.get(problem.name)
     moments = spec.data.moments if spec else (0.0, 1.0)
+    assert isinstance(problem.input_shape, tuple)  # check_source
     inputs = normal_inputs(n, problem.input_shape, moments, random)
-    if isinstance(problem.loss, nn.MSELoss):
-        return inputs, torch.randn(n, *problem.target_shape, generator=random)
-    return inputs, torch.randint(problem.num_outputs, (n,), generator=random)
+    return inputs, _synthetic_targets(problem, n, random)
+
+
+def _synthetic_targets(problem: Problem, n: int, random: torch.Generator) -> Tensor:
+    shape = (n, *problem.target_shape)
+    if problem.is_classification:
+        return torch.randint(problem.output_shape[0], shape, generator=random)
+    if isinstance(problem.loss, nn.CrossEntropyLoss):
+        return torch.randn(shape, generator=random).softmax(1)
+    if isinstance(problem.loss, nn.BCEWithLogitsLoss):
+        return torch.randint(2, shape, generator=random).float()
+    return torch.randn(shape, generator=random)
 
 
 @functools.cache

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from vivit_bench.problems.batch import TreeShape
 from vivit_bench.problems.catalogue import list_problems
 from vivit_bench.problems.data import load_batch
 from vivit_bench.problems.problem import Problem
@@ -20,7 +21,8 @@ def describe_problem(problem: Problem, data_dir: Path | None = None) -> dict[str
         data_dir: Data folder; default as in `data_folder`.
 
     Returns:
-        JSON-ready values by name.
+        JSON-ready values by name; ``input_shape`` is a list, or for several inputs a
+        dictionary of lists by place.
     """
     facts: dict[str, Any] = {
         "name": problem.name,
@@ -28,7 +30,7 @@ def describe_problem(problem: Problem, data_dir: Path | None = None) -> dict[str
         "loss": type(problem.loss).__name__,
         "num_params": problem.num_params,
         "num_outputs": problem.num_outputs,
-        "input_shape": list(problem.input_shape),
+        "input_shape": _lists(problem.input_shape),
         "default_batch_size": problem.default_batch_size,
         "spectrum_batch_size": problem.spectrum_batch_size,
         "default_epochs": problem.default_epochs,
@@ -37,15 +39,19 @@ def describe_problem(problem: Problem, data_dir: Path | None = None) -> dict[str
     if problem.own_data is None:
         row = next(row for row in list_problems(data_dir) if row.name == problem.name)
         dataset, path, present = row.dataset, row.data_path, row.data_present
-    elif isinstance(problem.own_data, tuple):
-        dataset, path, present = f"own tensors, {len(problem.own_data[0])} samples", None, True
     else:
-        dataset, path, present = "own function of (n, seed)", None, True
+        dataset, path, present = problem.own_data.description, None, True
     return facts | {"dataset": dataset, "data_path": path, "data_present": present}
 
 
+def _lists(shape: TreeShape) -> list[int] | dict[str, list[int]]:
+    if isinstance(shape, tuple):
+        return list(shape)
+    return {place: list(axes) for place, axes in shape.items()}
+
+
 def layer_rows(problem: Problem) -> list[dict[str, Any]]:
-    """The layers in the order they run for one sample.
+    """The layers in the order they run for one sample; then those that another one runs itself.
 
     Args:
         problem: Of DeepOBS or the user.
@@ -84,4 +90,7 @@ def layer_rows(problem: Problem) -> list[dict[str, Any]]:
     finally:
         for handle in handles:
             handle.remove()
+    for name, module in problem.model.named_modules():
+        if list(module.parameters(recurse=False)):
+            record(name, module, None)
     return rows

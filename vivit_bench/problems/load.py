@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from vivit_bench.problems import quadratic
@@ -50,14 +51,16 @@ def load_problem(name: str, seed: int = 0, checkpoint: Path | None = None) -> Pr
         load_checkpoint(model, checkpoint)
     if needs_statistics(model):
         fill_statistics(model, _synthetic_inputs(spec, seed))
+    labels = spec.loss == "CrossEntropyLoss"
     return Problem(
         name=name,
         model=model,
         loss=getattr(nn, spec.loss)(),
         num_params=count_trainable(model),
-        num_outputs=spec.num_outputs,
         input_shape=spec.data.shape,
-        target_shape=(spec.num_outputs,) if spec.loss == "MSELoss" else (),
+        output_shape=(spec.num_outputs,),
+        target_shape=() if labels else (spec.num_outputs,),
+        target_dtype=torch.int64 if labels else torch.float32,
         default_batch_size=spec.batch_size,
         spectrum_batch_size=spec.spectrum_batch_size,
         default_epochs=spec.epochs,

@@ -1,5 +1,10 @@
 """Foreign text in a one-line message."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from vivit_bench.errors import UsageError
+
 _LONGEST = 300
 
 
@@ -12,3 +17,19 @@ def one_line(text: object) -> str:
 def describe(error: BaseException) -> str:
     """Type and message of an exception on one line."""
     return f"{type(error).__name__}: {one_line(error)}".removesuffix(": ")
+
+
+def a_type(value: object) -> str:
+    """What a value is: ``a dict``, ``3 values`` of a tuple or list."""
+    if isinstance(value, tuple | list):
+        return f"{len(value)} value{'s' if len(value) != 1 else ''}"
+    return f"a {type(value).__name__}"
+
+
+@contextmanager
+def prefixed(what: str) -> Iterator[None]:
+    """Put ``what``, the problem's name or more, before the message of a `UsageError`."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{what}: {error}") from error

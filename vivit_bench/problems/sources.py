@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
 DATA_VARIABLE = "VIVIT_BENCH_DATA"
 
+MORE_OWN_DATA = "return a function batch(n, seed) as its data"
+"""How a user's problem gets batches of any size, for messages."""
+
 
 class DataSource(StrEnum):
     """The value of ``--data``."""
@@ -56,7 +59,7 @@ def available_sources(problem: "Problem | str") -> list[DataSource]:
         problem: A problem, or a name as `load_problem` takes it.
 
     Returns:
-        At least two sources.
+        At least one source; synthetic inputs are one floating-point tensor.
 
     Raises:
         UsageError: Unknown DeepOBS name.
@@ -65,6 +68,8 @@ def available_sources(problem: "Problem | str") -> list[DataSource]:
 
     name = problem if isinstance(problem, str) else problem.name
     if is_user_problem(name):
+        if not isinstance(problem, str) and not problem.float_inputs:
+            return [DataSource.OWN]
         return [DataSource.OWN, DataSource.SYNTHETIC]
     if find_spec(name).dataset in ("mnist", "fmnist"):
         return [DataSource.DEEPOBS, DataSource.MNIST5K, DataSource.SYNTHETIC]
@@ -104,6 +109,12 @@ def check_source(problem: "Problem | str", source: DataSource) -> None:
         UsageError: With the sources that do fit.
     """
     allowed = available_sources(problem)
-    if source not in allowed:
-        name = problem if isinstance(problem, str) else problem.name
-        raise UsageError(f"--data {source} does not fit {name}: use {' or '.join(allowed)}")
+    if source in allowed:
+        return
+    name = problem if isinstance(problem, str) else problem.name
+    if source is DataSource.SYNTHETIC:
+        raise UsageError(
+            f"--data synthetic does not fit {name}, whose inputs are not one floating-point "
+            f"tensor: {MORE_OWN_DATA}, and use --data own"
+        )
+    raise UsageError(f"--data {source} does not fit {name}: use {' or '.join(allowed)}")

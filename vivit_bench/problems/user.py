@@ -3,7 +3,6 @@
 import difflib
 import importlib.util
 import inspect
-import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,9 +10,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vivit_bench.errors import UsageError
+from vivit_bench.problems.batch import sample_shape
 from vivit_bench.problems.batchnorm import (
     STATISTICS_BATCHES,
     STATISTICS_SAMPLES,
@@ -21,17 +22,11 @@ from vivit_bench.problems.batchnorm import (
     needs_statistics,
 )
 from vivit_bench.problems.checkpoint import load_checkpoint
-from vivit_bench.problems.messages import describe
-from vivit_bench.problems.problem import Batch, OwnData, Problem, count_trainable
-from vivit_bench.problems.sampling import own_batch
+from vivit_bench.problems.messages import a_type, describe
+from vivit_bench.problems.own_data import OwnData, OwnTensors, as_own_data
+from vivit_bench.problems.problem import Problem, count_trainable
 from vivit_bench.problems.seeding import seeded
-from vivit_bench.problems.user_checks import (
-    check_batch,
-    check_loss,
-    check_model,
-    check_outputs,
-    check_targets,
-)
+from vivit_bench.problems.user_checks import check_loss, check_model, check_outputs, check_targets
 
 _MOST_DEFAULT_SAMPLES = 128
 
@@ -39,11 +34,18 @@ _MOST_DEFAULT_SAMPLES = 128
 def load_user_problem(name: str, seed: int = 0, checkpoint: Path | None = None) -> Problem:
     """Load ``path/to/file.py:function``.
 
-    The function takes no required argument and returns ``(model, loss, data)``: a torch
-    module in float32, ``CrossEntropyLoss`` or ``MSELoss`` with mean reduction, and
-    either tensors ``(inputs [n, ...], targets)`` or a function ``batch(n, seed)`` that
-    returns such tensors. Targets are class indices [n] in int64 (cross-entropy; outputs
-    [n, C]) or float32 of the outputs' shape (MSE; C is the number of outputs per sample).
+    The function takes no required argument and returns ``(model, loss, data)``:
+
+    - a torch module in float32, called with a batch's inputs as its one argument;
+    - ``CrossEntropyLoss``, ``MSELoss`` or ``BCEWithLogitsLoss``, reduction mean or sum;
+    - tensors ``(inputs, targets)``; or a map-style ``Dataset`` of items (input, target); or a
+      ``DataLoader``, whose dataset and ``collate_fn`` are used; or a function
+      ``batch(n, seed)`` that returns ``(inputs, targets)``.
+
+    Inputs are a tensor [n, ...] of any real dtype, or a dict, list or tuple of such; targets
+    are one tensor: integer labels, or numbers or probabilities of the outputs' shape. Floating
+    point of another precision becomes float32, so do the weights of the loss. Samples of a
+    Dataset are chosen by the seed, and so is whatever random augmentation they get.
 
     The file is run anew at each call, with its folder on the import path and torch,
     numpy and ``random`` seeded. The model is put into evaluation mode on the CPU; batch
@@ -71,29 +73,32 @@ def load_user_problem(name: str, seed: int = 0, checkpoint: Path | None = None) 
     model, loss, data = _unpack(name, returned)
     check_model(name, model)
     check_loss(name, loss)
-    model = model.cpu().eval()
+    own_data = as_own_data(name, data)
+    model, loss = model.cpu().eval(), loss.cpu().float()
     if checkpoint is not None:
         load_checkpoint(model, checkpoint)
-    size = len(data[0]) if isinstance(data, tuple) else None
+    most = own_data.size or _MOST_DEFAULT_SAMPLES
     if needs_statistics(model):
-        _fill(name, model, data, size)
-    inputs, targets = own_batch(name, data, min(2, size or 2), seed)
-    output_shape = check_outputs(name, model, loss, inputs, targets)
-    if isinstance(data, tuple):
-        check_targets(name, loss, data[1], output_shape)
-    default_batch_size = min(_MOST_DEFAULT_SAMPLES, size or _MOST_DEFAULT_SAMPLES)
+        _fill(name, model, own_data, min(STATISTICS_SAMPLES, most))
+    inputs, targets = own_data.batch(min(2, most), seed)
+    output_shape = check_outputs(name, model, loss, (inputs, targets))
+    if isinstance(own_data, OwnTensors):
+        check_targets(name, loss, output_shape, own_data.targets)
+    default_batch_size = min(_MOST_DEFAULT_SAMPLES, most)
     return Problem(
         name=name,
         model=model,
         loss=loss,
         num_params=count_trainable(model),
-        num_outputs=math.prod(output_shape),
-        input_shape=tuple(inputs.shape[1:]),
-        target_shape=tuple(targets.shape[1:]),
+        input_shape=sample_shape(inputs),
+        output_shape=output_shape,
         default_batch_size=default_batch_size,
         spectrum_batch_size=default_batch_size,
         default_epochs=None,
-        own_data=data,
+        target_shape=tuple(targets.shape[1:]),
+        target_dtype=torch.float32 if targets.is_floating_point() else torch.int64,
+        float_inputs=isinstance(inputs, Tensor) and inputs.is_floating_point(),
+        own_data=own_data,
     )
 
 
@@ -158,33 +163,15 @@ def _find(module: ModuleType, function_name: str, file: Path) -> Callable[[], An
     return function
 
 
-def _unpack(name: str, returned: Any) -> tuple[nn.Module, nn.Module, OwnData]:
+def _unpack(name: str, returned: Any) -> tuple[Any, Any, Any]:
     if not isinstance(returned, tuple | list) or len(returned) != 3:
-        got = f"{len(returned)} values" if isinstance(returned, tuple | list) else type(returned)
-        raise UsageError(f"{name} must return (model, loss, data), got {_type_name(got)}")
+        raise UsageError(f"{name} must return (model, loss, data), got {a_type(returned)}")
     model, loss, data = returned
-    if isinstance(data, list):
-        data = tuple(data)
-    pair = isinstance(data, tuple) and len(data) == 2
-    if pair and all(isinstance(part, Tensor) for part in data):
-        return model, loss, check_batch(name, data)
-    if not callable(data):
-        raise UsageError(
-            f"{name}: data must be tensors (inputs, targets) or a function batch(n, seed), "
-            f"got {_type_name(type(data))}"
-        )
     return model, loss, data
 
 
-def _type_name(got: object) -> str:
-    return f"a {got.__name__}" if isinstance(got, type) else str(got)
-
-
-def _fill(name: str, model: nn.Module, data: OwnData, size: int | None) -> None:
-    samples = min(STATISTICS_SAMPLES, size or STATISTICS_SAMPLES)
-    batches: list[Batch] = [
-        own_batch(name, data, samples, seed) for seed in range(STATISTICS_BATCHES)
-    ]
+def _fill(name: str, model: nn.Module, data: OwnData, samples: int) -> None:
+    batches = [data.batch(samples, seed) for seed in range(STATISTICS_BATCHES)]
     try:
         fill_statistics(model, [inputs for inputs, _ in batches])
     except Exception as error:

@@ -9,6 +9,7 @@ from vivit_bench.curvature.options import Blocks, Curvature, Samples
 from vivit_bench.hardware import parse_device
 from vivit_bench.problems.fingerprint import batch_fingerprint, model_fingerprint
 from vivit_bench.spectrum.settings import Precision, SpectrumSettings
+from vivit_bench.trees import Tree, map_tree, num_samples
 
 if TYPE_CHECKING:
     import torch
@@ -25,10 +26,10 @@ class Workload:
     problem: str
     model: "Module"
     loss: "Module"
-    inputs: "Tensor"
-    """[N, ...]."""
+    inputs: Tree
+    """[N, ...], a tensor or a dict, list or tuple of tensors."""
     targets: "Tensor"
-    """[N] int64 or [N, ...]."""
+    """[N, ...]; labels in int64."""
     num_params: int
     """D."""
     data: str
@@ -41,7 +42,7 @@ class Workload:
     batch_fingerprint: str
 
     @property
-    def request(self) -> "tuple[Module, Module, Tensor, Tensor]":
+    def request(self) -> "tuple[Module, Module, Tree, Tensor]":
         """(model, loss, inputs, targets), as the engine takes them."""
         return self.model, self.loss, self.inputs, self.targets
 
@@ -62,7 +63,7 @@ class Workload:
         check_cutoff(cutoff)
         return SpectrumSettings(
             problem=self.problem,
-            batch_size=len(self.inputs),
+            batch_size=num_samples(self.inputs),
             curvature=curvature,
             samples=samples,
             mc_samples=mc_samples,
@@ -102,12 +103,17 @@ def load_workload(
     # Hashed before the conversion: precision and device are settings of their own.
     model_hash = model_fingerprint(problem, loaded.model, loaded.loss)
     batch_hash = batch_fingerprint(inputs, targets)
+
+    def convert(tensor: "Tensor") -> "Tensor":
+        dtype = float_type if tensor.is_floating_point() else tensor.dtype
+        return tensor.to(target_device, dtype)
+
     return Workload(
         problem=problem,
-        model=loaded.model.to(target_device, float_type),
-        loss=loaded.loss.to(target_device, float_type),
-        inputs=_convert(inputs, target_device, float_type),
-        targets=_convert(targets, target_device, float_type),
+        model=_module(loaded.model, target_device, dtype),
+        loss=_module(loaded.loss, target_device, dtype),
+        inputs=map_tree(convert, inputs),
+        targets=convert(targets),
         num_params=loaded.num_params,
         data=str(source),
         data_dir=data_dir,
@@ -120,5 +126,7 @@ def load_workload(
     )
 
 
-def _convert(tensor: "Tensor", device: "torch.device", float_type: "torch.dtype") -> "Tensor":
-    return tensor.to(device, float_type) if tensor.is_floating_point() else tensor.to(device)
+def _module(module: "Module", device: "torch.device", dtype: Precision) -> "Module":
+    """In place. Unlike ``to(dtype)``, complex buffers (rotary embeddings) stay complex."""
+    module = module.to(device)
+    return module.double() if dtype is Precision.FLOAT64 else module.float()

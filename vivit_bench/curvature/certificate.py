@@ -1,0 +1,581 @@
+"""The proof that goes with a result: plain autograd on a few samples (see ``Certificate``).
+
+For weights w_n over a sample's columns, v_n = J_n^T S_n w_n / sqrt(N) is one backward pass of
+that sample alone, through the model and the loss just as they are: no hook, no batching, no
+rule of this package. With w_n as a vector over all columns, w_n' Gt w_m = v_n . v_m, layer by
+layer; V^T g, steps and eigenvectors are compared with the same vectors. In parameter space
+(the D x D matrix) v_n itself is compared with w_n' V.
+"""
+
+import copy
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from vivit_bench.curvature.factors import Direction, ExplicitFactor, Factor
+from vivit_bench.curvature.minibatch import MiniBatch
+from vivit_bench.curvature.passes import Sweep, Totals, add_pulled
+from vivit_bench.curvature.plan import BlockPlan, UnitPlan
+from vivit_bench.curvature.results import Certificate
+from vivit_bench.curvature.route import disagreement
+from vivit_bench.errors import CertificateError, UsageError
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+"""Largest deviation, relative to |v_n| |v_m| (of what is compared with these vectors), or to
+the largest entry (outputs, loss)."""
+
+Certify = bool | Literal["all"]
+"""Whether to check a result on two samples, or on all of them."""
+
+
+class LayersDisagree(Exception):  # noqa: N818
+    """Layers whose rule failed the check; they are computed by plain autograd instead."""
+
+    def __init__(self, parameters: frozenset[nn.Parameter], notes: Sequence[str]) -> None:
+        super().__init__()
+        self.parameters = parameters
+        self.notes = notes
+
+
+@dataclass
+class Watch:
+    """The drawn samples' vectors in the coordinates of one block's matrix.
+
+    Attributes:
+        coordinates: [k, m] float64: the weights w_n over all columns of V, or v_n itself.
+        rows: [k, m] float64, their products with the matrix.
+        inner: [k, m], so that v_n . lift(x) = inner x for coordinates x.
+        vectors: Parts of v_n in the block.
+        scale: [k] |v_n| over all parameters.
+    """
+
+    coordinates: Tensor
+    rows: Tensor
+    inner: Tensor
+    vectors: Sequence[Direction]
+    scale: Tensor
+
+
+class Checks(ABC):
+    """What a computation lets be checked on its way."""
+
+    active = True
+    """Whether anything is compared, so that it is worth computing for it."""
+
+    @abstractmethod
+    def unit(self, unit: UnitPlan, factor: Factor, matrix: Tensor | None) -> None:
+        """A unit was added to a Gram ``matrix`` (None: in parameter space)."""
+
+    @abstractmethod
+    def gradient_weights(self, unit: UnitPlan, factor: Factor, weights: Tensor) -> None:
+        """A unit's share of the gradient is V w for these weights [M]."""
+
+    @abstractmethod
+    def gradient_pass(self) -> None:
+        """The gradient comes from passes over the mini-batch."""
+
+    @abstractmethod
+    def system(self, block: BlockPlan, matrix: Tensor, *, in_parameter_space: bool) -> None:
+        """A block's matrix is complete; it will be overwritten."""
+
+    @abstractmethod
+    def slopes(self, slopes: Tensor, gradients: Direction | None) -> None:
+        """Products of gradients with the block in hand's coordinates.
+
+        Args:
+            slopes: [m, N], one column a sample, or [m, 1] of the mean gradient.
+            gradients: The mean gradient; None: they are every sample's.
+        """
+
+    @abstractmethod
+    def coordinates(self, coordinates: Tensor) -> None:
+        """grad l_n = sqrt(N) V_n a_n with these a_n, [N, c]; of the block in hand."""
+
+    @abstractmethod
+    def eigenvalues(self, values: Tensor, trace: float, squares: float) -> None:
+        """All eigenvalues of the block in hand, beside its matrix's trace and squared norm."""
+
+    @abstractmethod
+    def eigenpairs(self, values: Tensor, vectors: Tensor) -> None:
+        """Eigenvalues [K] and eigenvectors [m, K] of the block in hand."""
+
+    @abstractmethod
+    def lifted(self, what: str, weights: Tensor, directions: Sequence[Direction]) -> None:
+        """Vectors in parameter space made of coordinates [m, R] of the block in hand."""
+
+    @abstractmethod
+    def watch(self) -> "Watch | None":
+        """The block in hand, for what is handed out later."""
+
+    @abstractmethod
+    def result(self, totals: Totals) -> Certificate | None:
+        """The certificate of the whole result.
+
+        Raises:
+            CertificateError: Something disagrees.
+        """
+
+
+class Unchecked(Checks):
+    """``certify=False``."""
+
+    active = False
+
+    def unit(self, unit: UnitPlan, factor: Factor, matrix: Tensor | None) -> None:  # noqa: D102
+        pass
+
+    def gradient_weights(self, unit: UnitPlan, factor: Factor, weights: Tensor) -> None:  # noqa: D102
+        pass
+
+    def gradient_pass(self) -> None:  # noqa: D102
+        pass
+
+    def system(self, block: BlockPlan, matrix: Tensor, *, in_parameter_space: bool) -> None:  # noqa: D102
+        pass
+
+    def slopes(self, slopes: Tensor, gradients: Direction | None) -> None:  # noqa: D102
+        pass
+
+    def coordinates(self, coordinates: Tensor) -> None:  # noqa: D102
+        pass
+
+    def eigenvalues(self, values: Tensor, trace: float, squares: float) -> None:  # noqa: D102
+        pass
+
+    def eigenpairs(self, values: Tensor, vectors: Tensor) -> None:  # noqa: D102
+        pass
+
+    def lifted(self, what: str, weights: Tensor, directions: Sequence[Direction]) -> None:  # noqa: D102
+        pass
+
+    def watch(self) -> "Watch | None":  # noqa: D102
+        return None
+
+    def result(self, totals: Totals) -> Certificate | None:  # noqa: D102
+        return None
+
+
+@dataclass
+class _Block:
+    """What is compared for the block in hand."""
+
+    forms: Tensor
+    """[k, k] of the Gram matrix so far."""
+    watch: Watch | None = None
+    failed: dict[UnitPlan, float] = field(default_factory=dict)
+
+
+class Certifier(Checks):
+    """Vectors of the drawn samples by plain autograd, and every comparison with them.
+
+    Args:
+        batch: The request.
+        sweep: Of the samples that carry the curvature.
+        samples: Two of them, or all.
+        notes: What earlier attempts found.
+
+    Raises:
+        CertificateError: A sample's output is another one alone, or beside another sample.
+    """
+
+    def __init__(
+        self, batch: MiniBatch, sweep: Sweep, samples: Sequence[int], notes: Sequence[str]
+    ) -> None:
+        self._seconds = 0.0
+        self._batch, self._samples, self._notes = batch, list(samples), tuple(notes)
+        self._tolerance = TOLERANCE[batch.dtype]
+        self._errors: dict[str, float] = {}
+        self._columns = batch.factor.num_columns
+        generator = torch.Generator().manual_seed(batch.approximation.seed + 1)
+        shape = (len(self._samples), self._columns)
+        self._weights = torch.randn(shape, generator=generator, dtype=torch.float64).to(
+            batch.device
+        )
+        with self._timed():
+            self._run(sweep)
+        self._block = self._new_block()
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds += time.perf_counter() - start
+
+    def _run(self, sweep: Sweep) -> None:
+        """The plain passes: v_n, products of v_n with grad l_m, and the mean of grad l_m."""
+        batch = self._batch
+        noise = batch.factor.noise()
+        alone = []
+        for n in self._samples:
+            outputs = batch.plain_forward([n])
+            self._compare_outputs(n, outputs, sweep.outputs[n : n + 1])
+            alone.append(outputs)
+        if len(self._samples) > 1:
+            pair = self._samples[:2]
+            together = batch.plain_forward(pair, graph=False)
+            if together.shape[0] != 2:
+                raise UsageError("the model's output must have the sample axis first")
+            self._compare_outputs(pair[0], alone[0], together[:1])
+            self._compare_outputs(pair[1], alone[1], together[1:])
+        self._vectors: list[Direction] = []
+        for weights, n, outputs in zip(self._weights, self._samples, alone, strict=True):
+            drawn = None if noise is None else noise[n : n + 1]
+            columns = batch.factor.columns(sweep.outputs[n : n + 1], slice(n, n + 1), drawn)
+            cotangent = torch.einsum("c,c...->...", weights, columns[0].double())
+            vector: Direction = {}
+            add_pulled(
+                batch,
+                vector,
+                outputs,
+                (cotangent * batch.num_samples**-0.5).to(outputs.dtype).unsqueeze(0),
+                keep_graph=True,
+            )
+            self._vectors.append(vector)
+        self._products = {p: self._inner(self._vectors, p) for p in batch.parameters}
+        self._scale = torch.tensor([_norm(v.values()) for v in self._vectors], dtype=torch.float64)
+        self._mean: Direction = {}
+        slopes = []
+        for n, outputs in zip(self._samples, alone, strict=True):
+            residual = batch.factor.residual(sweep.outputs[n : n + 1], slice(n, n + 1))
+            gradient: Direction = {}
+            add_pulled(batch, gradient, outputs, residual, keep_graph=False)
+            slopes.append(
+                {p: self._inner(self._vectors, p, [gradient])[:, 0] for p in batch.parameters}
+            )
+            for p, g in gradient.items():
+                self._mean[p] = self._mean.get(p, 0) + g / batch.batch_size
+        self._slopes = {p: torch.stack([s[p] for s in slopes], 1) for p in batch.parameters}
+        self._gradient_scale = _norm(self._mean.values())
+
+    def _compare_outputs(self, n: int, alone: Tensor, together: Tensor) -> None:
+        line = disagreement(self._batch, n, alone, together, self._tolerance)
+        if line:
+            raise CertificateError(line)
+        scale = alone.detach().abs().max().item() or 1.0
+        self._note("outputs", (alone.detach() - together).abs().max().item() / scale)
+
+    def _inner(
+        self,
+        left: Sequence[Direction],
+        parameter: nn.Parameter,
+        right: Sequence[Direction] | None = None,
+    ) -> Tensor:
+        """Inner products of one parameter's parts, [k, l] float64."""
+        a = [v[parameter].flatten() for v in left]
+        b = a if right is None else [v[parameter].flatten() for v in right]
+        return torch.tensor(
+            [[torch.dot(x, y).item() for y in b] for x in a], dtype=torch.float64
+        )
+
+    def _note(self, what: str, error: float) -> None:
+        """Keep the largest error of each kind."""
+        if error != error:  # NaN is as wrong as can be
+            error = float("inf")
+        self._errors[what] = max(self._errors.get(what, 0.0), error)
+
+    def _compare(self, what: str, found: Tensor, expected: Tensor, scale: Tensor) -> float:
+        error = _relative(found, expected, scale, self._batch.dtype)
+        self._note(what, error)
+        return error
+
+    def _new_block(self) -> _Block:
+        k = len(self._samples)
+        return _Block(torch.zeros(k, k, dtype=torch.float64))
+
+    def unit(self, unit: UnitPlan, factor: Factor, matrix: Tensor | None) -> None:  # noqa: D102
+        with self._timed():
+            if matrix is None:
+                assert isinstance(factor, ExplicitFactor)
+                error = self._compare_rows(unit, factor)
+            else:
+                forms = self._forms(matrix)
+                expected = sum(self._products[p] for p in unit.parameters)
+                pairs = self._scale[:, None] * self._scale
+                error = self._compare("layers", forms - self._block.forms, expected, pairs)  # type: ignore[arg-type]
+                self._block.forms = forms
+            if error > self._tolerance:
+                self._block.failed[unit] = error
+
+    def _compare_rows(self, unit: UnitPlan, factor: ExplicitFactor) -> float:
+        """w_n' V against v_n, entry by entry."""
+        worst = 0.0
+        for weights, n, vector, scale in zip(
+            self._weights, self._samples, self._vectors, self._scale, strict=True
+        ):
+            found = (weights.to(factor.v.dtype) @ factor.v[n]).double()
+            expected = torch.cat([vector[p].flatten() for p in unit.parameters]).double()
+            error = _relative((found - expected).norm(), torch.zeros(()), scale, self._batch.dtype)
+            worst = max(worst, error)
+        self._note("layers", worst)
+        return worst
+
+    def _forms(self, matrix: Tensor) -> Tensor:
+        """w_n' Gt w_m, [k, k], from the lower triangle of [M, M]."""
+        c, k = self._columns, len(self._samples)
+        index = torch.cat([torch.arange(n * c, n * c + c) for n in self._samples])
+        index = index.to(matrix.device)
+        lower = matrix[index][:, index].double().tril()
+        full = (lower + lower.tril(-1).t()).view(k, c, k, c)
+        return torch.einsum("nc,ncmd,md->nm", self._weights, full, self._weights).cpu()
+
+    def gradient_weights(self, unit: UnitPlan, factor: Factor, weights: Tensor) -> None:  # noqa: D102
+        with self._timed():
+            found = factor.combine(weights, self._samples)
+            self._compare_mean(found)
+
+    def gradient_pass(self) -> None:  # noqa: D102
+        with self._timed():
+            batch, found = self._batch, {}
+            outputs = batch.forward(self._samples)
+            alone = outputs.detach()
+            residual = torch.cat(
+                [
+                    batch.factor.residual(alone[i : i + 1], slice(n, n + 1))
+                    for i, n in enumerate(self._samples)
+                ]
+            )
+            add_pulled(batch, found, outputs, residual / batch.batch_size, keep_graph=False)
+            self._compare_mean(found)
+
+    def _compare_mean(self, found: Direction) -> None:
+        """Part of the gradient that the drawn samples make up, against plain autograd."""
+        difference = _norm(g - self._mean[p] for p, g in found.items())
+        scale = torch.tensor(self._gradient_scale)
+        dtype = self._batch.dtype
+        self._note("gradient", _relative(torch.tensor(difference), torch.zeros(()), scale, dtype))
+
+    def system(self, block: BlockPlan, matrix: Tensor, *, in_parameter_space: bool) -> None:  # noqa: D102
+        with self._timed():
+            done, self._block = self._block, self._new_block()
+            if done.failed:
+                raise LayersDisagree(*_failures(done.failed, self._tolerance))
+            parameters = [p for unit in block.units for p in unit.parameters]
+            vectors = [{p: v[p] for p in parameters} for v in self._vectors]
+            if in_parameter_space:
+                coordinates = torch.stack(
+                    [torch.cat([v[p].flatten() for p in parameters]).double() for v in vectors]
+                )
+                rows = torch.stack([_times_lower(matrix, x) for x in coordinates])
+                inner = coordinates
+            else:
+                coordinates = self._embedded()
+                rows = torch.stack([_times_lower(matrix, x) for x in coordinates])
+                inner = rows
+                total = sum(self._products[p] for p in parameters)
+                pairs = self._scale[:, None] * self._scale
+                self._compare("curvature", (rows @ coordinates.t()).cpu(), total, pairs)  # type: ignore[arg-type]
+            self._block.watch = Watch(coordinates, rows, inner, vectors, self._scale)
+
+    def _embedded(self) -> Tensor:
+        """The weights w_n as vectors over all columns, [k, M]."""
+        batch, c = self._batch, self._columns
+        full = torch.zeros(len(self._samples), batch.rows, dtype=torch.float64, device=batch.device)
+        for row, weights, n in zip(full, self._weights, self._samples, strict=True):
+            row[n * c : n * c + c] = weights
+        return full
+
+    @property
+    def _watched(self) -> Watch:
+        assert self._block.watch is not None
+        return self._block.watch
+
+    def slopes(self, slopes: Tensor, gradients: Direction | None) -> None:  # noqa: D102
+        with self._timed():
+            watch = self._watched
+            found = (watch.coordinates @ slopes.double()).cpu()
+            if gradients is not None:
+                expected = torch.tensor(
+                    [[_dot(v, gradients)] for v in watch.vectors], dtype=torch.float64
+                )
+                scale = self._scale[:, None] * _norm(gradients.values())
+            else:
+                found = found[:, self._samples]
+                expected = self._expected_slopes(watch)
+                scale = self._slope_scale()
+            self._compare("slopes", found, expected, scale)
+
+    def coordinates(self, coordinates: Tensor) -> None:  # noqa: D102
+        with self._timed():
+            watch, c = self._watched, self._columns
+            parts = []
+            for n in self._samples:
+                a = coordinates[n].to(watch.inner)
+                parts.append(watch.inner[:, n * c : n * c + c] @ a * len(coordinates) ** 0.5)
+            found = torch.stack(parts, 1).cpu()
+            self._compare("slopes", found, self._expected_slopes(watch), self._slope_scale())
+
+    def _expected_slopes(self, watch: Watch) -> Tensor:
+        """v_n . grad l_m over the block's parameters, [k, k]."""
+        first = watch.vectors[0]
+        return sum(self._slopes[p] for p in first)  # type: ignore[return-value]
+
+    def _slope_scale(self) -> Tensor:
+        """|v_n| times the size of the gradients, [k, 1]."""
+        batch = self._batch
+        return self._scale[:, None] * (self._gradient_scale * batch.batch_size)
+
+    def eigenvalues(self, values: Tensor, trace: float, squares: float) -> None:  # noqa: D102
+        with self._timed():
+            double = torch.float64
+            for what, found, expected in (
+                ("trace", values.sum(), trace),
+                ("squares", values.square().sum(), squares),
+            ):
+                wanted = torch.tensor(expected, dtype=double)
+                self._note(what, _relative(found.cpu(), wanted, wanted.abs(), double))
+
+    def eigenpairs(self, values: Tensor, vectors: Tensor) -> None:  # noqa: D102
+        if not len(values):
+            return
+        with self._timed():
+            watch = self._watched
+            found = watch.rows @ vectors
+            expected = (watch.coordinates @ vectors) * values
+            scale = watch.rows.norm(dim=1, keepdim=True) + watch.coordinates.norm(
+                dim=1, keepdim=True
+            ) * values.max()
+            self._compare("eigenpairs", found.cpu(), expected.cpu(), scale.cpu())
+
+    def lifted(self, what: str, weights: Tensor, directions: Sequence[Direction]) -> None:  # noqa: D102
+        with self._timed():
+            self._note(what, compare_lifted(self._watched, weights, directions))
+
+    def watch(self) -> Watch | None:  # noqa: D102
+        return self._watched
+
+    def result(self, totals: Totals) -> Certificate | None:  # noqa: D102
+        with self._timed():
+            self._check_loss(totals)
+            if len(self._samples) == self._batch.batch_size and totals.gradient is not None:
+                self._compare_mean(totals.gradient)
+        worst = max(self._errors, key=lambda what: self._errors[what])
+        if self._errors[worst] > self._tolerance:
+            raise CertificateError(
+                f"the result failed its check by plain autograd: {worst} is off by "
+                f"{self._errors[worst]:.1e}, more than {self._tolerance:.0e}, so nothing is "
+                "returned; the forward or backward pass is not what the samples' own are (random, "
+                "coupled or changing), or this is a fault of the engine: please report the model"
+            )
+        return Certificate(
+            samples=tuple(self._samples),
+            num_samples=self._batch.num_samples,
+            errors=dict(self._errors),
+            tolerance=self._tolerance,
+            notes=self._notes,
+            seconds=self._seconds,
+        )
+
+    def _check_loss(self, totals: Totals) -> None:
+        """Residual and Hessian product of the user's own loss, on the whole mini-batch."""
+        batch = self._batch
+        outputs = totals.outputs.double().requires_grad_()
+        targets = batch.targets.double() if batch.targets.is_floating_point() else batch.targets
+        generator = torch.Generator().manual_seed(batch.approximation.seed + 2)
+        vector = torch.randn(outputs.shape, generator=generator, dtype=torch.float64).to(outputs)
+        with torch.enable_grad():
+            value = copy.deepcopy(batch.loss).double()(outputs, targets)
+            (slope,) = torch.autograd.grad(value, outputs, create_graph=True)
+            product = torch.zeros_like(outputs)
+            if slope.requires_grad:
+                (product,) = torch.autograd.grad(slope, outputs, vector)
+        everything = slice(0, batch.batch_size)
+        detached = totals.outputs.double()
+        floor = 1e-4 * batch.factor.magnitude(detached)
+        residual = batch.factor.residual(detached, everything) / batch.batch_size
+        expected = self._hessian_product(detached, vector) / batch.batch_size
+        for what, ours, theirs in (
+            ("loss gradient", residual, slope.detach()),
+            ("loss Hessian", expected, product),
+        ):
+            scale = max(theirs.abs().max().item(), floor / batch.batch_size)
+            self._note(what, (ours - theirs).abs().max().item() / (scale or 1.0))
+        self._note("loss", abs(totals.loss - value.item()) / max(abs(value.item()), 1.0))
+
+    def _hessian_product(self, outputs: Tensor, vector: Tensor) -> Tensor:
+        """S_n S_n^T x_n by the columns that were used; in closed form for Monte-Carlo ones."""
+        batch = self._batch
+        if batch.factor.noise() is not None:
+            return batch.factor.hessian_product(outputs, slice(0, batch.batch_size), vector)
+        parts = []
+        step = max(batch.working_bytes // (8 * self._columns * outputs[0].numel() or 1), 1)
+        for start in range(0, batch.batch_size, step):
+            samples = slice(start, min(start + step, batch.batch_size))
+            s = batch.factor.columns(outputs[samples], samples, None).flatten(2)
+            inner = torch.einsum("ncf,nf->nc", s, vector[samples].flatten(1))
+            product = torch.einsum("ncf,nc->nf", s, inner)
+            parts.append(product.view_as(vector[samples]))
+        return torch.cat(parts)
+
+
+def compare_lifted(watch: Watch, weights: Tensor, directions: Sequence[Direction]) -> float:
+    """Largest deviation of v_n . x from what the matrix says, over vectors x in parameter space."""
+    worst = 0.0
+    for column, direction in zip(weights.double().unbind(1), directions, strict=True):
+        expected = (watch.inner @ column).cpu()
+        found = torch.tensor([_dot(v, direction) for v in watch.vectors], dtype=torch.float64)
+        size = _norm(direction[p] for p in watch.vectors[0])
+        dtype = next(iter(direction.values())).dtype
+        worst = max(worst, _relative(found, expected, watch.scale * size, dtype))
+    return worst
+
+
+def _failures(
+    failed: dict[UnitPlan, float], tolerance: float
+) -> tuple[frozenset[nn.Parameter], list[str]]:
+    parameters = frozenset(p for unit in failed for p in unit.parameters)
+    notes = [
+        f"layer {unit.name} ({unit.layer_type}) was off by {error:.1e} (tolerance "
+        f"{tolerance:.0e}) and is computed by plain autograd"
+        for unit, error in failed.items()
+    ]
+    return parameters, notes
+
+
+def _dot(left: Direction, right: Direction) -> float:
+    """Over the parameters of ``left``."""
+    return sum(torch.dot(x.flatten(), right[p].flatten()).item() for p, x in left.items())
+
+
+def _norm(parts: Iterable[Tensor]) -> float:
+    """Euclidean norm; squares of what is in reach of a float do not underflow in it."""
+    norms = []
+    for x in parts:
+        largest = x.abs().max().item() if x.numel() else 0.0
+        norms.append(largest and largest * torch.linalg.vector_norm(x / largest).item())
+    return math.hypot(*norms)
+
+
+def _times_lower(matrix: Tensor, vector: Tensor) -> Tensor:
+    """Product of a symmetric matrix, of which the lower triangle is valid, with a vector.
+
+    In row blocks, so that no second matrix is made; float64.
+    """
+    out = torch.zeros_like(vector)
+    for start in range(0, len(matrix), 256):
+        stop = min(start + 256, len(matrix))
+        rows = matrix[start:stop, :stop].to(torch.float64, copy=True)
+        rows[:, start:] = rows[:, start:].tril()
+        out[start:stop] += rows @ vector[:stop]
+        rows[:, start:].diagonal().zero_()
+        out[:stop] += rows.t() @ vector[start:stop]
+    return out
+
+
+def _relative(found: Tensor, expected: Tensor, scale: Tensor, dtype: torch.dtype) -> float:
+    """Largest deviation over its scale; 0 where all of it has underflowed."""
+    if not found.numel():
+        return 0.0
+    error = (found.double() - expected.double()).abs()
+    scale = scale.double().expand_as(error)
+    lost = (scale <= torch.finfo(dtype).tiny * 1e6) & (error <= torch.finfo(dtype).tiny * 1e6)
+    ratio = torch.where(lost, 0.0, error / scale)
+    return float("inf") if ratio.isnan().any() else ratio.max().item()

@@ -1,0 +1,132 @@
+"""From a call's arguments to a finished result: attempts, each with a plan and its checks."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from vivit_bench.curvature.capture import GraphChanged
+from vivit_bench.curvature.certificate import (
+    Certifier,
+    Certify,
+    Checks,
+    LayersDisagree,
+    Unchecked,
+)
+from vivit_bench.curvature.minibatch import WORKING_BYTES, MiniBatch, Patterns, check_request, undisturbed
+from vivit_bench.curvature.options import Approximation, Blocks
+from vivit_bench.curvature.passes import Sweep, sweep_curvature
+from vivit_bench.curvature.plan import BlockPatterns, Plan, make_plan
+from vivit_bench.curvature.route import find_route
+from vivit_bench.curvature.systems import Work
+from vivit_bench.errors import CertificateError, UsageError
+from vivit_bench.trees import Tree
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a public function was called with."""
+
+    model: nn.Module
+    loss: nn.Module
+    inputs: Tree
+    targets: Tensor
+    approximation: Approximation
+    blocks: BlockPatterns = Blocks.NONE
+    params: Patterns | None = None
+    certify: Certify = True
+    working_bytes: int = WORKING_BYTES
+
+    def __post_init__(self) -> None:
+        if self.certify not in (True, False, "all"):
+            raise UsageError(f"certify is {self.certify!r}; use True, False or 'all'")
+
+
+def check_cutoff(cutoff: float) -> None:
+    """Refuse a cutoff that eigenvalues cannot be compared with.
+
+    Raises:
+        UsageError: It is negative or NaN.
+    """
+    if not cutoff >= 0:
+        raise UsageError(f"cutoff is {cutoff}; eigenvalues are compared with a number >= 0")
+
+
+def plan_request(request: Request) -> tuple[MiniBatch, Plan]:
+    """How a request would be computed, without computing it."""
+    with undisturbed(request.model):
+        batch, outputs = _check(request)
+        route = find_route(batch, outputs, batch.factor.num_columns, frozenset())
+        return batch, make_plan(batch, route, request.blocks)
+
+
+def run(
+    request: Request,
+    compute: Callable[[Work, Sweep], T],
+    *,
+    with_gradient: bool,
+) -> T:
+    """Compute a quantity from one sweep over the samples that carry the curvature.
+
+    Layers whose rule fails its check, and networks that compute differently for different
+    samples, are computed once more by plain autograd.
+
+    Args:
+        request: The call.
+        compute: The quantity, from an attempt and its sweep.
+        with_gradient: The gradient of the mini-batch is wanted too.
+
+    Raises:
+        UsageError: The request cannot be computed.
+        CertificateError: The result failed its check.
+    """
+    plain: frozenset[nn.Parameter] = frozenset()
+    notes: list[str] = []
+    with undisturbed(request.model):
+        for attempt in range(3):
+            batch, outputs = _check(request)
+            try:
+                route = find_route(batch, outputs, batch.factor.num_columns, plain)
+                del outputs
+                plan = make_plan(batch, route, request.blocks)
+                sweep = sweep_curvature(batch, plan, with_gradient=with_gradient)
+                checks = _checks(request, batch, sweep, notes)
+                return compute(Work(batch, plan, checks), sweep)
+            except LayersDisagree as found:
+                notes += found.notes
+                plain = plain | found.parameters if not attempt else frozenset(batch.parameters)
+            except GraphChanged:
+                notes.append("the network computes differently for different samples")
+                plain = frozenset(batch.parameters)
+        raise CertificateError(
+            f"the result failed its check by plain autograd, also without any rule ({notes[-1]}): "
+            "the model's forward pass is random, couples its samples or changes; call model.eval()"
+        )
+
+
+def _check(request: Request) -> tuple[MiniBatch, Tensor]:
+    return check_request(
+        request.model,
+        request.loss,
+        request.inputs,
+        request.targets,
+        request.approximation,
+        params=request.params,
+        working_bytes=request.working_bytes,
+    )
+
+
+def _checks(request: Request, batch: MiniBatch, sweep: Sweep, notes: list[str]) -> Checks:
+    if request.certify is False:
+        return Unchecked()
+    count = batch.num_samples
+    if request.certify == "all":
+        samples = list(range(count))
+    else:
+        generator = torch.Generator().manual_seed(batch.approximation.seed)
+        samples = sorted(torch.randperm(count, generator=generator)[:2].tolist())
+    return Certifier(batch, sweep, samples, notes)
