@@ -375,7 +375,7 @@ def sequence_first(d: Draw, s: Shape) -> nn.Module:
 
 def layer_norm(d: Draw, s: Shape) -> nn.Module:
     if d.tag("rms-norm", d.flip(0.3)):
-        return nn.RMSNorm(s[-1])
+        return nn.RMSNorm(s[-1], eps=1e-3)
     return nn.LayerNorm(s[-1:] if d.flip() else s, elementwise_affine=d.flip(0.8))
 
 
@@ -705,7 +705,10 @@ def loss_of(d: Draw, kind: str, outputs: Tensor) -> tuple[nn.Module, Tensor]:
     if d.tag("ce-smoothing", d.flip(0.25)):
         options["label_smoothing"] = 0.2
     if d.tag("ce-probabilities", d.flip(0.2)):
-        return nn.CrossEntropyLoss(**options), torch.randn(shape).softmax(1)
+        targets = torch.randn(shape).double().softmax(1)
+        if d.tag("ce-not-normalised", d.flip(0.3)):
+            targets *= 0.5 + torch.rand(targets[:, :1].shape)
+        return nn.CrossEntropyLoss(**options), targets
     targets = torch.randint(classes, (shape[0], *shape[2:]))
     if targets.numel() > 1 and d.tag("ce-ignore", d.flip(0.25)):
         ignored = options["ignore_index"] = d.choice([-100, 0])
@@ -775,6 +778,8 @@ def propose(number: int, attempt: int, dtype: torch.dtype | None) -> Case:
     if len(x) != n or entries > MAX_ENTRIES or n * entries > 60 or not 0 < x.abs().max() < 100:
         raise ValueError("outputs")
     loss, targets = loss_of(d, kind, x)
+    if "ce-not-normalised" in d.features:
+        refusal = refusal or "targets"
     if refusal == "loss":
         loss = refuse_loss(d, loss)
     for p in model.parameters():
@@ -877,6 +882,12 @@ def as_double(number: Any) -> Tensor:
     return tensor.detach().double()
 
 
+def belongs(name: str, block: str) -> int:
+    """How closely: blocks are called by modules, "a+b" where parameters are tied."""
+    owner = name if "." in name else f"model.{name}"
+    return max(len(p) if owner.startswith(f"{p}.") else 0 for p in block.split("+"))
+
+
 @dataclass
 class Judge:
     """One request, and what its answer should be."""
@@ -955,26 +966,25 @@ class Judge:
         none = torch.zeros(sum(self.reference.sizes), 0, dtype=torch.float64)
         return torch.stack(vectors, 1) if vectors else none, result.eigenvalues.double()
 
-    def blocks(self) -> tuple[dict[str, Tensor], Any]:
+    def blocks(self, ggn: Tensor) -> tuple[dict[str, Tensor], Any]:
         """Places of every block's parameters among all, and the spectrum by blocks."""
         result = self.ask("eigenvalues", blocks="layer", with_gradient=self.asked)
         owners: list[str] = []
         for name, size in zip(self.reference.names, self.reference.sizes, strict=True):
-            fits = [k for k in result.blocks if k in ("", name) or name.startswith(f"{k}.")]
-            if not fits:
-                raise WrongAnswerError(f"no block for {name} among {list(result.blocks)}")
-            owners += [max(fits, key=len)] * size
+            # Without a block is what no output depends on.
+            owner = max(["", *result.blocks], key=lambda key: belongs(name, key))
+            owners += [owner] * size
         places = {
-            key: torch.tensor(
-                [i for i, owner in enumerate(owners) if owner == key], dtype=torch.long
-            )
-            for key in result.blocks
+            key: torch.tensor([at for at, owner in enumerate(owners) if owner == key]).long()
+            for key in ["", *result.blocks]
         }
+        nowhere = ggn[places.pop("")]
+        self.close("GGN without a block", nowhere, 0 * nowhere, ggn.trace().item())
         return places, result
 
     def block_ggn(self, ggn: Tensor) -> Tensor:
         masked = torch.zeros_like(ggn)
-        for at in self.blocks()[0].values():
+        for at in self.blocks(ggn)[0].values():
             masked[at[:, None], at] = ggn[at[:, None], at]
         return masked
 
@@ -1000,7 +1010,7 @@ class Judge:
     def eigenvalues(self) -> None:
         ggn = self.ggn()
         if self.layers == "layer":
-            places, result = self.blocks()
+            places, result = self.blocks(ggn)
             self.check_spectrum_of_blocks(places, result, ggn)
         else:
             result = self.ask("eigenvalues", with_gradient=self.asked)
@@ -1111,15 +1121,16 @@ def pick_parameters(d: Draw, model: nn.Module) -> tuple[Any, list[str]]:
     every = [n for n, _ in model.named_parameters(remove_duplicate=False)]
     names = [n for n, p in model.named_parameters() if p.requires_grad]
     some = d.choice(names)
-    for patterns in (
-        d.choice([some, "*weight*", [some, "*bias*"], some.rpartition(".")[0] + "*"]),
-    ):
-        listed = [patterns] if isinstance(patterns, str) else patterns
-        hits = {n for n in every if any(fnmatch.fnmatch(n, p) for p in listed)}
-        picked = [n for n in names if n in hits]
-        # A tied parameter that only its second name matches is left to other tests.
-        if picked and d.flip(0.15) and hits <= {n for n, _ in model.named_parameters()}:
-            return patterns, picked
+    patterns: str | list[str] = d.choice(
+        [some, "*weight*", [some, "*bias*"], some.rpartition(".")[0] + "*"]
+    )
+    listed = [patterns] if isinstance(patterns, str) else patterns
+    hits = [{n for n in every if fnmatch.fnmatch(n, pattern)} for pattern in listed]
+    picked = [n for n in names if any(n in some for some in hits)]
+    # A tied parameter that only its second name matches is left to other tests.
+    first = {n for n, _ in model.named_parameters()}
+    if d.flip(0.15) and all(some & set(names) and some <= first for some in hits):
+        return patterns, picked
     return None, names
 
 

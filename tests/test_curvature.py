@@ -13,10 +13,10 @@ from vivit_bench.curvature import (
     directional_derivatives,
     eigenvalues,
     eigenvectors,
+    explain,
     inverse_product,
     newton_step,
 )
-from vivit_bench.curvature import explain
 from vivit_bench.curvature.loss_factor import LossFactor, _Diagonal
 
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}

@@ -7,12 +7,12 @@ import torch
 from curvature_cases import CASES
 from oracle import dense
 from torch import Tensor
+from vivit_bench.curvature.parallel import for_each
 
 import vivit_bench.curvature.factors as factors
 from vivit_bench.curvature import eigenvalues, newton_step
 from vivit_bench.curvature.kernels import add_lower
 from vivit_bench.curvature.minibatch import MiniBatch
-from vivit_bench.curvature.parallel import for_each
 from vivit_bench.hardware import cpu_threads
 
 CPU = torch.device("cpu")

@@ -54,6 +54,15 @@ class Reference:
     """[M], the sample of every column."""
     loss: float
 
+    def part(self, parameters: list[int]) -> "Reference":
+        """Of some parameters."""
+        return Reference(
+            [self.columns[i] for i in parameters],
+            [self.gradients[i] for i in parameters],
+            self.owners,
+            self.loss,
+        )
+
     def gram(self) -> Tensor:
         return sum(c @ c.t() for c in self.columns)  # type: ignore[return-value]
 
@@ -202,10 +211,13 @@ def eigenvalue_error(found: Tensor, expected: Tensor) -> float:
     return relative_error(padded(found, count), padded(expected, count))
 
 
-def owning_modules(model: nn.Module, pattern: str | None) -> list[str]:
-    """For every parameter the module it belongs to."""
-    named = [n for n, p in model.named_parameters() if p.requires_grad]
-    return [n.rpartition(".")[0] for n in named if pattern is None or fnmatch(n, pattern)]
+def layer_names(model: nn.Module, parameters: Sequence[nn.Parameter]) -> list[str]:
+    """For every parameter its block: its module, or modules; a parametrization is its layer's."""
+    owners: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        module = name.rpartition(".")[0].partition(".parametrizations")[0]
+        owners.setdefault(parameter, []).append(module or "model")
+    return ["+".join(owners[p]) for p in parameters]
 
 
 @entries
@@ -217,6 +229,7 @@ def test_every_quantity(entry: Entry) -> None:
     options: dict[str, Any] = {} if entry.params is None else {"params": entry.params}
     # The engine first: the reference's V may take several GiB.
     spectrum = eigenvalues(*problem, with_gradient=True, certify=True, **options)
+    options["certify"] = False  # Once is enough.
     first = eigenvalues(*problem, samples="frac", **options)
     cutoff = gap(spectrum.eigenvalues)
     derivatives = directional_derivatives(*problem, cutoff=cutoff, **options)
@@ -225,6 +238,7 @@ def test_every_quantity(entry: Entry) -> None:
     basis = eigenvectors(*problem, k=3, cutoff=cutoff, **options)
     vectors = [vector for chunk in basis.chunks() for vector in chunk]
     layers = eigenvalues(*problem, blocks="layer", **options)
+    layer_step = newton_step(*problem, damping=1.0, cutoff=None, blocks="layer", **options).step
     parameters = chosen_parameters(model, entry.params)
     assert all(p.grad is None for p in model.parameters())
     gc.collect()
@@ -254,7 +268,7 @@ def test_every_quantity(entry: Entry) -> None:
     u, l = weights[:, :count], values[:count]  # noqa: E741
     newton = expected.times(u @ ((u.t() @ gradient) / (l * (l + 1.0))))
     assert vector_error(step, [-s for s in newton]) < TOLERANCE
-    inner = torch.linalg.solve(torch.eye(len(gram), dtype=gram.dtype) + gram, gradient)
+    inner = torch.linalg.solve(torch.eye(len(gram)).to(gram) + gram, gradient)
     pairs = zip(expected.times(inner), expected.gradient(), strict=True)
     assert vector_error(whole_step, [v - g for v, g in pairs]) < TOLERANCE
 
@@ -280,13 +294,25 @@ def test_every_quantity(entry: Entry) -> None:
             vector_error(product, [value * v for v in vector], scale=values[0].item()) < TOLERANCE
         )
 
-    # Blocks, whichever modules they are: their traces add up.
+    # Blocks: one for every layer.
+    names = layer_names(model, parameters)
+    assert list(layers.blocks) == list(dict.fromkeys(names))
     assert layers.trace == pytest.approx(gram.trace().item(), rel=TOLERANCE)
-    assert layers.eigenvalues.sum().item() == pytest.approx(layers.trace, rel=TOLERANCE)
+    steps: list[Tensor] = []
+    for name, found in layers.blocks.items():
+        block = expected.part([i for i, owner in enumerate(names) if owner == name])
+        gram = block.gram()
+        spectrum_error = eigenvalue_error(found, torch.linalg.eigvalsh(gram).flip(0))
+        assert spectrum_error < TOLERANCE, name
+        inner = torch.linalg.solve(torch.eye(len(gram)).to(gram) + gram, block.slopes().mean(1))
+        pairs = zip(block.times(inner), block.gradient(), strict=True)
+        steps += [v - g for v, g in pairs]
+    order = sorted(range(len(names)), key=lambda i: list(layers.blocks).index(names[i]))
+    assert vector_error([layer_step[i] for i in order], steps) < TOLERANCE
 
     if sum(p.numel() for p in parameters) <= DENSE_PARAMETERS:
-        names = [n for n, p in model.named_parameters() if any(p is q for q in parameters)]
-        oracle = dense(*problem, names)
+        chosen = [n for n, p in model.named_parameters() if any(p is q for q in parameters)]
+        oracle = dense(*problem, chosen)
         v = torch.cat(expected.columns, 1)
         assert relative_error(v.t() @ v, oracle.ggn()) < TOLERANCE
         assert relative_error(torch.cat(expected.gradient()), oracle.mean_gradient) < TOLERANCE

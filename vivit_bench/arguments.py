@@ -2,9 +2,10 @@
 
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
-from vivit_bench.curvature.options import Curvature
+from vivit_bench.curvature.options import Blocks
 from vivit_bench.errors import UsageError
 
 DEFAULT_CUTOFF = 1e-4
@@ -13,19 +14,29 @@ DEFAULT_CUTOFF = 1e-4
 DEFAULT_RESULTS_DIR = Path("results")
 
 
-def check_mc_samples(curvature: Curvature, mc_samples: int) -> None:
-    """Refuse a number of Monte-Carlo samples that is invalid or would be ignored.
+def parse_blocks(values: Sequence[str]) -> Blocks | dict[str, list[str]]:
+    """The block structure that ``--blocks`` asks for.
+
+    Args:
+        values: ``none``, ``layer``, or for each block ``NAME=PATTERN`` (repeated names add up).
 
     Raises:
-        UsageError: ``mc_samples`` is below 1, or given for exact curvature.
+        UsageError: Anything else.
     """
-    if mc_samples < 1:
-        raise UsageError(f"--mc-samples {mc_samples}: must be at least 1")
-    if curvature is Curvature.EXACT and mc_samples != 1:
-        raise UsageError(
-            f"--mc-samples {mc_samples}: exact curvature draws no samples; "
-            "leave the option out or add --curvature mc"
-        )
+    if not values:
+        return Blocks.NONE
+    if len(values) == 1 and values[0] in list(Blocks):
+        return Blocks(values[0])
+    blocks: dict[str, list[str]] = {}
+    for value in values:
+        name, equals, pattern = value.partition("=")
+        if not (name and equals and pattern):
+            raise UsageError(
+                f"--blocks {value}: write none, layer, or NAME=PATTERN for each block, for "
+                "example --blocks 'head=fc.*' --blocks 'body=*'"
+            )
+        blocks.setdefault(name, []).append(pattern)
+    return blocks
 
 
 def check_cutoff(cutoff: float) -> None:

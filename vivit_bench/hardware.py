@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from vivit_bench.errors import UsageError
+from vivit_bench.errors import UsageError, VivitBenchError
 
 OPENMP_WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}
 """How OpenMP's threads wait for work: they spin for some microseconds, then sleep.
@@ -74,3 +74,25 @@ def thread_environment(threads: int) -> dict[str, str]:
         "MKL_NUM_THREADS": count,
         "OPENBLAS_NUM_THREADS": count,
     }
+
+
+@contextmanager
+def memory_errors(work: str, advice: str) -> Iterator[None]:
+    """Turn running out of memory inside the block into one line.
+
+    Args:
+        work: What is computed and where, for the message.
+        advice: What to type next.
+
+    Raises:
+        VivitBenchError: The memory does not suffice.
+    """
+    import torch
+
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not known and "can't allocate memory" not in str(error):
+            raise
+        raise VivitBenchError(f"not enough memory for {work}; {advice}") from error

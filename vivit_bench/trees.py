@@ -3,7 +3,7 @@
 The first axis of every tensor is the sample.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from vivit_bench.errors import UsageError
@@ -25,7 +25,7 @@ def map_tree(function: "Callable[[Tensor], Tensor]", tree: Tree) -> Tree:
 
     if isinstance(tree, torch.Tensor):
         return function(tree)
-    if isinstance(tree, dict):
+    if isinstance(tree, Mapping):
         mapped = {key: map_tree(function, value) for key, value in tree.items()}
         return mapped if type(tree) is dict else _like(tree, mapped)
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
@@ -39,7 +39,7 @@ def map_tree(function: "Callable[[Tensor], Tensor]", tree: Tree) -> Tree:
 
 
 def _like(tree: Any, mapped: dict[Any, Any]) -> Any:
-    """A dict of the subclass of ``tree`` (a tokenizer's, say), or a plain one."""
+    """A mapping of the class of ``tree`` (a tokenizer's, say), or a plain one."""
     try:
         return type(tree)(mapped)
     except TypeError:
@@ -52,8 +52,8 @@ def leaves(tree: Tree) -> "Iterator[tuple[str, Tensor]]":
 
     if isinstance(tree, torch.Tensor):
         yield "", tree
-    elif isinstance(tree, dict | list | tuple):
-        items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    elif isinstance(tree, Mapping | list | tuple):
+        items = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
         for key, value in items:
             for place, leaf in leaves(value):
                 yield f"[{key!r}]{place}", leaf

@@ -1,14 +1,18 @@
 """``vivit-bench curvature``: Newton steps, directions and eigenvectors of one mini-batch."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vivit_bench.arguments import DEFAULT_CUTOFF, check_cutoff, check_mc_samples
+from vivit_bench.arguments import DEFAULT_CUTOFF, check_cutoff, parse_blocks
 from vivit_bench.cli.options import (
     BatchSizeOption,
     BlocksOption,
+    CertifyOption,
+    Check,
     CheckpointOption,
     CurvatureOption,
     CutoffOption,
@@ -17,12 +21,15 @@ from vivit_bench.cli.options import (
     DeviceOption,
     DtypeOption,
     McSamplesOption,
+    ParamsOption,
     ProblemArgument,
     SamplesOption,
     SeedOption,
+    ThreadsOption,
+    print_certificate,
 )
 from vivit_bench.cli.tensors import check_tensor_file, save_tensors
-from vivit_bench.curvature.options import Blocks, Curvature, Samples
+from vivit_bench.curvature.options import Approximation, Blocks, Curvature, Samples
 from vivit_bench.spectrum.settings import Precision
 from vivit_bench.store import check_writable
 
@@ -35,11 +42,21 @@ app = typer.Typer(
 )
 
 
-def _request(problem: str, **loading: Any) -> tuple[Any, ...]:
+def _request(problem: str, **loading: Any) -> tuple[Any, Any, Any, Any]:
     """(model, loss, inputs, targets) of a problem, as the engine takes them."""
     from vivit_bench.spectrum import load_workload
 
     return load_workload(problem, **loading).request
+
+
+@contextmanager
+def _engine(problem: str, device: str, threads: int | None) -> Iterator[None]:
+    """Run the engine inside: its threads, and one line where memory runs out."""
+    from vivit_bench.hardware import cpu_threads, memory_errors
+
+    advice = "try a smaller --batch-size, or --samples frac"
+    with cpu_threads(threads), memory_errors(f"{problem} on {device}", advice):
+        yield
 
 
 def _write_table(table: "pd.DataFrame", output: Path | None) -> None:
@@ -68,7 +85,8 @@ def newton(
     curvature: CurvatureOption = Curvature.EXACT,
     samples: SamplesOption = Samples.FULL,
     mc_samples: McSamplesOption = 1,
-    blocks: BlocksOption = Blocks.NONE,
+    blocks: BlocksOption = None,
+    params: ParamsOption = None,
     cutoff: CutoffOption = DEFAULT_CUTOFF,
     data: DataOption = None,
     data_dir: DataDirOption = None,
@@ -76,6 +94,8 @@ def newton(
     checkpoint: CheckpointOption = None,
     dtype: DtypeOption = Precision.FLOAT32,
     device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
+    certify: CertifyOption = Check.TWO,
     output: Annotated[
         Path | None,
         typer.Option(help="Write the step to this file: parameter name -> tensor (torch.load)."),
@@ -87,42 +107,44 @@ def newton(
 
     from vivit_bench.curvature import newton_step
     from vivit_bench.curvature.damping import damping_policy
+    from vivit_bench.curvature.minibatch import named_parameters
 
     check_cutoff(cutoff)
-    check_mc_samples(curvature, mc_samples)
+    approximation = Approximation(curvature, samples, mc_samples, seed)
+    structure = parse_blocks(blocks or [])
     if output is not None:
         check_tensor_file(output)
     policy = damping_policy(damping, seed)
-    model, loss, inputs, targets = _request(
-        problem,
-        batch_size=batch_size,
-        data=data,
-        data_dir=data_dir,
-        seed=seed,
-        checkpoint=checkpoint,
-        dtype=dtype,
-        device=device,
-    )
-    result = newton_step(
-        model,
-        loss,
-        inputs,
-        targets,
-        damping=policy,
-        cutoff=None if whole_space else cutoff,
-        blocks=blocks,
-        curvature=curvature,
-        samples=samples,
-        mc_samples=mc_samples,
-        seed=seed,
-    )
-    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    with _engine(problem, device, threads):
+        model, loss, inputs, targets = _request(
+            problem,
+            batch_size=batch_size,
+            data=data,
+            data_dir=data_dir,
+            seed=seed,
+            checkpoint=checkpoint,
+            dtype=dtype,
+            device=device,
+        )
+        result = newton_step(
+            model,
+            loss,
+            inputs,
+            targets,
+            approximation,
+            damping=policy,
+            cutoff=None if whole_space else cutoff,
+            blocks=structure,
+            params=params,
+            certify=certify.certify,
+        )
+    named = named_parameters(model, params)
     if output is not None:
         step = {n: s.cpu() for (n, _), s in zip(named, result.step, strict=True)}
         save_tensors(step, output)
     with torch.no_grad():
         for (_, parameter), change in zip(named, result.step, strict=True):
-            parameter += change
+            parameter.add_(change)
         after = float(loss(model(inputs), targets))
     norm = float(torch.cat([s.flatten() for s in result.step]).double().norm())
     directions = sum(len(v) for v in result.eigenvalues.values())
@@ -133,6 +155,7 @@ def newton(
         "directions": result.info.num_params if whole_space else directions,
     }
     _write_table(pd.DataFrame([row]), None)
+    print_certificate(result.certificate)
 
 
 @app.command()
@@ -142,6 +165,7 @@ def directional(
     curvature: CurvatureOption = Curvature.EXACT,
     samples: SamplesOption = Samples.FULL,
     mc_samples: McSamplesOption = 1,
+    params: ParamsOption = None,
     cutoff: CutoffOption = DEFAULT_CUTOFF,
     data: DataOption = None,
     data_dir: DataDirOption = None,
@@ -149,6 +173,8 @@ def directional(
     checkpoint: CheckpointOption = None,
     dtype: DtypeOption = Precision.FLOAT32,
     device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
+    certify: CertifyOption = Check.TWO,
     output: Annotated[
         Path | None, typer.Option(help="CSV file.", show_default="standard output")
     ] = None,
@@ -156,31 +182,30 @@ def directional(
     """Slope, curvature and their signal-to-noise ratios along every GGN eigenvector."""
     import pandas as pd
 
-    from vivit_bench.curvature import directional_derivatives
-    from vivit_bench.curvature.directional import signal_to_noise
+    from vivit_bench.curvature import directional_derivatives, signal_to_noise
 
     check_cutoff(cutoff)
-    check_mc_samples(curvature, mc_samples)
+    approximation = Approximation(curvature, samples, mc_samples, seed)
     if output is not None:
         check_writable(output)
-    request = _request(
-        problem,
-        batch_size=batch_size,
-        data=data,
-        data_dir=data_dir,
-        seed=seed,
-        checkpoint=checkpoint,
-        dtype=dtype,
-        device=device,
-    )
-    result = directional_derivatives(
-        *request,
-        cutoff=cutoff,
-        curvature=curvature,
-        samples=samples,
-        mc_samples=mc_samples,
-        seed=seed,
-    )
+    with _engine(problem, device, threads):
+        request = _request(
+            problem,
+            batch_size=batch_size,
+            data=data,
+            data_dir=data_dir,
+            seed=seed,
+            checkpoint=checkpoint,
+            dtype=dtype,
+            device=device,
+        )
+        result = directional_derivatives(
+            *request,
+            approximation,
+            cutoff=cutoff,
+            params=params,
+            certify=certify.certify,
+        )
     table = pd.DataFrame(
         {
             "index": range(len(result.eigenvalues)),
@@ -192,6 +217,7 @@ def directional(
         }
     )
     _write_table(table, output)
+    print_certificate(result.certificate)
 
 
 @app.command()
@@ -206,6 +232,7 @@ def eigenvectors(
     curvature: CurvatureOption = Curvature.EXACT,
     samples: SamplesOption = Samples.FULL,
     mc_samples: McSamplesOption = 1,
+    params: ParamsOption = None,
     cutoff: CutoffOption = DEFAULT_CUTOFF,
     data: DataOption = None,
     data_dir: DataDirOption = None,
@@ -213,25 +240,30 @@ def eigenvectors(
     checkpoint: CheckpointOption = None,
     dtype: DtypeOption = Precision.FLOAT32,
     device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
+    certify: CertifyOption = Check.TWO,
 ) -> None:
     """Write the leading GGN eigenvectors in parameter format to a file."""
     from vivit_bench.spectrum import leading_eigenvectors, load_workload
 
     check_cutoff(cutoff)
-    check_mc_samples(curvature, mc_samples)
+    Approximation(curvature, samples, mc_samples, seed)
     check_tensor_file(output)
-    work = load_workload(
-        problem,
-        batch_size=batch_size,
-        data=data,
-        data_dir=data_dir,
-        seed=seed,
-        checkpoint=checkpoint,
-        dtype=dtype,
-        device=device,
-    )
-    settings = work.settings(curvature, samples, mc_samples, Blocks.NONE, cutoff)
-    save_tensors(leading_eigenvectors(work, settings, k), output)
+    with _engine(problem, device, threads):
+        work = load_workload(
+            problem,
+            batch_size=batch_size,
+            data=data,
+            data_dir=data_dir,
+            seed=seed,
+            checkpoint=checkpoint,
+            dtype=dtype,
+            device=device,
+        )
+        settings = work.settings(curvature, samples, mc_samples, Blocks.NONE, cutoff, params)
+        vectors, certificate = leading_eigenvectors(work, settings, k, certify.certify)
+    save_tensors(vectors, output)
+    print_certificate(certificate)
 
 
 @app.command()
@@ -241,9 +273,11 @@ def explain(
     curvature: CurvatureOption = Curvature.EXACT,
     samples: SamplesOption = Samples.FULL,
     mc_samples: McSamplesOption = 1,
+    blocks: BlocksOption = None,
+    params: ParamsOption = None,
     seed: SeedOption = 0,
 ) -> None:
-    """Show how the engine would contract each layer, and why, without computing."""
+    """Show how the engine would compute each layer, and why, without computing."""
     import humanize
     from rich.console import Console
     from rich.table import Table
@@ -251,22 +285,40 @@ def explain(
     from vivit_bench.curvature import explain as plan
     from vivit_bench.problems import default_source
 
-    check_mc_samples(curvature, mc_samples)
+    approximation = Approximation(curvature, samples, mc_samples, seed)
     request = _request(
         problem, batch_size=batch_size, data=default_source(problem, "memory"), seed=seed
     )
-    units = plan(*request, curvature=curvature, samples=samples, mc_samples=mc_samples)
+    found = plan(*request, approximation, blocks=parse_blocks(blocks or []), params=params)
     table = Table()
-    for name in ("layer", "type", "D", "contraction", "GFLOP", "kept", "reason"):
-        table.add_column(name, justify="right" if name in ("D", "GFLOP", "kept") else "left")
-    for unit in units:
+    for name in ("layer", "type", "tier", "D", "contraction", "GFLOP", "kept", "reason"):
+        right = name in ("D", "GFLOP", "kept")
+        table.add_column(name, justify="right" if right else "left", overflow="fold")
+    rows = [(unit.num_params, unit.flops, unit.bytes, unit) for unit in found.units]
+    for size, flops, kept, unit in rows:
         table.add_row(
             unit.name,
             unit.layer_type,
-            f"{unit.num_params:,}",
+            unit.tier.value,
+            f"{size:,}",
             unit.contraction.value,
-            f"{unit.flops / 1e9:.2f}",
-            humanize.naturalsize(unit.bytes, binary=True),
+            f"{flops / 1e9:.2f}",
+            humanize.naturalsize(kept, binary=True),
             unit.reason,
         )
+    table.add_section()
+    table.add_row(
+        "all",
+        "",
+        "",
+        f"{sum(r[0] for r in rows):,}",
+        "",
+        f"{sum(r[1] for r in rows) / 1e9:.2f}",
+        humanize.naturalsize(sum(r[2] for r in rows), binary=True),
+        "",
+    )
     Console().print(table)
+    several = "one sample at a time" if found.one_sample_at_a_time else "samples in micro-batches"
+    typer.echo(f"the columns are sent back for {several}")
+    for line in [*found.notes, *dict.fromkeys(u.advice for u in found.units if u.advice)]:
+        typer.echo(f"- {line}")

@@ -1,13 +1,37 @@
 """Arguments and options that several command groups share."""
 
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vivit_bench.curvature.options import Blocks, Curvature, Samples
+from vivit_bench.curvature.options import Curvature, Samples
 from vivit_bench.problems.sources import DataSource
 from vivit_bench.spectrum.settings import Precision
+
+if TYPE_CHECKING:
+    from vivit_bench.curvature import Certificate
+    from vivit_bench.curvature.certificate import Certify
+
+
+class Check(StrEnum):
+    """Samples on which a result is compared with plain autograd."""
+
+    TWO = "two"
+    ALL = "all"
+    NONE = "none"
+
+    @property
+    def certify(self) -> "Certify":
+        """As the engine takes it."""
+        return "all" if self is Check.ALL else self is Check.TWO
+
+
+def print_certificate(certificate: "Certificate | None") -> None:
+    """What was checked, in one line on stderr."""
+    typer.echo("not certified" if certificate is None else certificate.line(), err=True)
+
 
 ProblemArgument = Annotated[
     str,
@@ -29,7 +53,23 @@ McSamplesOption = Annotated[
     int, typer.Option(min=1, help="Label draws per sample for --curvature mc.")
 ]
 BlocksOption = Annotated[
-    Blocks, typer.Option(help="The full GGN, or its diagonal blocks, one a layer.")
+    list[str] | None,
+    typer.Option(
+        help="none: the full GGN. layer: its diagonal blocks, one a layer. NAME=PATTERN, "
+        "repeatable: blocks by parameter names, such as 'head=fc.*'.",
+        show_default="none",
+    ),
+]
+ParamsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATTERN",
+        help="Names of the parameters that count, such as 'layer4.*'; repeatable.",
+        show_default="all trainable ones",
+    ),
+]
+CertifyOption = Annotated[
+    Check, typer.Option(help="Samples on which the result is compared with plain autograd.")
 ]
 CutoffOption = Annotated[
     float, typer.Option(help="Eigenvalues above it are counted as directions.")

@@ -81,6 +81,8 @@ def show_command(
 
 
 def _shape(shape: Any) -> str:
+    if isinstance(shape, dict):
+        return ", ".join(f"{place} {_shape(axes)}" for place, axes in shape.items())
     return "x".join(map(str, shape)) if shape is not None else "-"
 
 

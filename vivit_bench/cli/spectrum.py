@@ -7,10 +7,17 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from vivit_bench.arguments import DEFAULT_CUTOFF, DEFAULT_RESULTS_DIR, check_cutoff
+from vivit_bench.arguments import (
+    DEFAULT_CUTOFF,
+    DEFAULT_RESULTS_DIR,
+    check_cutoff,
+    parse_blocks,
+)
 from vivit_bench.cli.options import (
     BatchSizeOption,
     BlocksOption,
+    CertifyOption,
+    Check,
     CheckpointOption,
     CurvatureOption,
     CutoffOption,
@@ -19,6 +26,7 @@ from vivit_bench.cli.options import (
     DeviceOption,
     DtypeOption,
     McSamplesOption,
+    ParamsOption,
     ProblemArgument,
     SamplesOption,
     SeedOption,
@@ -40,6 +48,9 @@ app = typer.Typer(
     help="Spectra of the GGN: compute, sweep over approximations, plot, compare.",
 )
 
+LayerBlocksOption = Annotated[
+    Blocks, typer.Option(help="The full GGN, or its diagonal blocks, one a layer.")
+]
 ResultsDirOption = Annotated[
     Path, typer.Option(help="Folder of all results; spectra go to its folder 'spectrum'.")
 ]
@@ -52,7 +63,8 @@ def compute(
     curvature: CurvatureOption = Curvature.EXACT,
     samples: SamplesOption = Samples.FULL,
     mc_samples: McSamplesOption = 1,
-    blocks: BlocksOption = Blocks.NONE,
+    blocks: BlocksOption = None,
+    params: ParamsOption = None,
     cutoff: CutoffOption = DEFAULT_CUTOFF,
     data: DataOption = None,
     data_dir: DataDirOption = None,
@@ -61,6 +73,7 @@ def compute(
     dtype: DtypeOption = Precision.FLOAT32,
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
+    certify: CertifyOption = Check.TWO,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -95,11 +108,12 @@ def compute(
 
     if output is not None:
         check_output(output)
+    structure = parse_blocks(blocks or [])
     if eigenvectors is not None:
-        if blocks is not Blocks.NONE:
+        if structure != Blocks.NONE:
             raise UsageError(
                 f"--eigenvectors {eigenvectors}: they are those of the full GGN; "
-                f"leave out --blocks {blocks}"
+                f"leave out --blocks {' '.join(blocks or [])}"
             )
         check_tensor_file(eigenvectors)
     elif top is not None:
@@ -120,8 +134,10 @@ def compute(
             curvature=curvature,
             samples=samples,
             mc_samples=mc_samples,
-            blocks=blocks,
+            blocks=structure,
+            params=params,
             cutoff=cutoff,
+            certify=certify.certify,
             threads=threads,
             **loading,
         )
@@ -133,7 +149,8 @@ def compute(
     if eigenvectors is not None:
         with progress.status(f"{problem}: eigenvectors"), cpu_threads(threads):
             work = load_workload(problem, **loading)
-            vectors = leading_eigenvectors(work, record.settings, top or DEFAULT_TOP)
+            number = top or DEFAULT_TOP
+            vectors, _ = leading_eigenvectors(work, record.settings, number, certify.certify)
         save_tensors(vectors, eigenvectors)
 
 
@@ -142,7 +159,7 @@ def sweep(
     problem: ProblemArgument,
     batch_size: BatchSizeOption = None,
     mc_samples: McSamplesOption = 1,
-    blocks: BlocksOption = Blocks.NONE,
+    blocks: LayerBlocksOption = Blocks.NONE,
     cutoff: CutoffOption = DEFAULT_CUTOFF,
     data: DataOption = None,
     data_dir: DataDirOption = None,
@@ -214,9 +231,7 @@ def plot(
         int | None,
         typer.Option(min=1, help="N of a problem's spectra.", show_default="the stored one"),
     ] = None,
-    blocks: Annotated[Blocks, typer.Option(help="Block structure of a problem's spectra.")] = (
-        Blocks.NONE
-    ),
+    blocks: LayerBlocksOption = Blocks.NONE,
     cutoff: Annotated[
         float | None,
         typer.Option(help="Left end of the axis.", show_default="that of the spectra"),
@@ -362,10 +377,18 @@ def _print_summary(record: "SpectrumRecord", path: Path) -> None:
         "trace": f"{record.trace:.6g}",
         "loss": f"{record.loss:.6g}",
         "time": f"{record.seconds:.2f} s ({settings.dtype}, solver {record.solver_dtype})",
+        "certified": _certified(record.certificate),
         "stored": str(path),
     }
     for key, value in rows.items():
         typer.echo(f"{key:<20}{value}")
+
+
+def _certified(certificate: dict[str, Any]) -> str:
+    """A stored certificate in one line."""
+    from vivit_bench.curvature import Certificate
+
+    return Certificate(**certificate).line() if certificate else "no"
 
 
 def _print_sweep(steps: "list[SweepStep]") -> None:

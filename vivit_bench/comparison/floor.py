@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from vivit_bench.curvature.minibatch import MiniBatch
-from vivit_bench.curvature.options import Curvature, Samples
-from vivit_bench.curvature.plan import UnitPlan
+from vivit_bench.curvature.options import Approximation
+from vivit_bench.curvature.session import Request, plan_request
 from vivit_bench.problems import DataSource, load_batch, load_problem
 
 
@@ -33,11 +32,6 @@ def eigensolver_seconds(rows: int) -> float:
     return time.perf_counter() - start
 
 
-def contraction_flops(units: list[UnitPlan]) -> float:
-    """FLOPs of the Gram products of all layers, one triangle."""
-    return sum(unit.flops for unit in units)
-
-
 def measure_floor(work: dict[str, Any], n: int, threads: int) -> dict[str, float]:
     """Seconds of the Gram products at the GEMM rate, of the eigensolver, and their sum.
 
@@ -49,16 +43,12 @@ def measure_floor(work: dict[str, Any], n: int, threads: int) -> dict[str, float
     torch.set_num_threads(threads)
     problem = load_problem(work["problem"], seed=work["seed"])
     folder = Path(work["data_dir"]) if work["data_dir"] else None
-    batch = MiniBatch(
-        problem.model,
-        problem.loss,
-        *load_batch(problem, n, DataSource(work["data"]), folder, work["seed"]),
-        curvature=Curvature(work["curvature"]),
-        samples=Samples(work["samples"]),
-        mc_samples=work["mc_samples"],
-    )
+    inputs, targets = load_batch(problem, n, DataSource(work["data"]), folder, work["seed"])
+    approximation = Approximation(work["curvature"], work["samples"], work["mc_samples"])
+    batch, plan = plan_request(Request(problem.model, problem.loss, inputs, targets, approximation))
     rate = gemm_rate()
-    products = contraction_flops(batch.units) / rate
+    # The Gram products of all layers, one triangle.
+    products = sum(unit.flops for unit in plan.units) / rate
     solver = eigensolver_seconds(batch.rows)
     return {
         "gemm_gflops": rate / 1e9,

@@ -10,8 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from vivit_bench.arguments import check_mc_samples
-from vivit_bench.curvature.options import Curvature, Samples
+from vivit_bench.curvature.options import Approximation, Curvature, Samples
 from vivit_bench.errors import UsageError
 from vivit_bench.hardware import OPENMP_WAITING, parse_device
 from vivit_bench.peers import Quantity, get_engine
@@ -225,9 +224,9 @@ def _approximation(
             if value is not None:
                 raise UsageError(f"{option} {value}: the gradient has none; leave the option out")
         return None, None
-    curvature = Curvature.EXACT if curvature is None else Curvature(curvature)
-    check_mc_samples(curvature, mc_samples)
-    return curvature, Samples.FULL if samples is None else Samples(samples)
+    curvature = curvature or Curvature.EXACT
+    found = Approximation(curvature, samples or Samples.FULL, mc_samples)
+    return found.curvature, found.samples
 
 
 def _check_problem_file(problem: str) -> None:

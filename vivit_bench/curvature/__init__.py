@@ -51,6 +51,28 @@ _HOMES = {
     "signal_to_noise": "directional",
 }
 
-__all__ = list(_HOMES)  # noqa: PLE0605
+__all__ = [
+    "Approximation",
+    "BatchInfo",
+    "Blocks",
+    "BootstrapDamping",
+    "Certificate",
+    "ConstantDamping",
+    "Curvature",
+    "DampingPolicy",
+    "DirectionalDerivatives",
+    "Eigenbasis",
+    "Explanation",
+    "NewtonStep",
+    "Samples",
+    "Spectrum",
+    "directional_derivatives",
+    "eigenvalues",
+    "eigenvectors",
+    "explain",
+    "inverse_product",
+    "newton_step",
+    "signal_to_noise",
+]
 
 __getattr__ = lazy_getattr(__name__, _HOMES)

@@ -96,7 +96,7 @@ class Checks(ABC):
 
     @abstractmethod
     def coordinates(self, coordinates: Tensor) -> None:
-        """grad l_n = sqrt(N) V_n a_n with these a_n, [N, c]; of the block in hand."""
+        """Grad l_n = sqrt(N) V_n a_n with these a_n, [N, c]; of the block in hand."""
 
     @abstractmethod
     def eigenvalues(self, values: Tensor, trace: float, squares: float) -> None:
@@ -272,9 +272,7 @@ class Certifier(Checks):
         """Inner products of one parameter's parts, [k, l] float64."""
         a = [v[parameter].flatten() for v in left]
         b = a if right is None else [v[parameter].flatten() for v in right]
-        return torch.tensor(
-            [[torch.dot(x, y).item() for y in b] for x in a], dtype=torch.float64
-        )
+        return torch.tensor([[torch.dot(x, y).item() for y in b] for x in a], dtype=torch.float64)
 
     def _note(self, what: str, error: float) -> None:
         """Keep the largest error of each kind."""
@@ -334,7 +332,8 @@ class Certifier(Checks):
 
     def gradient_pass(self) -> None:  # noqa: D102
         with self._timed():
-            batch, found = self._batch, {}
+            batch = self._batch
+            found: Direction = {}
             outputs = batch.forward(self._samples)
             alone = outputs.detach()
             residual = torch.cat(
@@ -440,9 +439,10 @@ class Certifier(Checks):
             watch = self._watched
             found = watch.rows @ vectors
             expected = (watch.coordinates @ vectors) * values
-            scale = watch.rows.norm(dim=1, keepdim=True) + watch.coordinates.norm(
-                dim=1, keepdim=True
-            ) * values.max()
+            scale = (
+                watch.rows.norm(dim=1, keepdim=True)
+                + watch.coordinates.norm(dim=1, keepdim=True) * values.max()
+            )
             self._compare("eigenpairs", found.cpu(), expected.cpu(), scale.cpu())
 
     def lifted(self, what: str, weights: Tensor, directions: Sequence[Direction]) -> None:  # noqa: D102
@@ -509,9 +509,9 @@ class Certifier(Checks):
         step = max(batch.working_bytes // (8 * self._columns * outputs[0].numel() or 1), 1)
         for start in range(0, batch.batch_size, step):
             samples = slice(start, min(start + step, batch.batch_size))
-            s = batch.factor.columns(outputs[samples], samples, None).flatten(2)
-            inner = torch.einsum("ncf,nf->nc", s, vector[samples].flatten(1))
-            product = torch.einsum("ncf,nc->nf", s, inner)
+            s = batch.factor.columns(outputs[samples], samples, None)
+            s, x = s.reshape(*s.shape[:2], -1), vector[samples].reshape(len(s), -1)
+            product = torch.einsum("ncf,nc->nf", s, torch.einsum("ncf,nf->nc", s, x))
             parts.append(product.view_as(vector[samples]))
         return torch.cat(parts)
 

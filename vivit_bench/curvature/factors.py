@@ -13,7 +13,7 @@ All rows are ordered (sample, column), and samples are put in any slices.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from math import prod
 

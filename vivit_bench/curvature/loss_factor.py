@@ -155,9 +155,7 @@ class _CrossEntropy(LossFactor):
 
     def _probabilities(self, outputs: Tensor) -> Tensor:
         """[n, T, C] float64."""
-        return outputs.double().flatten(2).mT.softmax(2) if outputs.ndim > 2 else (
-            outputs.double().softmax(1).unsqueeze(1)
-        )
+        return _by_term(outputs.double()).softmax(2).contiguous()
 
     def _as_outputs(self, terms: Tensor) -> Tensor:
         """[..., T, C] -> [..., C, *positions]."""
@@ -167,7 +165,7 @@ class _CrossEntropy(LossFactor):
         """(q [n, T, C], scale [n, T]): the terms are scale times cross-entropy with q."""
         targets, scale = self._targets[samples], self._scale[samples]
         if targets.is_floating_point():
-            q = targets.double().flatten(2).mT if targets.ndim > 2 else targets.double()[:, None]
+            q = _by_term(targets.double())
         else:
             labels = targets.reshape(len(targets), -1).clamp(0, self.num_classes - 1)
             q = F.one_hot(labels, self.num_classes).double()
@@ -181,7 +179,7 @@ class _CrossEntropy(LossFactor):
             q = q / total.clamp(min=torch.finfo(torch.float64).tiny).unsqueeze(2)
         return q, scale
 
-    def columns(self, outputs: Tensor, samples: slice, noise: Tensor | None) -> Tensor:  # noqa: D102
+    def columns(self, outputs: Tensor, samples: slice, noise: Tensor | None) -> Tensor:
         p = self._probabilities(outputs)
         root_scale = self._distribution(samples)[1].sqrt()
         if noise is None:
@@ -206,18 +204,18 @@ class _CrossEntropy(LossFactor):
         full.diagonal(dim1=1, dim2=4).copy_(blocks.permute(0, 2, 3, 1))
         return full.reshape(n, terms * rank, *self.output_shape)
 
-    def hessian_product(self, outputs: Tensor, samples: slice, vectors: Tensor) -> Tensor:  # noqa: D102
+    def hessian_product(self, outputs: Tensor, samples: slice, vectors: Tensor) -> Tensor:
         p = self._probabilities(outputs)
-        x = vectors.double().reshape(len(vectors), self.num_classes, -1).mT
+        x = _by_term(vectors.double())
         product = p * x - p * (p * x).sum(2, keepdim=True)
         return self._as_outputs(product * self._distribution(samples)[1].unsqueeze(2))
 
-    def residual(self, outputs: Tensor, samples: slice) -> Tensor:  # noqa: D102
+    def residual(self, outputs: Tensor, samples: slice) -> Tensor:
         p = self._probabilities(outputs)
         q, scale = self._distribution(samples)
         return self._as_outputs(_deviation(p, q) * scale.unsqueeze(2)).to(outputs.dtype)
 
-    def coordinates(self, outputs: Tensor, samples: slice) -> Tensor | None:  # noqa: D102
+    def coordinates(self, outputs: Tensor, samples: slice) -> Tensor | None:
         p = self._probabilities(outputs)
         q, scale = self._distribution(samples)
         counts = scale.unsqueeze(2) > 0
@@ -237,7 +235,7 @@ class _CrossEntropy(LossFactor):
             return None
         return (a * scale.sqrt().unsqueeze(2)).flatten(1)
 
-    def value(self, outputs: Tensor) -> float:  # noqa: D102
+    def value(self, outputs: Tensor) -> float:
         loss = F.cross_entropy(
             outputs.double(),
             self._targets.double() if self._targets.is_floating_point() else self._targets,
@@ -248,9 +246,14 @@ class _CrossEntropy(LossFactor):
         )
         return loss.item()
 
-    def magnitude(self, outputs: Tensor) -> float:  # noqa: D102
+    def magnitude(self, outputs: Tensor) -> float:
         largest = 1.0 if self._weight is None else self._weight.max().item()
         return self._scale.max().item() * largest
+
+
+def _by_term(outputs: Tensor) -> Tensor:
+    """[n, C, *positions] -> [n, T, C]."""
+    return outputs.reshape(*outputs.shape[:2], -1).mT
 
 
 def _cross_entropy_root(p: Tensor) -> Tensor:
@@ -275,7 +278,7 @@ def _complement(p: Tensor) -> Tensor:
 
 
 def _deviation(p: Tensor, q: Tensor) -> Tensor:
-    """p - q for two distributions, exact also where both are nearly 1."""
+    """P - q for two distributions, exact also where both are nearly 1."""
     return p * _complement(q) - q * _complement(p)
 
 
@@ -293,27 +296,28 @@ class _Diagonal(LossFactor):
     def _residual(self, outputs: Tensor, samples: slice) -> Tensor:
         """r_n in float64."""
 
-    def columns(self, outputs: Tensor, samples: slice, noise: Tensor | None) -> Tensor:  # noqa: D102
+    def columns(self, outputs: Tensor, samples: slice, noise: Tensor | None) -> Tensor:
         if noise is not None:
             return self._drawn(outputs, samples, noise.to(outputs.device)).to(outputs.dtype)
-        root = self._hessian(outputs, samples).sqrt().flatten(1)
+        root = self._hessian(outputs, samples).sqrt().reshape(len(outputs), -1)
         return torch.diag_embed(root).reshape(len(root), -1, *self.output_shape).to(outputs.dtype)
 
     @abstractmethod
     def _drawn(self, outputs: Tensor, samples: slice, noise: Tensor) -> Tensor:
         """The Monte-Carlo columns."""
 
-    def hessian_product(self, outputs: Tensor, samples: slice, vectors: Tensor) -> Tensor:  # noqa: D102
+    def hessian_product(self, outputs: Tensor, samples: slice, vectors: Tensor) -> Tensor:
         return self._hessian(outputs, samples) * vectors.double()
 
-    def residual(self, outputs: Tensor, samples: slice) -> Tensor:  # noqa: D102
+    def residual(self, outputs: Tensor, samples: slice) -> Tensor:
         return self._residual(outputs, samples).to(outputs.dtype)
 
-    def coordinates(self, outputs: Tensor, samples: slice) -> Tensor | None:  # noqa: D102
+    def coordinates(self, outputs: Tensor, samples: slice) -> Tensor | None:
         hessian, residual = self._hessian(outputs, samples), self._residual(outputs, samples)
         if ((hessian < torch.finfo(outputs.dtype).tiny * 1e6) & (residual != 0)).any():
             return None
-        return torch.where(residual != 0, residual / hessian.sqrt(), 0.0).flatten(1)
+        a = torch.where(residual != 0, residual / hessian.sqrt(), 0.0)
+        return a.reshape(len(outputs), -1)
 
 
 class _SquaredError(_Diagonal):
@@ -342,11 +346,11 @@ class _SquaredError(_Diagonal):
         columns = noise * (2 * self._scale / noise.shape[1]) ** 0.5
         return columns.reshape(*noise.shape[:2], *self.output_shape)
 
-    def value(self, outputs: Tensor) -> float:  # noqa: D102
+    def value(self, outputs: Tensor) -> float:
         targets = self._targets.double()
         return F.mse_loss(outputs.double(), targets, reduction=self._loss.reduction).item()
 
-    def magnitude(self, outputs: Tensor) -> float:  # noqa: D102
+    def magnitude(self, outputs: Tensor) -> float:
         largest = max(outputs.abs().max().item(), self._targets.abs().max().item())
         return 2 * self._scale * largest
 
@@ -399,7 +403,7 @@ class _BinaryCrossEntropy(_Diagonal):
         root = (self._factor(samples) / noise.shape[1]).sqrt().unsqueeze(1)
         return root * (s - labels.double())
 
-    def value(self, outputs: Tensor) -> float:  # noqa: D102
+    def value(self, outputs: Tensor) -> float:
         loss = F.binary_cross_entropy_with_logits(
             outputs.double(),
             self._targets.double(),
@@ -409,7 +413,7 @@ class _BinaryCrossEntropy(_Diagonal):
         )
         return loss.item()
 
-    def magnitude(self, outputs: Tensor) -> float:  # noqa: D102
+    def magnitude(self, outputs: Tensor) -> float:
         return self._factor(slice(None)).max().item()
 
 

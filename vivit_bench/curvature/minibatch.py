@@ -109,7 +109,9 @@ class MiniBatch:
         with torch.set_grad_enabled(graph):
             outputs: Tensor = self.model(select(self.inputs, samples))
         if not outputs.isfinite().all():
-            named = f"{samples.start}..{samples.stop - 1}" if isinstance(samples, slice) else samples
+            named = (
+                f"{samples.start}..{samples.stop - 1}" if isinstance(samples, slice) else samples
+            )
             raise UsageError(
                 f"model outputs of samples {named} are not finite; check the parameters and "
                 "inputs for NaN or overflow"
@@ -145,7 +147,7 @@ def check_request(
         UsageError: With the value, the reason and the remedy.
     """
     check_loss(loss)
-    names = _choose_parameters(model, params)
+    names = {p: name for name, p in named_parameters(model, params)}
     _check_model(model, names)
     first = next(iter(names))
     inputs, targets = _check_data(inputs, targets, first)
@@ -165,12 +167,23 @@ def check_request(
     return batch, outputs
 
 
-def _choose_parameters(model: nn.Module, params: Patterns | None) -> dict[nn.Parameter, str]:
+def named_parameters(
+    model: nn.Module, params: Patterns | None = None
+) -> list[tuple[str, nn.Parameter]]:
+    """The trainable parameters whose names match, in the model's order.
+
+    Args:
+        model: Any.
+        params: Patterns of names; None: all.
+
+    Raises:
+        UsageError: There is none, or a pattern matches none.
+    """
     trainable = {p: name for name, p in model.named_parameters() if p.requires_grad}
     if not trainable:
         raise UsageError("the model has no parameter with requires_grad=True")
     if params is None:
-        return trainable
+        return [(name, p) for p, name in trainable.items()]
     chosen: set[nn.Parameter] = set()
     for pattern in [params] if isinstance(params, str) else params:
         found = {p for p, name in trainable.items() if fnmatchcase(name, pattern)}
@@ -180,7 +193,7 @@ def _choose_parameters(model: nn.Module, params: Patterns | None) -> dict[nn.Par
                 f"params {pattern!r} matches no trainable parameter; names look like {known}"
             )
         chosen |= found
-    return {p: name for p, name in trainable.items() if p in chosen}
+    return [(name, p) for p, name in trainable.items() if p in chosen]
 
 
 def _check_model(model: nn.Module, names: dict[nn.Parameter, str]) -> None:
@@ -188,7 +201,7 @@ def _check_model(model: nn.Module, names: dict[nn.Parameter, str]) -> None:
     for parameter, name in names.items():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise UsageError(
-                f"parameter {name!r} is not initialised; run a forward pass of the lazy module first"
+                f"parameter {name!r} is not initialised; run the lazy module forward first"
             )
         if (parameter.dtype, parameter.device) != (first.dtype, first.device):
             raise UsageError(
@@ -236,10 +249,11 @@ def _check_data(inputs: Tree, targets: Tensor, first: nn.Parameter) -> tuple[Tre
     for name, tensor in [*named, ("targets", targets)]:
         if tensor.device != first.device:
             raise UsageError(f"{name} are on {tensor.device}, the model is on {first.device}")
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            # An attention mask of minus infinities is no accident; NaN always is.
-            if name == "targets" or tensor.isnan().any() or (tensor == torch.inf).any():
-                raise UsageError(f"{name} contain NaN or infinity")
+        if not tensor.is_floating_point() or tensor.isfinite().all():
+            continue
+        # An attention mask of minus infinities is no accident; NaN always is.
+        if name == "targets" or tensor.isnan().any() or (tensor == torch.inf).any():
+            raise UsageError(f"{name} contain NaN or infinity")
     with torch.inference_mode(False):
         inputs = map_tree(_usable, inputs)
         return inputs, _usable(targets)

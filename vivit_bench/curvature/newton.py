@@ -153,9 +153,7 @@ def _coefficients(pairs: Eigenpairs, policy: DampingPolicy) -> tuple[Tensor, Ten
     return -gammas.mean(0) / (pairs.values + delta), delta
 
 
-def _whole_space_step(
-    work: Work, sweep: Sweep, damping: float, with_gradient: bool
-) -> NewtonStep:
+def _whole_space_step(work: Work, sweep: Sweep, damping: float, with_gradient: bool) -> NewtonStep:
     work.checks.gradient_pass()
     totals = complete(work.batch, work.plan, sweep, None, with_gradient=True)
     assert totals.gradient is not None

@@ -75,11 +75,11 @@ class Approximation:
         object.__setattr__(self, "curvature", parse_choice(Curvature, "curvature", self.curvature))
         object.__setattr__(self, "samples", parse_choice(Samples, "samples", self.samples))
         if self.mc_samples < 1:
-            raise UsageError(f"mc_samples is {self.mc_samples}; it must be at least 1")
+            raise UsageError(f"mc_samples is {self.mc_samples}: must be at least 1")
         if self.curvature is Curvature.EXACT and self.mc_samples != 1:
             raise UsageError(
-                f"mc_samples is {self.mc_samples}, but exact curvature draws no samples; "
-                "leave it out or use curvature 'mc'"
+                f"mc_samples is {self.mc_samples}: exact curvature draws no samples; "
+                "leave it out, or use curvature mc (--curvature mc)"
             )
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"seed is {self.seed}; it must lie in 0 .. 2^63 - 1")

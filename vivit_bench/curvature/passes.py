@@ -203,7 +203,8 @@ def pull(batch: MiniBatch, plan: Plan, weights: Tensor) -> list[Direction]:
     sums: list[Direction] = [{} for _ in range(count)]
     for samples in _micro_batches(batch, plan, 0, batch.num_samples):
         outputs = batch.forward(samples)
-        columns = columns_of(outputs.detach(), samples).flatten(2).double()
+        columns = columns_of(outputs.detach(), samples).double()
+        columns = columns.reshape(*columns.shape[:2], -1)
         products = torch.einsum("ncf,ncr->rnf", columns, weights[samples])
         cotangents = products.to(outputs.dtype).view(count, *outputs.shape)
         for i, (total, cotangent) in enumerate(zip(sums, cotangents, strict=True)):

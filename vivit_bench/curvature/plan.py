@@ -48,9 +48,7 @@ class UnitPlan:
         """Trainable parameters of the unit."""
         return sum(p.numel() for p in self.parameters)
 
-    def factor(
-        self, route: Route, num_samples: int, num_columns: int, chunk_bytes: int
-    ) -> Factor:
+    def factor(self, route: Route, num_samples: int, num_columns: int, chunk_bytes: int) -> Factor:
         """An empty factor for ``num_samples`` samples of ``num_columns`` columns."""
         shapes = [route.uses[number] for number in self.uses]
         if self.contraction is Contraction.EXPLICIT:
@@ -128,9 +126,7 @@ def _layers(batch: MiniBatch) -> dict[nn.Parameter, str]:
         touching = [g for g in groups if g & set(names)]
         groups = [g for g in groups if g not in touching] + [set(names).union(*touching)]
     order = list(dict.fromkeys(name for names in owners.values() for name in names))
-    joined = {
-        name: "+".join(sorted(group, key=order.index)) for group in groups for name in group
-    }
+    joined = {name: "+".join(sorted(group, key=order.index)) for group in groups for name in group}
     return {p: joined[names[0]] for p, names in owners.items()}
 
 

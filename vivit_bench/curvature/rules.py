@@ -103,7 +103,7 @@ class _Linear(Rule):
 
     tier = Tier.FAST
 
-    def role(self, node: Any, slot: int, path: tuple[str, ...]) -> str | None:  # noqa: D102
+    def role(self, node: Any, slot: int, path: tuple[str, ...]) -> str | None:
         with_bias = node.name().startswith("Addmm")
         if with_bias and not (node._saved_alpha == 1 and node._saved_beta == 1):
             return None
@@ -111,13 +111,13 @@ class _Linear(Rule):
             return {(TRANSPOSE,): "weight", (): "transposed weight"}.get(path)
         return "bias" if with_bias and slot == 0 and not path else None
 
-    def read(self, node: Any, roles: Roles) -> Saved:  # noqa: D102
+    def read(self, node: Any, roles: Roles) -> Saved:
         if set(roles) <= {"bias"}:
             return Saved({})
         name = "_saved_mat1" if node.name().startswith("Addmm") else "_saved_self"
         return Saved({"input": getattr(node, name).detach()})
 
-    def expand(self, saved: Saved, roles: Roles, s: Tensor) -> dict[str, Tensor]:  # noqa: D102
+    def expand(self, saved: Saved, roles: Roles, s: Tensor) -> dict[str, Tensor]:
         found = {}
         if "bias" in roles:
             found["bias"] = s.sum(2)
@@ -137,12 +137,12 @@ class _Convolution(Rule):
 
     tier = Tier.FAST
 
-    def role(self, node: Any, slot: int, path: tuple[str, ...]) -> str | None:  # noqa: D102
+    def role(self, node: Any, slot: int, path: tuple[str, ...]) -> str | None:
         if path or slot not in (1, 2) or node._saved_transposed:
             return None
         return {1: "weight", 2: "bias"}[slot]
 
-    def read(self, node: Any, roles: Roles) -> Saved:  # noqa: D102
+    def read(self, node: Any, roles: Roles) -> Saved:
         kernel = node._saved_weight.shape[2:]
         geometry = {
             "kernel": _sizes(kernel),
@@ -153,7 +153,7 @@ class _Convolution(Rule):
         constants = {"geometry": geometry, "groups": int(node._saved_groups)}
         return Saved({"input": node._saved_input.detach()}, constants)
 
-    def expand(self, saved: Saved, roles: Roles, s: Tensor) -> dict[str, Tensor]:  # noqa: D102
+    def expand(self, saved: Saved, roles: Roles, s: Tensor) -> dict[str, Tensor]:
         z, groups = saved.tensors["input"], saved.constants["groups"]
         n, c, images, outputs = s.shape[:4]
         s = s.flatten(4)
@@ -196,7 +196,7 @@ def _grouped_product(a: Tensor, b: Tensor) -> Tensor:
 class _TransposedConvolution(Rule):
     """Like a convolution with the roles of its input and its output's cotangents changed."""
 
-    def role(self, node: Any, slot: int, path: tuple[str, ...]) -> str | None:  # noqa: D102
+    def role(self, node: Any, slot: int, path: tuple[str, ...]) -> str | None:
         if path or slot not in (1, 2) or not node._saved_transposed:
             return None
         extra, stride = _sizes(node._saved_output_padding), _sizes(node._saved_stride)
@@ -206,7 +206,7 @@ class _TransposedConvolution(Rule):
 
     read = _Convolution.read
 
-    def expand(self, saved: Saved, roles: Roles, s: Tensor) -> dict[str, Tensor]:  # noqa: D102
+    def expand(self, saved: Saved, roles: Roles, s: Tensor) -> dict[str, Tensor]:
         z, groups = saved.tensors["input"], saved.constants["groups"]
         n, c, images = s.shape[:3]
         found = {}
@@ -238,19 +238,19 @@ def _scale_and_shift(roles: Roles, normalised: Tensor, s: Tensor, axis: int) -> 
 class _BatchNorm(Rule):
     """With running statistics, as in evaluation mode."""
 
-    def role(self, node: Any, slot: int, path: tuple[str, ...]) -> str | None:  # noqa: D102
+    def role(self, node: Any, slot: int, path: tuple[str, ...]) -> str | None:
         if path or node._saved_training:
             return None
         return {1: "weight", 2: "bias"}.get(slot)
 
-    def read(self, node: Any, roles: Roles) -> Saved:  # noqa: D102
+    def read(self, node: Any, roles: Roles) -> Saved:
         constants = {
             "mean": node._saved_running_mean.detach(),
             "variance": node._saved_running_var.detach() + node._saved_eps,
         }
         return Saved({"input": node._saved_input.detach()}, constants)
 
-    def expand(self, saved: Saved, roles: Roles, s: Tensor) -> dict[str, Tensor]:  # noqa: D102
+    def expand(self, saved: Saved, roles: Roles, s: Tensor) -> dict[str, Tensor]:
         z = saved.tensors["input"]
         shape = (1, 1, -1, *[1] * (z.ndim - 3))
         centred = z - saved.constants["mean"].view(shape)
@@ -260,16 +260,16 @@ class _BatchNorm(Rule):
 
 
 class _LayerNorm(Rule):
-    def role(self, node: Any, slot: int, path: tuple[str, ...]) -> str | None:  # noqa: D102
+    def role(self, node: Any, slot: int, path: tuple[str, ...]) -> str | None:
         return None if path else {1: "weight", 2: "bias"}.get(slot)
 
-    def read(self, node: Any, roles: Roles) -> Saved:  # noqa: D102
+    def read(self, node: Any, roles: Roles) -> Saved:
         tensors = {"input": node._saved_input, "mean": node._saved_result1}
         tensors["rstd"] = node._saved_result2
         size = prod(_sizes(node._saved_normalized_shape))
         return Saved({name: t.detach() for name, t in tensors.items()}, {"size": size})
 
-    def expand(self, saved: Saved, roles: Roles, s: Tensor) -> dict[str, Tensor]:  # noqa: D102
+    def expand(self, saved: Saved, roles: Roles, s: Tensor) -> dict[str, Tensor]:
         z, mean, rstd = (saved.tensors[name] for name in ("input", "mean", "rstd"))
         size = saved.constants["size"]
         normalised = ((z - mean) * rstd).reshape(len(z), -1, size)
@@ -277,15 +277,15 @@ class _LayerNorm(Rule):
 
 
 class _GroupNorm(Rule):
-    def role(self, node: Any, slot: int, path: tuple[str, ...]) -> str | None:  # noqa: D102
+    def role(self, node: Any, slot: int, path: tuple[str, ...]) -> str | None:
         return None if path else {1: "weight", 2: "bias"}.get(slot)
 
-    def read(self, node: Any, roles: Roles) -> Saved:  # noqa: D102
+    def read(self, node: Any, roles: Roles) -> Saved:
         tensors = {"input": node._saved_input, "mean": node._saved_result1}
         tensors["rstd"] = node._saved_result2
         return Saved({name: t.detach() for name, t in tensors.items()})
 
-    def expand(self, saved: Saved, roles: Roles, s: Tensor) -> dict[str, Tensor]:  # noqa: D102
+    def expand(self, saved: Saved, roles: Roles, s: Tensor) -> dict[str, Tensor]:
         z, mean, rstd = (saved.tensors[name] for name in ("input", "mean", "rstd"))
         grouped = z.reshape(*mean.shape, -1)
         normalised = (grouped - mean.unsqueeze(-1)) * rstd.unsqueeze(-1)
@@ -293,14 +293,14 @@ class _GroupNorm(Rule):
 
 
 class _Embedding(Rule):
-    def role(self, node: Any, slot: int, path: tuple[str, ...]) -> str | None:  # noqa: D102
+    def role(self, node: Any, slot: int, path: tuple[str, ...]) -> str | None:
         return "weight" if slot == 0 and not path and not node._saved_scale_grad_by_freq else None
 
-    def read(self, node: Any, roles: Roles) -> Saved:  # noqa: D102
+    def read(self, node: Any, roles: Roles) -> Saved:
         constants = {"padding": int(node._saved_padding_idx)}
         return Saved({"indices": node._saved_indices}, constants)
 
-    def expand(self, saved: Saved, roles: Roles, s: Tensor) -> dict[str, Tensor]:  # noqa: D102
+    def expand(self, saved: Saved, roles: Roles, s: Tensor) -> dict[str, Tensor]:
         count, width = roles["weight"].shape
         n, c = s.shape[:2]
         s = s.reshape(n, c, -1, width)
@@ -320,13 +320,13 @@ def _sum_to(values: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 class _PReLU(Rule):
-    def role(self, node: Any, slot: int, path: tuple[str, ...]) -> str | None:  # noqa: D102
+    def role(self, node: Any, slot: int, path: tuple[str, ...]) -> str | None:
         return "weight" if slot == 1 and _flat_path(path) else None
 
-    def read(self, node: Any, roles: Roles) -> Saved:  # noqa: D102
+    def read(self, node: Any, roles: Roles) -> Saved:
         return Saved({"input": node._saved_self.detach()})
 
-    def expand(self, saved: Saved, roles: Roles, s: Tensor) -> dict[str, Tensor]:  # noqa: D102
+    def expand(self, saved: Saved, roles: Roles, s: Tensor) -> dict[str, Tensor]:
         slopes = s * saved.tensors["input"].clamp(max=0).unsqueeze(1)
         return {"weight": _sum_to(slopes, roles["weight"].shape)}
 
@@ -334,30 +334,30 @@ class _PReLU(Rule):
 class _BroadcastSum(Rule):
     """Positions, biases and tokens that are added or expanded."""
 
-    def role(self, node: Any, slot: int, path: tuple[str, ...]) -> str | None:  # noqa: D102
+    def role(self, node: Any, slot: int, path: tuple[str, ...]) -> str | None:
         if not _flat_path(path) or (slot == 1 and node._saved_alpha != 1):
             return None
         return f"term {slot}"
 
-    def read(self, node: Any, roles: Roles) -> Saved:  # noqa: D102
+    def read(self, node: Any, roles: Roles) -> Saved:
         return Saved({})
 
-    def expand(self, saved: Saved, roles: Roles, s: Tensor) -> dict[str, Tensor]:  # noqa: D102
+    def expand(self, saved: Saved, roles: Roles, s: Tensor) -> dict[str, Tensor]:
         return {role: _sum_to(s, found.shape) for role, found in roles.items()}
 
 
 class _BroadcastProduct(Rule):
     """Scales and gates that multiply."""
 
-    def role(self, node: Any, slot: int, path: tuple[str, ...]) -> str | None:  # noqa: D102
+    def role(self, node: Any, slot: int, path: tuple[str, ...]) -> str | None:
         other = node._saved_other if slot == 0 else node._saved_self
         return f"factor {slot}" if _flat_path(path) and isinstance(other, Tensor) else None
 
-    def read(self, node: Any, roles: Roles) -> Saved:  # noqa: D102
+    def read(self, node: Any, roles: Roles) -> Saved:
         others = {"factor 0": "_saved_other", "factor 1": "_saved_self"}
         return Saved({role: getattr(node, others[role]).detach() for role in roles})
 
-    def expand(self, saved: Saved, roles: Roles, s: Tensor) -> dict[str, Tensor]:  # noqa: D102
+    def expand(self, saved: Saved, roles: Roles, s: Tensor) -> dict[str, Tensor]:
         found = {}
         for role, parameter in roles.items():
             other = saved.tensors[role]

@@ -15,7 +15,13 @@ from vivit_bench.curvature.certificate import (
     LayersDisagree,
     Unchecked,
 )
-from vivit_bench.curvature.minibatch import WORKING_BYTES, MiniBatch, Patterns, check_request, undisturbed
+from vivit_bench.curvature.minibatch import (
+    WORKING_BYTES,
+    MiniBatch,
+    Patterns,
+    check_request,
+    undisturbed,
+)
 from vivit_bench.curvature.options import Approximation, Blocks
 from vivit_bench.curvature.passes import Sweep, sweep_curvature
 from vivit_bench.curvature.plan import BlockPatterns, Plan, make_plan

@@ -85,9 +85,7 @@ def eigenvalues(
             trace += formed.system.trace
             found[formed.system.block.name] = formed.system.eigenvalues()
             shared.add(formed.gradient)
-        totals = complete(
-            work.batch, work.plan, sweep, shared.found, with_gradient=with_gradient
-        )
+        totals = complete(work.batch, work.plan, sweep, shared.found, with_gradient=with_gradient)
         values = torch.cat(list(found.values())).sort(descending=True).values
         return Spectrum(
             info=work.batch.info(totals.loss),

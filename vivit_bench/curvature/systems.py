@@ -54,7 +54,7 @@ class Slopes(ABC):
 
     @abstractmethod
     def of_parameters(self, work: Work, block: BlockPlan, v: Tensor) -> Tensor:
-        """g itself over a block's parameters, [D, R] float64.
+        """G itself over a block's parameters, [D, R] float64.
 
         Args:
             work: The attempt.

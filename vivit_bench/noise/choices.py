@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from vivit_bench.arguments import DEFAULT_CUTOFF, check_cutoff, check_mc_samples
-from vivit_bench.curvature.options import Curvature, Samples
+from vivit_bench.arguments import DEFAULT_CUTOFF, check_cutoff
+from vivit_bench.curvature.options import Approximation, Curvature, Samples
 from vivit_bench.errors import UsageError
 from vivit_bench.hardware import parse_device
 from vivit_bench.noise.checkpoints import Position, log_spaced, resolve_positions
@@ -56,7 +56,7 @@ def check_choices(choices: Choices) -> torch.device:
         UsageError: With the value and what to give instead.
     """
     check_cutoff(choices.cutoff)
-    check_mc_samples(choices.curvature, choices.mc_samples)
+    Approximation(choices.curvature, choices.samples, choices.mc_samples, choices.seed)
     for name in ("epochs", "batch_size", "monitor_batch_size"):
         value = getattr(choices, name)
         if value is not None and value < 1:

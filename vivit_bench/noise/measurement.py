@@ -10,9 +10,15 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from vivit_bench.curvature import Curvature, DirectionalDerivatives, Samples
-from vivit_bench.curvature.directional import directional_derivatives
+from vivit_bench.curvature import (
+    Curvature,
+    DirectionalDerivatives,
+    Samples,
+    directional_derivatives,
+)
+from vivit_bench.errors import CertificateError
 from vivit_bench.noise.statistics import direction_table, has_zero_variance
+from vivit_bench.trees import Tree, leaves
 
 
 @dataclass(frozen=True)
@@ -36,9 +42,11 @@ class Measurement:
             can be), ``gradient_norm_squared``, ``alignment_sum`` (share of it that lies in the
             span of the directions), and for how many directions all samples have the same
             gamma or lambda (``zero_variance_gamma``, ``zero_variance_lambda``), so that their SNR
-            is infinite or undefined.
+            is infinite or undefined; ``certificate_error``, the largest of the check by plain
+            autograd, and ``certified_samples``, on how many samples it was made.
         """
         found = self.derivatives
+        assert found.certificate is not None
         return {
             "loss": found.info.loss,
             "num_directions": len(found.eigenvalues),
@@ -47,13 +55,15 @@ class Measurement:
             "alignment_sum": float(self.directions["alignment"].sum(skipna=False)),
             "zero_variance_gamma": int(has_zero_variance(found.gammas).sum()),
             "zero_variance_lambda": int(has_zero_variance(found.lambdas).sum()),
+            "certificate_error": found.certificate.worst,
+            "certified_samples": len(found.certificate.samples),
         }
 
 
 def measure(
     model: nn.Module,
     loss: nn.Module,
-    inputs: Tensor,
+    inputs: Tree,
     targets: Tensor,
     *,
     curvature: Curvature = Curvature.EXACT,
@@ -69,8 +79,8 @@ def measure(
 
     Args:
         model: In any mode.
-        loss: ``CrossEntropyLoss`` or ``MSELoss``, mean reduction.
-        inputs: [N, ...], on the model's device and in its precision.
+        loss: One that `vivit_bench.curvature` knows.
+        inputs: Tensors [N, ...], on the model's device and in its precision.
         targets: [N] labels, or [N, ...] like the outputs.
         curvature: Exact or Monte-Carlo GGN.
         samples: Whether the whole batch or its first N // 8 samples carry the curvature;
@@ -81,6 +91,7 @@ def measure(
 
     Raises:
         UsageError: The engine cannot compute the request.
+        CertificateError: What it computed failed its check.
     """
     start = time.perf_counter()
     with _undisturbed(model, inputs):
@@ -92,7 +103,7 @@ def measure(
             cutoff=cutoff,
             curvature=curvature,
             samples=samples,
-            mc_samples=mc_samples,
+            mc_samples=mc_samples if curvature == Curvature.MC else None,
             seed=seed,
             with_gradient=True,
         )
@@ -100,7 +111,22 @@ def measure(
     squared = sum(float(g.double().square().sum()) for g in derivatives.gradient)
     derivatives = replace(derivatives, gradient=None)  # as large as the model
     table = direction_table(derivatives, squared)
+    _check_sums(table)
     return Measurement(derivatives, squared, table, time.perf_counter() - start)
+
+
+def _check_sums(table: pd.DataFrame) -> None:
+    """Refuse what cannot be: shares of the gradient's squared norm that add up to more than it.
+
+    Raises:
+        CertificateError: They do.
+    """
+    total = float(table["alignment"].sum())
+    if total > 1 + 1e-3:
+        raise CertificateError(
+            f"the directions hold {100 * total:.1f} % of the gradient's squared norm, which cannot "
+            "be; nothing of this checkpoint is kept"
+        )
 
 
 @contextmanager
@@ -121,7 +147,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _undisturbed(model: nn.Module, inputs: Tensor) -> Iterator[None]:
-    devices = [inputs.device] if inputs.device.type == "cuda" else []
+def _undisturbed(model: nn.Module, inputs: Tree) -> Iterator[None]:
+    devices = {leaf.device for _, leaf in leaves(inputs) if leaf.device.type == "cuda"}
     with evaluation_mode(model), torch.random.fork_rng(devices=devices):
         yield

@@ -6,8 +6,10 @@ from typing import Any
 import pandas as pd
 from torch import Tensor, nn
 
+from vivit_bench.curvature import Curvature, Samples
 from vivit_bench.errors import UsageError
 from vivit_bench.noise.measurement import Measurement, measure
+from vivit_bench.trees import Tree
 
 
 class NoiseMonitor:
@@ -23,28 +25,44 @@ class NoiseMonitor:
 
     Args:
         model: As it is trained, in any mode; the same object throughout.
-        loss: ``CrossEntropyLoss`` or ``MSELoss``, mean reduction.
-        inputs: [N, ...] of the monitor batch, best held out from training.
+        loss: One that `vivit_bench.curvature` knows.
+        inputs: Tensors [N, ...] of the monitor batch, best held out from training.
         targets: Theirs.
         at: Numbers of optimizer steps after which to look; 0 is now. None: after every step,
             and now.
-        **options: ``curvature``, ``samples``, ``mc_samples``, ``cutoff``, ``seed`` of `measure`.
+        curvature: As for `measure`, as the following.
+        samples: As there.
+        mc_samples: As there.
+        cutoff: As there.
+        seed: As there.
 
     Raises:
         UsageError: A negative step, or what the engine cannot compute.
+        CertificateError: What it computed failed its check.
     """
 
     def __init__(
         self,
         model: nn.Module,
         loss: nn.Module,
-        inputs: Tensor,
+        inputs: Tree,
         targets: Tensor,
         at: Iterable[int] | None = None,
-        **options: Any,
+        *,
+        curvature: Curvature = Curvature.EXACT,
+        samples: Samples = Samples.FULL,
+        mc_samples: int = 1,
+        cutoff: float = 1e-4,
+        seed: int = 0,
     ) -> None:
         self._request = (model, loss, inputs, targets)
-        self._options = options
+        self._options: dict[str, Any] = {
+            "curvature": curvature,
+            "samples": samples,
+            "mc_samples": mc_samples,
+            "cutoff": cutoff,
+            "seed": seed,
+        }
         self._at = None if at is None else frozenset(at)
         if self._at and min(self._at) < 0:
             raise UsageError(f"at has step {min(self._at)}: steps are counted from 0, the start")

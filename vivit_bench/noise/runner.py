@@ -55,7 +55,7 @@ def run_noise(
     listener.note(f"learning rate {settings.lr:.6g}: {chosen.source}")
     listener.note(
         f"{len(data.train):,} training samples, {settings.monitor_batch_size} of "
-        f"{len(data.held_out):,} held out for the monitor, {len(data.test[0]):,} test samples"
+        f"{len(data.held_out):,} held out for the monitor, {data.num_test:,} test samples"
     )
     header = _header(settings, problem, data)
     with open_store(folder) as store:
@@ -136,7 +136,7 @@ def _header(settings: Settings, problem: Problem, data: RunData) -> dict[str, An
             "num_outputs": problem.num_outputs,
             "train_samples": len(data.train),
             "held_out_samples": len(data.held_out),
-            "test_samples": len(data.test[0]),
+            "test_samples": data.num_test,
             "steps_per_epoch": steps_per_epoch,
             "total_steps": steps_per_epoch * settings.epochs,
         },

@@ -4,8 +4,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from vivit_bench.curvature.directional import signal_to_noise
-from vivit_bench.curvature.results import DirectionalDerivatives
+from vivit_bench.curvature import DirectionalDerivatives, signal_to_noise
 
 EQUAL_WITHIN = 1e-12
 """Samples whose values differ by no more than this share of the largest are equal to rounding."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vivit_bench.curvature.options import Curvature, Samples
 from vivit_bench.errors import UsageError
 from vivit_bench.peers.engine import CUTOFF, DAMPING, Quantity, backpropagate_gradient
+from vivit_bench.trees import Tree
 
 
 def extend_for_backpack(model: nn.Module, loss: nn.Module) -> tuple[nn.Module, nn.Module]:
@@ -66,7 +67,7 @@ class BackpackEngine:
         quantity: Quantity,
         model: nn.Module,
         loss: nn.Module,
-        inputs: Tensor,
+        inputs: Tree,
         targets: Tensor,
         *,
         curvature: Curvature,
@@ -78,7 +79,7 @@ class BackpackEngine:
         if quantity is Quantity.GRADIENT:
             return {"loss": backpropagate_gradient(model, loss, inputs, targets)}
         torch.manual_seed(seed)
-        subset = curvature_samples(samples, len(inputs))
+        subset = curvature_samples(samples, len(targets))
         extension = (
             SqrtGGNExact(subsampling=subset)
             if curvature is Curvature.EXACT
@@ -87,7 +88,7 @@ class BackpackEngine:
         with backpack(extension), weight_jac_t_save_memory(True):
             value = backpropagate_gradient(model, loss, inputs, targets)
         # BackPACK scales by the whole mini-batch.
-        scale = len(inputs) / samples.size(len(inputs))
+        scale = len(targets) / samples.size(len(targets))
         field = extension.savefield
         try:
             with torch.no_grad():

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vivit_bench.curvature.options import Curvature, Samples
 from vivit_bench.errors import UsageError
 from vivit_bench.peers.engine import Quantity, backpropagate_gradient
+from vivit_bench.trees import Tree, select
 
 LEADING = 10
 
@@ -30,7 +31,7 @@ class CurvlinopsEngine:
         quantity: Quantity,
         model: nn.Module,
         loss: nn.Module,
-        inputs: Tensor,
+        inputs: Tree,
         targets: Tensor,
         *,
         curvature: Curvature,
@@ -46,10 +47,14 @@ class CurvlinopsEngine:
         value = backpropagate_gradient(model, loss, inputs, targets)
         if quantity is Quantity.GRADIENT:
             return {"loss": value}
-        count = samples.size(len(inputs))
+        count = samples.size(len(targets))
         parameters = [p for p in model.parameters() if p.requires_grad]
         operator = GGNLinearOperator(
-            model, loss, parameters, [(inputs[:count], targets[:count])], check_deterministic=False
+            model,
+            loss,
+            parameters,
+            [(select(inputs, slice(count)), targets[:count])],
+            check_deterministic=False,
         )
         start = np.random.default_rng(seed).standard_normal(operator.shape[0])
         leading = min(LEADING, operator.shape[0] - 1)

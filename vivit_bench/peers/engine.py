@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from vivit_bench.curvature.options import Curvature, Samples
+    from vivit_bench.trees import Tree
 
 DAMPING = 1.0
 CUTOFF = 1e-4
@@ -46,7 +47,7 @@ class Engine(Protocol):
         quantity: Quantity,
         model: nn.Module,
         loss: nn.Module,
-        inputs: Tensor,
+        inputs: Tree,
         targets: Tensor,
         *,
         curvature: Curvature,
@@ -60,7 +61,7 @@ class Engine(Protocol):
             quantity: One of ``quantities``.
             model: As ``prepare`` returned it.
             loss: As ``prepare`` returned it.
-            inputs: [N, ...].
+            inputs: Tensors [N, ...].
             targets: [N, ...].
             curvature: Exact or Monte-Carlo.
             samples: All samples or the first max(N // 8, 1).
@@ -77,7 +78,7 @@ class Engine(Protocol):
 
 
 def backpropagate_gradient(
-    model: nn.Module, loss: nn.Module, inputs: Tensor, targets: Tensor
+    model: nn.Module, loss: nn.Module, inputs: Tree, targets: Tensor
 ) -> Tensor:
     """The standard gradient backpropagation that is always part of the work."""
     model.zero_grad(set_to_none=True)

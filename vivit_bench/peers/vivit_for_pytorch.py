@@ -21,6 +21,7 @@ from vivit_bench.peers.backpack_engine import (
     layer_groups,
 )
 from vivit_bench.peers.engine import CUTOFF, DAMPING, Quantity, backpropagate_gradient
+from vivit_bench.trees import Tree
 
 
 @contextmanager
@@ -60,7 +61,7 @@ class VivitForPytorch:
         quantity: Quantity,
         model: nn.Module,
         loss: nn.Module,
-        inputs: Tensor,
+        inputs: Tree,
         targets: Tensor,
         *,
         curvature: Curvature,
@@ -77,7 +78,7 @@ class VivitForPytorch:
                 f"not {mc_samples}; use --mc-samples 1"
             )
         torch.manual_seed(seed)
-        subset = curvature_samples(samples, len(inputs))
+        subset = curvature_samples(samples, len(targets))
         draws = 0 if curvature is Curvature.EXACT else mc_samples
         groups = [
             {

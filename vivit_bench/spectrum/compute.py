@@ -6,15 +6,15 @@ share this package, do without it.
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from vivit_bench.arguments import DEFAULT_CUTOFF, check_cutoff, check_mc_samples
-from vivit_bench.curvature.options import Blocks, Curvature, Samples
+from vivit_bench.arguments import DEFAULT_CUTOFF, check_cutoff
+from vivit_bench.curvature.options import Approximation, Blocks, Curvature, Samples
 from vivit_bench.errors import VivitBenchError
-from vivit_bench.hardware import cpu_threads
+from vivit_bench.hardware import cpu_threads, memory_errors
 from vivit_bench.spectrum.record import SpectrumRecord
 from vivit_bench.spectrum.settings import Precision, SpectrumSettings
 from vivit_bench.spectrum.workload import Workload, load_workload
@@ -23,7 +23,8 @@ from vivit_bench.store import provenance
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vivit_bench.curvature import Spectrum
+    from vivit_bench.curvature import Certificate, Spectrum
+    from vivit_bench.curvature.certificate import Certify
     from vivit_bench.problems import DataSource
 
 
@@ -34,8 +35,10 @@ def compute_spectrum(
     curvature: Curvature = Curvature.EXACT,
     samples: Samples = Samples.FULL,
     mc_samples: int = 1,
-    blocks: Blocks = Blocks.NONE,
+    blocks: Blocks | dict[str, list[str]] = Blocks.NONE,
+    params: list[str] | None = None,
     cutoff: float = DEFAULT_CUTOFF,
+    certify: "Certify" = True,
     data: "DataSource | None" = None,
     data_dir: Path | None = None,
     seed: int = 0,
@@ -52,8 +55,10 @@ def compute_spectrum(
         curvature: Exact or Monte-Carlo factorisation of the loss Hessian.
         samples: The whole mini-batch, or its first max(N // 8, 1) samples.
         mc_samples: M, for Monte-Carlo curvature only.
-        blocks: The full GGN or its diagonal blocks, one a layer.
+        blocks: The full GGN or its diagonal blocks, one a layer, or block name -> patterns.
+        params: Patterns of the names of the parameters that count.
         cutoff: Eigenvalues above it are counted as directions.
+        certify: Check the result by plain autograd on two samples, on ``"all"``, or not.
         data: Data source; None for the problem's real data.
         data_dir: Folder of the data sets.
         seed: Of parameters, mini-batch and Monte-Carlo samples.
@@ -67,9 +72,10 @@ def compute_spectrum(
 
     Raises:
         UsageError: A wrong name, value, file or device.
+        CertificateError: The result failed its check.
         VivitBenchError: The memory does not suffice, or the result is not finite.
     """
-    check_mc_samples(curvature, mc_samples)
+    Approximation(curvature, samples, mc_samples, seed)
     check_cutoff(cutoff)
     with cpu_threads(threads):
         workload = load_workload(
@@ -82,20 +88,23 @@ def compute_spectrum(
             dtype=dtype,
             device=device,
         )
-        return compute_on(
-            workload, workload.settings(curvature, samples, mc_samples, blocks, cutoff)
-        )
+        settings = workload.settings(curvature, samples, mc_samples, blocks, cutoff, params)
+        return compute_on(workload, settings, certify)
 
 
-def compute_on(workload: Workload, settings: SpectrumSettings) -> SpectrumRecord:
+def compute_on(
+    workload: Workload, settings: SpectrumSettings, certify: "Certify" = True
+) -> SpectrumRecord:
     """Compute one variant's spectrum on a loaded workload.
 
     Args:
         workload: Model and mini-batch.
         settings: What ``workload.settings(...)`` returned.
+        certify: See ``compute_spectrum``.
 
     Raises:
         UsageError: A model the engine cannot handle.
+        CertificateError: The result failed its check.
         VivitBenchError: The memory does not suffice, or the result is not finite.
     """
     import torch
@@ -105,7 +114,11 @@ def compute_on(workload: Workload, settings: SpectrumSettings) -> SpectrumRecord
     start = time.perf_counter()
     with _memory_errors(settings):
         spectrum = eigenvalues(
-            *workload.request, blocks=settings.blocks, **_approximation(settings)
+            *workload.request,
+            settings.approximation,
+            blocks=settings.blocks,
+            params=settings.params,
+            certify=certify,
         )
     seconds = time.perf_counter() - start
     _check_finite(settings, spectrum)
@@ -113,7 +126,7 @@ def compute_on(workload: Workload, settings: SpectrumSettings) -> SpectrumRecord
         settings=settings,
         eigenvalues=spectrum.eigenvalues.numpy(),
         blocks={name: values.numpy() for name, values in spectrum.blocks.items()},
-        num_params=workload.num_params,
+        num_params=spectrum.info.num_params,
         num_samples=spectrum.info.num_samples,
         num_outputs=spectrum.info.num_outputs,
         num_columns=spectrum.info.num_columns,
@@ -124,24 +137,26 @@ def compute_on(workload: Workload, settings: SpectrumSettings) -> SpectrumRecord
         seconds=seconds,
         model_fingerprint=workload.model_fingerprint,
         batch_fingerprint=workload.batch_fingerprint,
+        certificate=asdict(spectrum.certificate) if spectrum.certificate else {},
         provenance=provenance(),
         data_dir=None if workload.data_dir is None else str(workload.data_dir),
     )
 
 
 def leading_eigenvectors(
-    workload: Workload, settings: SpectrumSettings, k: int
-) -> "dict[str, Tensor]":
+    workload: Workload, settings: SpectrumSettings, k: int, certify: "Certify" = True
+) -> "tuple[dict[str, Tensor], Certificate | None]":
     """The leading eigenvectors of a loaded workload's full GGN, as they are stored.
 
     Args:
         workload: Model and mini-batch.
         settings: What ``workload.settings(...)`` returned; its ``blocks`` are ignored.
         k: How many at the most; fewer if fewer eigenvalues are above the cutoff.
+        certify: See ``compute_spectrum``.
 
     Returns:
         ``eigenvalues`` [K], float64, descending, and for each trainable parameter, by its
-        name, [K, *shape], on the CPU.
+        name, [K, *shape], on the CPU; and their certificate.
 
     Raises:
         UsageError: A model the engine cannot handle.
@@ -150,45 +165,33 @@ def leading_eigenvectors(
     import torch
 
     from vivit_bench.curvature import eigenvectors
+    from vivit_bench.curvature.minibatch import named_parameters
 
     with _memory_errors(settings):
         basis = eigenvectors(
-            *workload.request, k=k, cutoff=settings.cutoff, **_approximation(settings)
+            *workload.request,
+            settings.approximation,
+            k=k,
+            cutoff=settings.cutoff,
+            params=settings.params,
+            certify=certify,
         )
-        trainable = [(n, p) for n, p in workload.model.named_parameters() if p.requires_grad]
+        trainable = named_parameters(workload.model, settings.params)
         count = len(basis.eigenvalues)
         found = {name: torch.empty(count, *p.shape, dtype=p.dtype) for name, p in trainable}
         vectors = (vector for chunk in basis.chunks() for vector in chunk)
         for number, vector in enumerate(vectors):
             for (name, _), part in zip(trainable, vector, strict=True):
                 found[name][number] = part
-    return {"eigenvalues": basis.eigenvalues, **found}
+    return {"eigenvalues": basis.eigenvalues, **found}, basis.certificate
 
 
-def _approximation(settings: SpectrumSettings) -> dict[str, Any]:
-    """The options of every engine call that say which curvature is meant."""
-    return {
-        "curvature": settings.curvature,
-        "samples": settings.samples,
-        "mc_samples": settings.mc_samples,
-        "seed": settings.seed,
-    }
-
-
-@contextmanager
-def _memory_errors(settings: SpectrumSettings) -> Iterator[None]:
-    import torch
-
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not known and "can't allocate memory" not in str(error):
-            raise
-        raise VivitBenchError(
-            f"{settings.problem}: not enough memory on {settings.device} for {settings.variant} "
-            f"at batch size {settings.batch_size}; try a smaller --batch-size or --samples frac"
-        ) from error
+def _memory_errors(settings: SpectrumSettings) -> AbstractContextManager[None]:
+    return memory_errors(
+        f"{settings.problem} on {settings.device}, {settings.variant}, at batch size "
+        f"{settings.batch_size}",
+        "try a smaller --batch-size or --samples frac",
+    )
 
 
 def _check_finite(settings: SpectrumSettings, spectrum: "Spectrum") -> None:

@@ -1,6 +1,8 @@
 """Where spectra are stored, and how a stored one is named on the command line."""
 
 import difflib
+import hashlib
+import json
 import re
 from pathlib import Path
 
@@ -18,9 +20,18 @@ def spectrum_folder(results_dir: Path) -> Path:
 
 
 def default_path(settings: SpectrumSettings, results_dir: Path) -> Path:
-    """Path of a spectrum's CSV: ``<problem>_<curvature>_<samples>[_layer]_n<N>.csv``."""
-    stem = _variant_stem(settings.problem, settings.curvature, settings.samples, settings.blocks)
-    return spectrum_folder(results_dir) / f"{stem}_n{settings.batch_size}.csv"
+    """Path of a spectrum's CSV: ``<problem>_<curvature>_<samples>[_layer]_n<N>.csv``.
+
+    Chosen parameters and blocks of one's own add a hash of their patterns at the end.
+    """
+    own = isinstance(settings.blocks, dict)
+    blocks = Blocks.NONE if isinstance(settings.blocks, dict) else settings.blocks
+    stem = _variant_stem(settings.problem, settings.curvature, settings.samples, blocks)
+    stem += f"_n{settings.batch_size}"
+    if own or settings.params:
+        patterns = json.dumps([settings.params, settings.blocks], sort_keys=True)
+        stem += f"_{hashlib.sha256(patterns.encode()).hexdigest()[:8]}"
+    return spectrum_folder(results_dir) / f"{stem}.csv"
 
 
 def stored_variants(
@@ -79,7 +90,7 @@ def figure_stem(
         return paths[0].with_suffix("") if len(paths) == 1 else paths[0].with_name("spectra")
     if len(names) > 1:
         return spectrum_folder(results_dir) / "spectra"
-    layer = "_layer" if settings.blocks is Blocks.LAYER else ""
+    layer = "_layer" if settings.is_blocked else ""
     stem = f"{problem_slug(names[0])}{layer}_n{settings.batch_size}"
     return spectrum_folder(results_dir) / stem
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vivit_bench.curvature.options import Blocks
 from vivit_bench.errors import UsageError
 from vivit_bench.spectrum.settings import SpectrumSettings
 from vivit_bench.store import Provenance, check_writable, write_atomic
@@ -33,6 +32,7 @@ _PLAIN_FIELDS = {
     "seconds": float,
     "model_fingerprint": str,
     "batch_fingerprint": str,
+    "certificate": dict,
 }
 
 
@@ -66,6 +66,9 @@ class SpectrumRecord:
     """Hash of model, parameters, buffers and loss."""
     batch_fingerprint: str
     """Hash of the mini-batch."""
+    certificate: dict[str, Any]
+    """What was compared with plain autograd: ``samples``, ``errors``, ``tolerance``, ``notes``,
+    ``seconds``; empty if it was switched off."""
     provenance: Provenance
     data_dir: str | None = None
     """Folder of the data, if one was given."""
@@ -115,7 +118,7 @@ class SpectrumRecord:
     def _csv(self) -> str:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        if self.settings.blocks is Blocks.LAYER:
+        if self.settings.is_blocked:
             writer.writerow(_BLOCK_COLUMNS)
             for name, values in self.blocks.items():
                 writer.writerows([name, i, repr(v)] for i, v in enumerate(values.tolist(), 1))
@@ -134,7 +137,7 @@ class SpectrumRecord:
             "num_above_cutoff": self.num_above_cutoff,
             "num_zeros": self.num_zeros,
         }
-        if self.settings.blocks is Blocks.LAYER:
+        if self.settings.is_blocked:
             description["blocks"] = {
                 name: {
                     "num_eigenvalues": len(values),
@@ -214,7 +217,7 @@ def load_spectrum(path: Path | str) -> SpectrumRecord:
 
 def _parse(table: str, description: dict[str, Any]) -> SpectrumRecord:
     settings = SpectrumSettings.from_json(description["settings"])
-    eigenvalues, blocks = _parse_table(table, settings.blocks)
+    eigenvalues, blocks = _parse_table(table, settings.is_blocked)
     return SpectrumRecord(
         settings=settings,
         eigenvalues=eigenvalues,
@@ -226,13 +229,13 @@ def _parse(table: str, description: dict[str, Any]) -> SpectrumRecord:
 
 
 def _parse_table(
-    table: str, blocks: Blocks
+    table: str, is_blocked: bool
 ) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
     header, *rows = csv.reader(io.StringIO(table))
-    columns = _BLOCK_COLUMNS if blocks is Blocks.LAYER else _COLUMNS
+    columns = _BLOCK_COLUMNS if is_blocked else _COLUMNS
     if header != columns:
         raise ValueError(f"columns: {','.join(header)} instead of {','.join(columns)}")
-    if blocks is Blocks.NONE:
+    if not is_blocked:
         return np.array([float(value) for _, value in rows]), {}
     by_block: dict[str, list[float]] = {}
     for name, _, value in rows:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-from vivit_bench.curvature.options import Blocks, Curvature, Samples
+from vivit_bench.curvature.options import Approximation, Blocks, Curvature, Samples
 
 
 class Precision(StrEnum):
@@ -27,7 +27,8 @@ class SpectrumSettings:
     samples: Samples
     mc_samples: int
     """M, label draws per sample; 1 when ``curvature`` is exact."""
-    blocks: Blocks
+    blocks: Blocks | dict[str, list[str]]
+    """Or block name -> patterns of parameter names."""
     cutoff: float
     data: str
     """Name of the data source."""
@@ -35,6 +36,22 @@ class SpectrumSettings:
     checkpoint: str | None
     dtype: Precision
     device: str
+    params: list[str] | None = None
+    """Patterns of the names of the parameters that count; None: all trainable ones."""
+
+    @property
+    def approximation(self) -> Approximation:
+        """As the engine takes it.
+
+        Raises:
+            UsageError: It makes no sense.
+        """
+        return Approximation(self.curvature, self.samples, self.mc_samples, self.seed)
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether the spectrum is one of diagonal blocks."""
+        return self.blocks != Blocks.NONE
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as plain JSON types."""
@@ -52,12 +69,13 @@ class SpectrumSettings:
             ValueError: A setting has a value that is not allowed.
         """
         settings = cls(**values)
+        blocks = settings.blocks
         return cls(
             **{
                 **asdict(settings),
                 "curvature": Curvature(settings.curvature),
                 "samples": Samples(settings.samples),
-                "blocks": Blocks(settings.blocks),
+                "blocks": blocks if isinstance(blocks, dict) else Blocks(blocks),
                 "dtype": Precision(settings.dtype),
             }
         )
@@ -65,9 +83,11 @@ class SpectrumSettings:
     @property
     def variant(self) -> str:
         """Short name of the approximation, e.g. ``mc (M = 2), frac``."""
-        monte_carlo = f" (M = {self.mc_samples})" if self.mc_samples != 1 else ""
-        layer = ", per layer" if self.blocks is Blocks.LAYER else ""
-        return f"{self.curvature}{monte_carlo}, {self.samples}{layer}"
+        blocks = ", per layer" if self.blocks == Blocks.LAYER else ""
+        if isinstance(self.blocks, dict):
+            blocks = f", blocks {', '.join(self.blocks)}"
+        params = f", of {', '.join(self.params)}" if self.params else ""
+        return f"{self.approximation.label}{blocks}{params}"
 
     def differences(self, other: "SpectrumSettings") -> dict[str, tuple[Any, Any]]:
         """Settings in which two spectra differ, as name -> (mine, theirs)."""

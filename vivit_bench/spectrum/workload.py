@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vivit_bench.arguments import DEFAULT_CUTOFF, check_cutoff, check_mc_samples
+from vivit_bench.arguments import DEFAULT_CUTOFF, check_cutoff
 from vivit_bench.curvature.options import Blocks, Curvature, Samples
 from vivit_bench.hardware import parse_device
 from vivit_bench.problems.fingerprint import batch_fingerprint, model_fingerprint
@@ -51,17 +51,17 @@ class Workload:
         curvature: Curvature = Curvature.EXACT,
         samples: Samples = Samples.FULL,
         mc_samples: int = 1,
-        blocks: Blocks = Blocks.NONE,
+        blocks: Blocks | dict[str, list[str]] = Blocks.NONE,
         cutoff: float = DEFAULT_CUTOFF,
+        params: list[str] | None = None,
     ) -> SpectrumSettings:
         """Full settings of one variant on this workload.
 
         Raises:
-            UsageError: ``mc_samples`` or ``cutoff`` makes no sense.
+            UsageError: ``mc_samples``, ``seed`` or ``cutoff`` makes no sense.
         """
-        check_mc_samples(curvature, mc_samples)
         check_cutoff(cutoff)
-        return SpectrumSettings(
+        settings = SpectrumSettings(
             problem=self.problem,
             batch_size=num_samples(self.inputs),
             curvature=curvature,
@@ -74,7 +74,10 @@ class Workload:
             checkpoint=None if self.checkpoint is None else str(self.checkpoint),
             dtype=self.dtype,
             device=self.device,
+            params=params,
         )
+        settings.approximation  # noqa: B018  checks itself
+        return settings
 
 
 def load_workload(
