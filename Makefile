@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/vivit-bench
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint figure-3 figure-s4a figure-s5a table-s1 benchmarks clean
+.PHONY: setup demo test test-models lint figure-3 figure-s4a figure-s5a table-s1 benchmarks clean
 .PHONY: figure-2 figure-s6 figure-s7 figure-s8 figure-s9 figure-s10 noise-demo
 
 setup: $(STAMP)
@@ -24,6 +24,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(VENV)/bin/python -m pytest
+
+# Real networks against plain autograd in float64 (20 minutes).
+test-models: $(STAMP)
+	$(VENV)/bin/python -m pytest -m models
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

@@ -824,8 +824,8 @@ def build(number: int, dtype: torch.dtype | None = None) -> Case:
             with torch.no_grad():
                 case = propose(number, attempt, dtype)
             before = state(case)
-            if case.refusal is None:
-                case.model(tree_map(lambda t: t[:1], case.inputs))
+            if case.refusal is None and not torch_agrees(case):
+                continue
             outputs = case.model(case.inputs)
             grads = torch.autograd.grad(outputs.sum(), parameters(case.model), allow_unused=True)
             values = [case.loss(outputs, case.targets), *(g for g in grads if g is not None)]
@@ -833,6 +833,32 @@ def build(number: int, dtype: torch.dtype | None = None) -> Case:
             if finite and not any(d.startswith("input") for d in differences(before, state(case))):
                 return case
     raise AssertionError
+
+
+def torch_agrees(case: Case) -> bool:
+    """Whether PyTorch differentiates samples one by one as it does together.
+
+    PyTorch 2.14's normalisation layers do not, where a lone sample's gradient has the strides
+    of a channels-last tensor (behind a transposition).
+    """
+    ps, inputs = parameters(case.model), case.inputs
+
+    def slopes(batch: Tree, weights: Tensor) -> Tensor:
+        value = (case.model(batch) * weights).sum()
+        grads = torch.autograd.grad(value, ps, allow_unused=True)
+        return flat(
+            [torch.zeros_like(p) if g is None else g for p, g in zip(ps, grads, strict=True)]
+        )
+
+    with torch.no_grad():
+        weights = torch.randn_like(case.model(inputs))
+    together = slopes(tree_map(lambda t: torch.cat([t, t]), inputs), torch.cat([weights] * 2)) / 2
+    alone = sum(
+        slopes(tree_map(lambda t, n=n: t[n : n + 1], inputs), weights[n : n + 1])
+        for n in range(len(weights))
+    )
+    tolerance = 1e-9 if case.dtype == torch.float64 else 1e-3
+    return bool((together - alone).abs().max() <= tolerance * together.abs().max() + tolerance)
 
 
 def twin(case: Case) -> Case:
@@ -936,10 +962,12 @@ class Judge:
             scale = self.reference.gradients.abs().max().item() / 100
             self.close("gradient", flat(found), self.reference.mean_gradient, scale)
 
-    def check_spectrum(self, what: str, found: Tensor, ggn: Tensor, columns: int) -> None:
+    def check_spectrum(
+        self, what: str, found: Tensor, ggn: Tensor, columns: int, scale: float = 0.0
+    ) -> None:
         expected = torch.linalg.eigvalsh(ggn).flip(0)
         count = min(columns, len(ggn))
-        scale = ggn.trace().item() / 10
+        scale = max(scale, ggn.trace().item()) / 10
         self.close(what, found, expected[:count], scale)
         self.close(f"{what}: what is left out", expected[count:], 0 * expected[count:], scale)
 
@@ -1027,7 +1055,9 @@ class Judge:
     def check_spectrum_of_blocks(self, places: dict[str, Tensor], result: Any, g: Tensor) -> None:
         for key, at in places.items():
             columns = result.info.num_columns
-            self.check_spectrum(f"block {key!r}", result.blocks[key], g[at[:, None], at], columns)
+            scale = 0.0 if self.exact else g.trace().item()
+            block = g[at[:, None], at]
+            self.check_spectrum(f"block {key!r}", result.blocks[key], block, columns, scale)
         together = torch.cat(list(result.blocks.values())).sort(descending=True).values
         self.close("eigenvalues of all blocks", result.eigenvalues, together)
 

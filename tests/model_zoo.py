@@ -855,10 +855,14 @@ def _lora(width: int, depth: int, frozen: bool) -> Problem:
 
 
 class Experts(nn.Module):
-    """A mixture of experts: every token goes to the one its gate prefers."""
+    """A mixture of experts: every token goes to the one its gate prefers.
 
-    def __init__(self, width: int, experts: int):
+    An expert without tokens is called with none, or not at all.
+    """
+
+    def __init__(self, width: int, experts: int, call_idle: bool):
         super().__init__()
+        self.call_idle = call_idle
         self.gate = nn.Linear(width, experts)
         self.experts = nn.ModuleList(
             nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width))
@@ -872,6 +876,8 @@ class Experts(nn.Module):
         mixed = torch.zeros_like(tokens)
         for number, expert in enumerate(self.experts):
             (here,) = torch.where(chosen == number)
+            if not (len(here) or self.call_idle):
+                continue
             mixed = mixed.index_add(0, here, weight[here, None] * expert(tokens[here]))
         return self.head((tokens + mixed).unflatten(0, x.shape[:2]).mean(1))
 
@@ -945,7 +951,7 @@ ZOO = [
     ),
     Entry("small-vit", lambda: _vit(16, 8, 2, 2, 16)),
     Entry("small-swin", _small_swin),
-    Entry("small-swin-v2", _small_swin_v2),
+    Entry("small-swin-v2", _small_swin_v2, False),
     Entry(
         "small-shufflenet",
         lambda: images(shufflenet.ShuffleNetV2([1, 1, 1], [8, 16, 16, 32, 32], CLASSES), 32),
@@ -995,7 +1001,8 @@ ZOO = [
     Entry("graph", _graph),
     Entry("small-lora", lambda: _lora(12, 2, False), params="*lora*"),
     Entry("frozen-lora", lambda: _lora(12, 2, True)),
-    Entry("experts", lambda: finish(Experts(6, 3), lambda n: torch.randn(n, 4, 6))),
+    Entry("experts", lambda: finish(Experts(6, 3, True), lambda n: torch.randn(n, 4, 6))),
+    Entry("idle-experts", lambda: finish(Experts(6, 8, False), lambda n: torch.randn(n, 4, 6))),
     Entry("siamese", lambda: finish(Siamese(), lambda n: [torch.randn(n, 4), torch.randn(n, 4)])),
     Entry("point-net", lambda: finish(PointNet(), lambda n: torch.randn(n, 3, 7))),
     Entry("hyper-network", _hyper_network),

@@ -1,7 +1,8 @@
 """The one dense float64 reference: Jacobians, loss Hessians and the GGN by plain autograd.
 
-One sample and one output at a time, through a float64 copy of the model and the loss exactly
-as given. Nothing here is optimised or batched, and nothing of the package is used.
+One sample (beside its own copy) and one output at a time, through a float64 copy of the model
+and the loss exactly as given. Nothing here is optimised or batched, and nothing of the package
+is used.
 """
 
 import copy
@@ -108,7 +109,9 @@ def dense(
         )
 
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        singles = [model(tree_map(lambda t, n=n: t[n : n + 1], inputs)) for n in range(count)]
+        # Twice each, and the first read: PyTorch's backward pass of batch normalisation is
+        # wrong for a batch of one whose incoming gradient is transposed.
+        singles = [model(tree_map(lambda t, n=n: t[[n, n]], inputs))[:1] for n in range(count)]
         together = torch.cat([s.detach() for s in singles]).requires_grad_()
         value = loss(together, targets)
         (slope,) = torch.autograd.grad(value, together, create_graph=True)

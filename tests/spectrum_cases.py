@@ -54,5 +54,6 @@ def make_record(
         seconds=0.1,
         model_fingerprint="model",
         batch_fingerprint="batch",
+        certificate={},
         provenance={"code": "0"},
     )

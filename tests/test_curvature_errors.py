@@ -10,28 +10,6 @@ from vivit_bench.curvature import eigenvalues, inverse_product, newton_step
 from vivit_bench.errors import UsageError
 
 
-class AlsoBare(nn.Module):
-    """Uses a child's weight by calling the child, and once more without."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.child = nn.Linear(2, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.child(x) @ self.child.weight
-
-
-class Bare(nn.Module):
-    """Uses a child's weight without calling the child."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.child = nn.Linear(2, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x @ self.child.weight.t()
-
-
 class Overwritten(nn.Module):
     """Changes a layer's input after the layer used it."""
 
@@ -74,17 +52,14 @@ REFUSED = [
     ("half", lambda: LINEAR().half(), CE, X.half(), Y, "use model.float"),
     ("frozen", lambda: LINEAR().requires_grad_(False), CE, X, Y, "no parameter with requires_grad"),
     ("loss", LINEAR, nn.L1Loss(), X, Y, "loss L1Loss is not supported"),
-    ("reduction", LINEAR, nn.CrossEntropyLoss(reduction="sum"), X, Y, "reduction is 'sum'"),
-    ("smoothing", LINEAR, nn.CrossEntropyLoss(label_smoothing=0.1), X, Y, "label smoothing"),
+    ("reduction", LINEAR, nn.CrossEntropyLoss(reduction="none"), X, Y, "reduction is 'none'"),
     ("dropout", lambda: nn.Sequential(LINEAR(), nn.Dropout()), CE, X, Y, "call model.eval"),
     ("batch norm", lambda: nn.Sequential(LINEAR(), nn.BatchNorm1d(2)), CE, X, Y, "model.eval"),
     ("statistics", lambda: nn.Sequential(LINEAR(), nn.BatchNorm1d(2, track_running_stats=False)),
      CE, X, Y, "training mode|running statistics"),
-    ("bare", Bare, CE, X, Y, "'child.weight' is used without calling"),
-    ("also bare", AlsoBare, CE, X, Y, "'child.weight' is also used outside"),
-    ("overwritten", Overwritten, CE, X, Y, "'first' is overwritten in place"),
-    ("tuple", lambda: nn.Sequential(Tuple(2, 2)), CE, X, Y, "returns tuple"),
-    ("lstm", lambda: nn.Sequential(nn.LSTM(2, 2)), CE, X, Y, "returns tuple"),
+    ("overwritten", Overwritten, CE, X, Y, "modified by an inplace operation"),
+    ("tuple", lambda: nn.Sequential(Tuple(2, 2)), CE, X, Y, "must return one tensor"),
+    ("raises", lambda: nn.Linear(3, 2), CE, X, Y, "forward pass on one sample failed: RuntimeError"),
 ]  # fmt: skip
 
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from vivit_bench.curvature import Curvature, eigenvalues, newton_step
-from vivit_bench.curvature.minibatch import MiniBatch
 from vivit_bench.problems import DataSource, list_problems, load_batch, load_problem
 from vivit_bench.problems.quadratic import deepobs_quadratic
 
@@ -12,23 +11,17 @@ NAMES = [info.name for info in list_problems()]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_problem_runs_and_one_backward_pass_gives_v(name: str) -> None:
-    """V a / sqrt(N) must be the gradient: it ties columns, coordinates and scaling together."""
+def test_every_problem_is_certified_and_runs_in_micro_batches(name: str) -> None:
     problem = load_problem(name)
     x, y = load_batch(problem, 2, DataSource.SYNTHETIC)
-    with torch.no_grad():
-        batch = MiniBatch(problem.model, problem.loss, x, y)
-        gradient = batch.gradient()
-        outputs = problem.model(x)
-        a = batch.factor_of_loss.coordinates(outputs, y)
-        assert a is not None
-        (found,) = batch.backward((a.flatten() / len(x) ** 0.5).unsqueeze(1))
-    g = torch.cat([gradient[p].flatten() for p in batch.parameters])
-    v = torch.cat([found[p].flatten() for p in batch.parameters])
-    assert (g - v).abs().max() < 1e-4 * g.abs().max()
-    result = eigenvalues(problem.model, problem.loss, x, y, curvature=Curvature.MC)
+    result = eigenvalues(
+        problem.model, problem.loss, x, y, curvature=Curvature.MC, with_gradient=True
+    )
     assert result.eigenvalues.isfinite().all()
     assert result.trace > 0
+    assert result.certificate is not None
+    assert len(result.certificate.samples) == 2
+    assert not result.certificate.notes
 
 
 def test_wide_residual_network_takes_a_newton_step() -> None:

@@ -7,12 +7,13 @@ import torch
 from curvature_cases import CASES
 from oracle import dense
 from torch import Tensor
-from vivit_bench.curvature.parallel import for_each
 
 import vivit_bench.curvature.factors as factors
 from vivit_bench.curvature import eigenvalues, newton_step
-from vivit_bench.curvature.kernels import add_lower
-from vivit_bench.curvature.minibatch import MiniBatch
+from vivit_bench.curvature.kernels import add_lower, for_each
+from vivit_bench.curvature.options import Approximation
+from vivit_bench.curvature.passes import sweep_curvature
+from vivit_bench.curvature.session import Request, plan_request
 from vivit_bench.hardware import cpu_threads
 
 CPU = torch.device("cpu")
@@ -62,10 +63,10 @@ def test_many_tiles_of_sample_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _gram_of_convolution(rule: factors.Contraction) -> Tensor:
     model, loss, x, y = CASES[0].build(torch.float64)
+    batch, plan = plan_request(Request(model, loss, x, y, Approximation()))
+    gram = torch.zeros(batch.rows, batch.rows, dtype=torch.float64)
     with torch.no_grad():
-        batch = MiniBatch(model, loss, x, y)
-        gram = batch.new_gram()
-        for factor in batch.collect()[0].values():
+        for factor in sweep_curvature(batch, plan, with_gradient=False).factors.values():
             if isinstance(factor, factors.AffineFactor):
                 factor.contraction = rule
                 factor.add_gram(gram)

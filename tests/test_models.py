@@ -15,11 +15,13 @@ from typing import Any
 
 import pytest
 import torch
-from model_zoo import ZOO, Entry, Problem
+from model_zoo import ZOO, Entry, N, Problem
 from oracle import Tree, dense, relative_error, tree_len, tree_map
 from torch import Tensor, nn
 
 from vivit_bench.curvature import (
+    DirectionalDerivatives,
+    Spectrum,
     directional_derivatives,
     eigenvalues,
     eigenvectors,
@@ -195,10 +197,10 @@ def clusters(values: Tensor) -> list[slice]:
 
 
 def vector_error(found: Vector, expected: Vector, scale: float | None = None) -> float:
-    """Largest deviation over the largest expected entry, or over ``scale``."""
+    """Largest deviation over ``scale``, or the largest expected entry (1 where all are zero)."""
     pairs = list(zip(found, expected, strict=True))
     largest = max((a.detach().flatten() - b.flatten()).abs().max().item() for a, b in pairs)
-    return largest / (scale or max(b.abs().max().item() for b in expected))
+    return largest / (scale or max(b.abs().max().item() for b in expected) or 1.0)
 
 
 def padded(values: Tensor, count: int) -> Tensor:
@@ -220,99 +222,144 @@ def layer_names(model: nn.Module, parameters: Sequence[nn.Parameter]) -> list[st
     return ["+".join(owners[p]) for p in parameters]
 
 
+@dataclass
+class Answers:
+    """All that the engine says about one model."""
+
+    spectrum: Spectrum
+    first: Spectrum
+    """Of the first sample alone."""
+    layers: Spectrum
+    """Layer by layer."""
+    cutoff: float
+    derivatives: DirectionalDerivatives
+    step: list[Tensor]
+    """Above the cutoff."""
+    whole_step: list[Tensor]
+    """Over the whole space."""
+    layer_step: list[Tensor]
+    """Over the whole space, layer by layer."""
+    values: Tensor
+    vectors: list[list[Tensor]]
+    """The three leading eigenvalues above the cutoff, and their eigenvectors."""
+
+
+def ask(problem: Problem, pattern: str | None) -> Answers:
+    options: dict[str, Any] = {} if pattern is None else {"params": pattern}
+    spectrum = eigenvalues(*problem, with_gradient=True, certify=True, **options)
+    cutoff = gap(spectrum.eigenvalues)
+    options["certify"] = False  # Once is enough.
+    by_layer = {**options, "blocks": "layer"}
+    basis = eigenvectors(*problem, k=3, cutoff=cutoff, **options)
+    return Answers(
+        spectrum,
+        eigenvalues(*problem, samples="frac", **options),
+        eigenvalues(*problem, **by_layer),
+        cutoff,
+        directional_derivatives(*problem, cutoff=cutoff, **options),
+        newton_step(*problem, damping=1.0, cutoff=cutoff, **options).step,
+        newton_step(*problem, damping=1.0, cutoff=None, **options).step,
+        newton_step(*problem, damping=1.0, cutoff=None, **by_layer).step,
+        basis.eigenvalues,
+        [vector for chunk in basis.chunks() for vector in chunk],
+    )
+
+
+def check_spectrum(found: Answers, expected: Reference) -> None:
+    gram, spectrum = expected.gram(), found.spectrum
+    values = torch.linalg.eigvalsh(gram).flip(0)
+    assert len(spectrum.eigenvalues) <= sum(c.shape[1] for c in expected.columns)
+    assert eigenvalue_error(spectrum.eigenvalues, values) < TOLERANCE
+    assert spectrum.trace == pytest.approx(gram.trace().item(), rel=TOLERANCE)
+    assert spectrum.info.loss == pytest.approx(expected.loss, rel=TOLERANCE)
+    assert spectrum.gradient is not None
+    assert vector_error(spectrum.gradient, expected.gradient()) < TOLERANCE
+
+    rows = expected.owners == 0
+    alone = N * gram[rows][:, rows]
+    values = torch.linalg.eigvalsh(alone).flip(0)
+    assert eigenvalue_error(found.first.eigenvalues, values) < TOLERANCE
+
+
+def whole_space_step(expected: Reference) -> list[Tensor]:
+    """-(G + I)^-1 grad L, with the Gram matrix's inverse instead."""
+    gram = expected.gram()
+    inner = torch.linalg.solve(torch.eye(len(gram)).to(gram) + gram, expected.slopes().mean(1))
+    pairs = zip(expected.times(inner), expected.gradient(), strict=True)
+    return [v - g for v, g in pairs]
+
+
+def check_directions(found: Answers, expected: Reference) -> None:
+    """What depends on the eigenvectors above the cutoff, up to the basis of an eigenspace."""
+    slopes = expected.slopes()
+    values, weights = (t.flip(-1) for t in torch.linalg.eigh(expected.gram()))
+    count = int((values > found.cutoff).sum())
+    values, weights = values[:count], weights[:, :count]
+
+    coefficients = weights.t() @ slopes.mean(1) / (values * (values + 1.0))
+    step = expected.times(weights @ coefficients)
+    assert vector_error(found.step, [-s for s in step]) < TOLERANCE
+
+    assert len(found.derivatives.eigenvalues) == count
+    assert relative_error(found.derivatives.eigenvalues, values) < TOLERANCE
+    gammas = slopes.t() @ weights / values.sqrt()
+    samples = torch.nn.functional.one_hot(expected.owners, N).to(weights).t()
+    lambdas = N * values * (samples @ weights.square())
+    for run in clusters(values):
+        ours, theirs = found.derivatives.gammas[:, run], gammas[:, run]
+        error = (ours @ ours.t() - theirs @ theirs.t()).abs().max()
+        assert error < TOLERANCE * gammas.square().max()
+        error = (found.derivatives.lambdas[:, run].sum(1) - lambdas[:, run].sum(1)).abs().max()
+        assert error < TOLERANCE * lambdas.max()
+
+    assert len(found.vectors) == min(3, count)
+    scale = values[0].item()
+    for value, vector in zip(found.values, found.vectors, strict=True):
+        assert sum(v.square().sum().item() for v in vector) == pytest.approx(1.0, rel=TOLERANCE)
+        product = expected.times(expected.transposed_times(vector))
+        assert vector_error(product, [value * v for v in vector], scale) < TOLERANCE
+
+
+def check_layers(found: Answers, expected: Reference, names: list[str]) -> None:
+    """One block for every layer; ``names`` holds every parameter's."""
+    assert list(found.layers.blocks) == list(dict.fromkeys(names))
+    for name, values in found.layers.blocks.items():
+        places = [i for i, owner in enumerate(names) if owner == name]
+        block = expected.part(places)
+        error = eigenvalue_error(values, torch.linalg.eigvalsh(block.gram()).flip(0))
+        assert error < TOLERANCE, name
+        step = [found.layer_step[i] for i in places]
+        assert vector_error(step, whole_space_step(block)) < TOLERANCE, name
+
+
+def check_against_oracle(
+    problem: Problem, parameters: list[nn.Parameter], expected: Reference
+) -> None:
+    names = [n for n, p in problem[0].named_parameters() if any(p is q for q in parameters)]
+    oracle = dense(*problem, names)
+    v = torch.cat(expected.columns, 1)
+    assert relative_error(v.t() @ v, oracle.ggn()) < TOLERANCE
+    assert relative_error(torch.cat(expected.gradient()), oracle.mean_gradient) < TOLERANCE
+
+
 @entries
 def test_every_quantity(entry: Entry) -> None:
     if entry.needs_compiler and not (shutil.which("g++") or shutil.which("clang++")):
         pytest.skip("no C++ compiler")
     problem = entry.build()
     model = problem[0]
-    options: dict[str, Any] = {} if entry.params is None else {"params": entry.params}
-    # The engine first: the reference's V may take several GiB.
-    spectrum = eigenvalues(*problem, with_gradient=True, certify=True, **options)
-    options["certify"] = False  # Once is enough.
-    first = eigenvalues(*problem, samples="frac", **options)
-    cutoff = gap(spectrum.eigenvalues)
-    derivatives = directional_derivatives(*problem, cutoff=cutoff, **options)
-    step = newton_step(*problem, damping=1.0, cutoff=cutoff, **options).step
-    whole_step = newton_step(*problem, damping=1.0, cutoff=None, **options).step
-    basis = eigenvectors(*problem, k=3, cutoff=cutoff, **options)
-    vectors = [vector for chunk in basis.chunks() for vector in chunk]
-    layers = eigenvalues(*problem, blocks="layer", **options)
-    layer_step = newton_step(*problem, damping=1.0, cutoff=None, blocks="layer", **options).step
     parameters = chosen_parameters(model, entry.params)
+    # The engine first: the reference's V may take several GiB.
+    found = ask(problem, entry.params)
     assert all(p.grad is None for p in model.parameters())
+    assert [v.shape for v in found.step] == [p.shape for p in parameters]
     gc.collect()
 
     expected = reference(problem, entry.params)
     check_by_differences(problem, entry.params, expected)
-    gram, slopes = expected.gram(), expected.slopes()
-    values, weights = (t.flip(-1) for t in torch.linalg.eigh(gram))
-
-    # Eigenvalues, trace, loss, gradient.
-    assert len(spectrum.eigenvalues) <= sum(p.numel() for p in parameters)
-    assert eigenvalue_error(spectrum.eigenvalues, values) < TOLERANCE
-    assert spectrum.trace == pytest.approx(gram.trace().item(), rel=TOLERANCE)
-    assert spectrum.info.loss == pytest.approx(expected.loss, rel=TOLERANCE)
-    assert spectrum.gradient is not None
-    assert [g.shape for g in spectrum.gradient] == [p.shape for p in parameters]
-    assert vector_error(spectrum.gradient, expected.gradient()) < TOLERANCE
-
-    # Curvature on the first sample alone.
-    rows = expected.owners == 0
-    alone = len(slopes[0]) * gram[rows][:, rows]
-    assert eigenvalue_error(first.eigenvalues, torch.linalg.eigvalsh(alone).flip(0)) < TOLERANCE
-
-    # Steps: over the directions above the cutoff, and over the whole space.
-    gradient = slopes.mean(1)
-    count = int((values > cutoff).sum())
-    u, l = weights[:, :count], values[:count]  # noqa: E741
-    newton = expected.times(u @ ((u.t() @ gradient) / (l * (l + 1.0))))
-    assert vector_error(step, [-s for s in newton]) < TOLERANCE
-    inner = torch.linalg.solve(torch.eye(len(gram)).to(gram) + gram, gradient)
-    pairs = zip(expected.times(inner), expected.gradient(), strict=True)
-    assert vector_error(whole_step, [v - g for v, g in pairs]) < TOLERANCE
-
-    # Slopes and curvatures along the eigenvectors, up to the choice of a basis of an eigenspace.
-    assert len(derivatives.eigenvalues) == count
-    assert relative_error(derivatives.eigenvalues, l) < TOLERANCE
-    gammas = slopes.t() @ u / l.sqrt()
-    samples = torch.nn.functional.one_hot(expected.owners, len(gammas)).to(u).t()
-    lambdas = len(gammas) * l * (samples @ u.square())
-    for run in clusters(l):
-        ours, theirs = derivatives.gammas[:, run], gammas[:, run]
-        error = (ours @ ours.t() - theirs @ theirs.t()).abs().max()
-        assert error < TOLERANCE * gammas.square().max()
-        error = (derivatives.lambdas[:, run].sum(1) - lambdas[:, run].sum(1)).abs().max()
-        assert error < TOLERANCE * lambdas.max()
-
-    # Eigenvectors: G e = l e, e of length one.
-    assert len(vectors) == min(3, count)
-    for value, vector in zip(basis.eigenvalues, vectors, strict=True):
-        assert sum(v.square().sum().item() for v in vector) == pytest.approx(1.0, rel=TOLERANCE)
-        product = expected.times(expected.transposed_times(vector))
-        assert (
-            vector_error(product, [value * v for v in vector], scale=values[0].item()) < TOLERANCE
-        )
-
-    # Blocks: one for every layer.
-    names = layer_names(model, parameters)
-    assert list(layers.blocks) == list(dict.fromkeys(names))
-    assert layers.trace == pytest.approx(gram.trace().item(), rel=TOLERANCE)
-    steps: list[Tensor] = []
-    for name, found in layers.blocks.items():
-        block = expected.part([i for i, owner in enumerate(names) if owner == name])
-        gram = block.gram()
-        spectrum_error = eigenvalue_error(found, torch.linalg.eigvalsh(gram).flip(0))
-        assert spectrum_error < TOLERANCE, name
-        inner = torch.linalg.solve(torch.eye(len(gram)).to(gram) + gram, block.slopes().mean(1))
-        pairs = zip(block.times(inner), block.gradient(), strict=True)
-        steps += [v - g for v, g in pairs]
-    order = sorted(range(len(names)), key=lambda i: list(layers.blocks).index(names[i]))
-    assert vector_error([layer_step[i] for i in order], steps) < TOLERANCE
-
+    check_spectrum(found, expected)
+    check_directions(found, expected)
+    assert vector_error(found.whole_step, whole_space_step(expected)) < TOLERANCE
+    check_layers(found, expected, layer_names(model, parameters))
     if sum(p.numel() for p in parameters) <= DENSE_PARAMETERS:
-        chosen = [n for n, p in model.named_parameters() if any(p is q for q in parameters)]
-        oracle = dense(*problem, chosen)
-        v = torch.cat(expected.columns, 1)
-        assert relative_error(v.t() @ v, oracle.ggn()) < TOLERANCE
-        assert relative_error(torch.cat(expected.gradient()), oracle.mean_gradient) < TOLERANCE
+        check_against_oracle(problem, parameters, expected)

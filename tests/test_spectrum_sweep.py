@@ -1,7 +1,7 @@
 """A sweep keeps what still holds, computes the rest, and loses nothing when interrupted."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,8 @@ class StubEngine:
         self.values = [2.0, 1.0]
 
     def __call__(self, model: nn.Module, loss: nn.Module, *batch: Any, **options: Any) -> Spectrum:
-        self.calls.append(options)
+        *_, approximation = batch
+        self.calls.append({**options, **asdict(approximation)})
         info = BatchInfo(12, 4, 4, 3, len(self.values), 1.0, "float64")
         return Spectrum(info, torch.tensor(self.values, dtype=torch.float64), sum(self.values))
 

@@ -14,6 +14,7 @@ from vivit_bench.cli.options import (
     SeedOption,
 )
 from vivit_bench.curvature.options import Curvature, Samples
+from vivit_bench.errors import VivitBenchError
 from vivit_bench.peers import Quantity, engine_names
 from vivit_bench.problems.sources import DataSource
 
@@ -41,8 +42,8 @@ def compare_engines(
     output: Annotated[Path | None, typer.Option(help="Write the table to this CSV file.")] = None,
 ) -> None:
     """Measure engines in turn, every run in a fresh process: time, memory, agreement."""
+    from vivit_bench.comparison.compare import AGREEMENT, summarise
     from vivit_bench.comparison.compare import compare_engines as measure
-    from vivit_bench.comparison.compare import summarise
     from vivit_bench.comparison.floor import measure_floor
     from vivit_bench.peers import get_engine
     from vivit_bench.problems.sources import default_source
@@ -71,9 +72,16 @@ def compare_engines(
         timeout=timeout,
         progress=lambda line: typer.echo(line, err=True),
     )
-    rows = summarise(runs)
+    rows = summarise(runs, comparable=curvature is Curvature.EXACT)
     print_comparison(rows)
     if output is not None:
         save_comparison(rows, {**work, "batch_size": batch_size, "threads": threads}, output)
     if floor:
         print_floor(measure_floor(work, batch_size, threads), rows[0]["wall_seconds"])
+    if odd := [row for row in rows if row.get("agrees") is False]:
+        named = ", ".join(f"{row['engine']} by {row['difference']:.1e}" for row in odd)
+        raise VivitBenchError(
+            f"engines disagree with {rows[0]['engine']}: {named} (tolerance "
+            f"{AGREEMENT['eigenvalues']:.0e} for eigenvalues, {AGREEMENT['step']:.0e} for steps); "
+            "one of them is wrong on this model"
+        )

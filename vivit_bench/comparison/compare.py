@@ -17,6 +17,10 @@ from torch import Tensor
 from vivit_bench.errors import VivitBenchError
 from vivit_bench.hardware import thread_environment
 
+AGREEMENT = {"eigenvalues": 1e-3, "step": 1e-2}
+"""Largest relative deviation within which two engines agree, in float32: of the leading
+eigenvalues, and of steps (LAPACK's float32 solver, which some use, is good to 2e-3)."""
+
 
 @dataclass
 class EngineRuns:
@@ -27,6 +31,8 @@ class EngineRuns:
     cpu_seconds: list[float] = field(default_factory=list)
     peak_bytes: list[int] = field(default_factory=list)
     result: dict[str, Tensor] = field(default_factory=dict)
+    certificate: dict[str, float] = field(default_factory=dict)
+    """``certificate_seconds`` and ``certificate_error``, where the engine has a check."""
     failure: str = ""
     """Why the engine has no figures; empty if it has."""
 
@@ -60,21 +66,22 @@ def compare_engines(
         for entry in runs:
             if not entry.failure:
                 progress(f"run {repeat + 1} of {repeats}: {entry.engine}")
-                _run(entry, {**work, "engine": entry.engine}, n, threads, timeout)
+                told = {"work": {**work, "engine": entry.engine}, "n": n, "threads": threads}
+                _run(entry, {**told, "certify": repeat == 0}, timeout)
     if runs[0].failure:
         raise VivitBenchError(f"engine {runs[0].engine!r} failed: {runs[0].failure}")
     return runs
 
 
-def _run(entry: EngineRuns, work: dict[str, Any], n: int, threads: int, timeout: float) -> None:
+def _run(entry: EngineRuns, spec: dict[str, Any], timeout: float) -> None:
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.pt"
-        spec = {"work": work, "n": n, "threads": threads, "result": str(result)}
+        spec = {**spec, "result": str(result)}
         command = [sys.executable, "-W", "ignore", "-m", "vivit_bench.comparison.child"]
         try:
             done = subprocess.run(
                 [*command, json.dumps(spec)],
-                env={**os.environ, **thread_environment(threads)},
+                env={**os.environ, **thread_environment(spec["threads"])},
                 capture_output=True,
                 text=True,
                 timeout=timeout,
@@ -91,15 +98,20 @@ def _run(entry: EngineRuns, work: dict[str, Any], n: int, threads: int, timeout:
         entry.wall_seconds.append(figures["wall_seconds"])
         entry.cpu_seconds.append(figures["cpu_seconds"])
         entry.peak_bytes.append(figures["peak_bytes"])
+        entry.certificate |= {k: v for k, v in figures.items() if k.startswith("certificate")}
         entry.result = torch.load(result, weights_only=True)
 
 
-def summarise(runs: Sequence[EngineRuns]) -> list[dict[str, Any]]:
+def summarise(runs: Sequence[EngineRuns], *, comparable: bool) -> list[dict[str, Any]]:
     """A row per engine: medians, their ratios to the first engine's, agreement with it.
 
     ``wall_ratio`` is the median over the rounds of the engine's time over the first
     engine's in the same round; ``difference`` the largest relative deviation of the
-    leading eigenvalues or of the step.
+    leading eigenvalues or of the step, and ``agrees`` whether it is within `AGREEMENT`.
+
+    Args:
+        runs: The first is what the others are compared with.
+        comparable: Whether the engines compute the same; Monte-Carlo draws differ.
     """
     base = runs[0]
     rows = []
@@ -115,7 +127,8 @@ def summarise(runs: Sequence[EngineRuns]) -> list[dict[str, Any]]:
                 "wall_ratio": _ratio(entry.wall_seconds, base.wall_seconds),
                 "cpu_ratio": _ratio(entry.cpu_seconds, base.cpu_seconds),
                 "peak_ratio": median(entry.peak_bytes) / max(median(base.peak_bytes), 1),
-                "difference": _difference(entry.result, base.result),
+                **_agreement(entry.result, base.result, comparable),
+                **entry.certificate,
             }
         rows.append(row | {"failure": entry.failure})
     return rows
@@ -125,12 +138,14 @@ def _ratio(times: Sequence[float], base: Sequence[float]) -> float:
     return median(a / b for a, b in zip(times, base, strict=False))
 
 
-def _difference(result: dict[str, Tensor], base: dict[str, Tensor]) -> float | None:
-    """Largest deviation relative to the largest entry; of eigenvalues the 10 leading ones."""
+def _agreement(
+    result: dict[str, Tensor], base: dict[str, Tensor], comparable: bool
+) -> dict[str, Any]:
+    """``difference`` relative to the largest entry (of the 10 leading eigenvalues), ``agrees``."""
     for name, leading in (("eigenvalues", 10), ("step", None)):
-        if name in result and name in base:
+        if comparable and name in result and name in base:
             a, b = result[name].double()[:leading], base[name].double()[:leading]
             shared = min(len(a), len(b))
             deviation = (a[:shared] - b[:shared]).abs().max() / b.abs().max().clamp(min=1e-300)
-            return float(deviation)
-    return None
+            return {"difference": float(deviation), "agrees": bool(deviation <= AGREEMENT[name])}
+    return {"difference": None, "agrees": None}

@@ -45,6 +45,11 @@ class Trial:
     for the first reading to decide."""
     time: str
     """End, UTC, ISO 8601."""
+    certificate_error: float | None = None
+    """Largest error of the check by plain autograd of the 2-sample warm-up; None where the engine
+    has no check, or it was not reached. The measured work itself is not checked."""
+    certified_samples: int | None = None
+    """On how many samples it was made."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON types."""

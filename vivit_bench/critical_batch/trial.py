@@ -76,6 +76,7 @@ def run_trial(spec: TrialSpec, timeout_seconds: float) -> TrialRun:
         seconds=round(time.monotonic() - started, 3),
         timeout_seconds=timeout_seconds,
         confirmed=confirmed,
+        **first.certified,
         time=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     return TrialRun(trial, watch.stderr_text())
@@ -123,6 +124,8 @@ class Watch:
     idle_bytes: int | None = None
     peak_bytes: int | None = None
     absolute_peak_bytes: int | None = None
+    certified: dict[str, Any] = field(default_factory=dict)
+    """Fields of a `Trial` on the warm-up's certificate."""
     report: dict[str, Any] = field(default_factory=dict)
     """The child's last message, "finished" or "failed"."""
     kill: Kill | None = None
@@ -138,6 +141,8 @@ class Watch:
             if message["event"] == "ready":
                 self.ready_at = time.monotonic()
                 self.idle_bytes = message["idle_bytes"]
+                names = ("certificate_error", "certified_samples")
+                self.certified = {name: message[name] for name in names}
                 self.idle = MemoryReading(**message["idle"]) if "idle" in message else None
             else:
                 self.report = message

@@ -12,7 +12,7 @@ import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vivit_bench.critical_batch.budget import MemoryBudget
 from vivit_bench.critical_batch.device_memory import DeviceMeter
@@ -21,6 +21,9 @@ from vivit_bench.critical_batch.meters import HostMeter, Meter
 from vivit_bench.critical_batch.spec import TrialSpec
 from vivit_bench.critical_batch.workloads import Workload, load_workload
 from vivit_bench.errors import VivitBenchError
+
+if TYPE_CHECKING:
+    from vivit_bench.curvature import Certificate
 
 _PR_SET_PDEATHSIG = 1
 
@@ -36,14 +39,24 @@ def main(arguments: list[str]) -> None:
     _be_the_first_to_be_killed()
     try:
         workload = load_workload(spec.workload, spec.work)
-        workload.warm_up()
+        certified = _facts(workload.warm_up())
         meter = _meter(spec)
-        _tell(pipe, event="ready", **meter.start())
+        _tell(pipe, event="ready", **certified, **meter.start())
     except BaseException as error:
         _tell(pipe, **_failure(error))
         os._exit(1)
     _tell(pipe, **_work(workload, meter, spec.n))
     os._exit(0)
+
+
+def _facts(certificate: "Certificate | None") -> dict[str, Any]:
+    """What a trial's record says of the warm-up's certificate."""
+    if certificate is None:
+        return {"certificate_error": None, "certified_samples": None}
+    return {
+        "certificate_error": certificate.worst,
+        "certified_samples": len(certificate.samples),
+    }
 
 
 def _work(workload: Workload, meter: Meter, n: int) -> dict[str, Any]:

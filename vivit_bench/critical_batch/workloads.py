@@ -4,10 +4,13 @@ import importlib
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from vivit_bench.critical_batch.failures import BatchLimitError
 from vivit_bench.trees import map_tree
+
+if TYPE_CHECKING:
+    from vivit_bench.curvature import Certificate
 
 ENGINE = "engine"
 
@@ -17,8 +20,12 @@ WARM_UP_SAMPLES = 2
 class Workload(Protocol):
     """Set up by its constructor, outside the budget."""
 
-    def warm_up(self) -> None:
-        """Do the whole work once on a few samples: libraries then have their buffers."""
+    def warm_up(self) -> "Certificate | None":
+        """Do the whole work once on a few samples: libraries then have their buffers.
+
+        Returns:
+            The certificate of what was computed, where the work has one.
+        """
 
     def run(self, n: int) -> object:
         """Make a mini-batch of N samples and do the work, inside the budget."""
@@ -108,22 +115,28 @@ class EngineWorkload:
         model = self._problem.model.to(device)
         self._model, self._loss = self._engine.prepare(model, self._problem.loss.to(device))
 
-    def warm_up(self) -> None:
+    def warm_up(self) -> "Certificate | None":
         """See `Workload`. Gradients are dropped: those of the trial are to count."""
+        certificate = self.certify(WARM_UP_SAMPLES)
         self.run(WARM_UP_SAMPLES)
         for parameter in self._model.parameters():
             parameter.grad = None
+        return certificate
+
+    def certify(self, n: int) -> "Certificate | None":
+        """Do the work on N samples with its check by plain autograd.
+
+        Raises:
+            CertificateError: The check failed.
+        """
+        return self._engine.certify(
+            self._quantity, self._model, self._loss, *self._batch(n), **self._options
+        )
 
     def run(self, n: int) -> object:
-        """See `Workload`; returns the engine's named tensors."""
-        inputs, targets = self._batch(n)
+        """See `Workload`; returns the engine's named tensors. They are not checked."""
         result = self._engine.run(
-            self._quantity,
-            self._model,
-            self._loss,
-            map_tree(lambda tensor: tensor.to(self._device), inputs),
-            targets.to(self._device),
-            **self._options,
+            self._quantity, self._model, self._loss, *self._batch(n), **self._options
         )
         if self._device != "cpu":
             import torch
@@ -143,15 +156,18 @@ class EngineWorkload:
         return ""
 
     def _batch(self, n: int) -> Any:
+        """Inputs and targets on the device."""
         from vivit_bench.problems import load_batch
         from vivit_bench.problems.sampling import TooFewSamplesError
 
         try:
-            return load_batch(self._problem, n, self._source, self._data_dir, self._seed)
+            inputs, targets = load_batch(self._problem, n, self._source, self._data_dir, self._seed)
         except TooFewSamplesError as error:
             if n <= WARM_UP_SAMPLES:
                 raise
             raise BatchLimitError(str(error)) from error
+        inputs = map_tree(lambda tensor: tensor.to(self._device), inputs)
+        return inputs, targets.to(self._device)
 
 
 def _path(text: str | None) -> Path | None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
+from vivit_bench.curvature.minibatch import blamed_on_model
 from vivit_bench.curvature.rules import RESHAPES, TRANSPOSE, Role, Rule, Saved, find_rule, node_kind
 
 
@@ -37,8 +38,13 @@ class Use:
         return GradientEdge(self.node, 0)
 
     def saved(self) -> Saved:
-        """What the node keeps of its forward pass."""
-        return self.rule.read(self.node, self.roles)
+        """What the node keeps of its forward pass.
+
+        Raises:
+            UsageError: It was overwritten in place, so that there is no gradient either.
+        """
+        with blamed_on_model("the model's backward pass"):
+            return self.rule.read(self.node, self.roles)
 
     @property
     def signature(self) -> tuple:
@@ -180,7 +186,8 @@ def backpropagate(
 
 
 def _pull(outputs: Tensor, edges: Sequence[GradientEdge], column: Tensor) -> list[Tensor | None]:
-    grads = torch.autograd.grad(outputs, edges, column, retain_graph=True, allow_unused=True)
+    with blamed_on_model("the model's backward pass"):
+        grads = torch.autograd.grad(outputs, edges, column, retain_graph=True, allow_unused=True)
     return [g.to_dense() if g is not None and g.layout is not torch.strided else g for g in grads]
 
 

@@ -31,6 +31,13 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Largest deviation, relative to |v_n| |v_m| (of what is compared with these vectors), or to
 the largest entry (outputs, loss)."""
 
+ROUNDING = 1e-4
+"""Share of |x| |y| below which an inner product x . y is rounding: where a sample's columns are
+zero, products with them are not."""
+
+COMPANY = 16
+"""Samples that run in one forward pass with the drawn ones, where not all are drawn."""
+
 Certify = bool | Literal["all"]
 """Whether to check a result on two samples, or on all of them."""
 
@@ -107,8 +114,30 @@ class Checks(ABC):
         """Eigenvalues [K] and eigenvectors [m, K] of the block in hand."""
 
     @abstractmethod
-    def lifted(self, what: str, weights: Tensor, directions: Sequence[Direction]) -> None:
-        """Vectors in parameter space made of coordinates [m, R] of the block in hand."""
+    def derivatives(self, gammas: Tensor, lambdas: Tensor, values: Tensor) -> None:
+        """Slopes [N, K] and curvatures [num_samples, K] along directions with eigenvalues [K]."""
+
+    @abstractmethod
+    def solved(self, weights: Tensor, right: Tensor, damping: float) -> None:
+        """(matrix + damping I) weights = right was solved in the block in hand, [m, R]."""
+
+    @abstractmethod
+    def lifted(
+        self,
+        what: str,
+        weights: Tensor,
+        directions: Sequence[Direction],
+        products: Tensor | None = None,
+    ) -> None:
+        """Vectors in parameter space made of coordinates of the block in hand.
+
+        Args:
+            what: Names them.
+            weights: [m, R].
+            directions: R of them.
+            products: [m, R] with v_n . direction = coordinates_n products, where these are
+                known without the weights.
+        """
 
     @abstractmethod
     def watch(self) -> "Watch | None":
@@ -152,7 +181,19 @@ class Unchecked(Checks):
     def eigenpairs(self, values: Tensor, vectors: Tensor) -> None:  # noqa: D102
         pass
 
-    def lifted(self, what: str, weights: Tensor, directions: Sequence[Direction]) -> None:  # noqa: D102
+    def derivatives(self, gammas: Tensor, lambdas: Tensor, values: Tensor) -> None:  # noqa: D102
+        pass
+
+    def solved(self, weights: Tensor, right: Tensor, damping: float) -> None:  # noqa: D102
+        pass
+
+    def lifted(  # noqa: D102
+        self,
+        what: str,
+        weights: Tensor,
+        directions: Sequence[Direction],
+        products: Tensor | None = None,
+    ) -> None:
         pass
 
     def watch(self) -> "Watch | None":  # noqa: D102
@@ -198,9 +239,19 @@ class Certifier(Checks):
         self._weights = torch.randn(shape, generator=generator, dtype=torch.float64).to(
             batch.device
         )
+        self._company = self._find_company()
+        """Samples that run together with the drawn ones, to see whether they are coupled."""
         with self._timed():
             self._run(sweep)
         self._block = self._new_block()
+
+    def _find_company(self) -> list[int]:
+        """The drawn samples among the first ones of the mini-batch; all, if all were drawn."""
+        batch, drawn = self._batch, set(self._samples)
+        if len(drawn) == batch.num_samples and len(drawn) > 1:
+            return list(range(batch.batch_size))
+        others = [n for n in range(batch.batch_size) if n not in drawn]
+        return sorted([*drawn, *others[: COMPANY - len(drawn)]])
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
@@ -219,30 +270,33 @@ class Certifier(Checks):
             outputs = batch.plain_forward([n])
             self._compare_outputs(n, outputs, sweep.outputs[n : n + 1])
             alone.append(outputs)
-        if len(self._samples) > 1:
-            pair = self._samples[:2]
-            together = batch.plain_forward(pair, graph=False)
-            if together.shape[0] != 2:
-                raise UsageError("the model's output must have the sample axis first")
-            self._compare_outputs(pair[0], alone[0], together[:1])
-            self._compare_outputs(pair[1], alone[1], together[1:])
+        self._together = batch.plain_forward(self._company, graph=False)
+        if len(self._together) != len(self._company):
+            raise UsageError("the model's output must have the sample axis first")
+        for n, outputs in zip(self._samples, alone, strict=True):
+            position = self._company.index(n)
+            self._compare_outputs(n, outputs, self._together[position : position + 1])
         self._vectors: list[Direction] = []
+        cotangents = []
         for weights, n, outputs in zip(self._weights, self._samples, alone, strict=True):
             drawn = None if noise is None else noise[n : n + 1]
             columns = batch.factor.columns(sweep.outputs[n : n + 1], slice(n, n + 1), drawn)
             cotangent = torch.einsum("c,c...->...", weights, columns[0].double())
+            cotangent = (cotangent * batch.num_samples**-0.5).to(outputs.dtype).unsqueeze(0)
             vector: Direction = {}
-            add_pulled(
-                batch,
-                vector,
-                outputs,
-                (cotangent * batch.num_samples**-0.5).to(outputs.dtype).unsqueeze(0),
-                keep_graph=True,
-            )
+            add_pulled(batch, vector, outputs, cotangent, keep_graph=True)
             self._vectors.append(vector)
+            cotangents.append(cotangent)
         self._products = {p: self._inner(self._vectors, p) for p in batch.parameters}
-        self._scale = torch.tensor([_norm(v.values()) for v in self._vectors], dtype=torch.float64)
+        self._scale = torch.tensor(
+            [
+                max(_norm(v.values()), self._least_scale(s, outputs))
+                for v, s, outputs in zip(self._vectors, cotangents, alone, strict=True)
+            ],
+            dtype=torch.float64,
+        )
         self._mean: Direction = {}
+        self._gradient_norms: list[float] = []
         slopes = []
         for n, outputs in zip(self._samples, alone, strict=True):
             residual = batch.factor.residual(sweep.outputs[n : n + 1], slice(n, n + 1))
@@ -251,10 +305,21 @@ class Certifier(Checks):
             slopes.append(
                 {p: self._inner(self._vectors, p, [gradient])[:, 0] for p in batch.parameters}
             )
+            self._gradient_norms.append(_norm(gradient.values()))
             for p, g in gradient.items():
                 self._mean[p] = self._mean.get(p, 0) + g / batch.batch_size
         self._slopes = {p: torch.stack([s[p] for s in slopes], 1) for p in batch.parameters}
-        self._gradient_scale = _norm(self._mean.values())
+        residuals = [
+            batch.factor.residual(sweep.outputs[n : n + 1], slice(n, n + 1)) for n in self._samples
+        ]
+        least = max(map(self._least_scale, residuals, alone)) / batch.batch_size
+        self._gradient_scale = max(_norm(self._mean.values()), least)
+
+    def _least_scale(self, cotangent: Tensor, outputs: Tensor) -> float:
+        """What J^T s is rounding below, where its terms cancel: |s| |f| / |theta| is their size."""
+        size = _norm([outputs.detach()]) / (_norm(self._batch.parameters) or 1.0)
+        rounding = torch.finfo(self._batch.dtype).eps / self._tolerance
+        return 30 * rounding * _norm([cotangent]) * size
 
     def _compare_outputs(self, n: int, alone: Tensor, together: Tensor) -> None:
         line = disagreement(self._batch, n, alone, together, self._tolerance)
@@ -445,15 +510,45 @@ class Certifier(Checks):
             )
             self._compare("eigenpairs", found.cpu(), expected.cpu(), scale.cpu())
 
-    def lifted(self, what: str, weights: Tensor, directions: Sequence[Direction]) -> None:  # noqa: D102
+    def derivatives(self, gammas: Tensor, lambdas: Tensor, values: Tensor) -> None:  # noqa: D102
+        if not len(values):
+            return
         with self._timed():
-            self._note(what, compare_lifted(self._watched, weights, directions))
+            self._compare("curvatures", lambdas.mean(0).cpu(), values.cpu(), values.max().cpu())
+            # Bessel's inequality: no more than the whole gradient lies along the directions.
+            along = gammas[self._samples].double().norm(dim=1).cpu()
+            whole = torch.tensor(self._gradient_norms, dtype=torch.float64)
+            self._compare("slopes", (along - whole).clamp(min=0), torch.zeros_like(whole), whole)
+
+    def solved(self, weights: Tensor, right: Tensor, damping: float) -> None:  # noqa: D102
+        with self._timed():
+            watch = self._watched
+            found = watch.rows @ weights + damping * (watch.coordinates @ weights)
+            sizes = watch.rows.norm(dim=1) + damping * watch.coordinates.norm(dim=1)
+            scale = sizes[:, None] * weights.norm(dim=0)
+            self._compare("solver", found.cpu(), (watch.coordinates @ right).cpu(), scale.cpu())
+
+    def lifted(  # noqa: D102
+        self,
+        what: str,
+        weights: Tensor,
+        directions: Sequence[Direction],
+        products: Tensor | None = None,
+    ) -> None:
+        with self._timed():
+            watch = self._watched
+            self._note(what, compare_lifted(watch, watch.inner @ weights.double(), directions))
+            if products is not None:
+                expected = watch.coordinates @ products.double()
+                sizes = watch.coordinates.norm(dim=1)[:, None] * products.double().norm(dim=0)
+                self._note(what, compare_lifted(watch, expected, directions, ROUNDING * sizes))
 
     def watch(self) -> Watch | None:  # noqa: D102
         return self._watched
 
     def result(self, totals: Totals) -> Certificate | None:  # noqa: D102
         with self._timed():
+            self._compare_together(totals)
             self._check_loss(totals)
             if len(self._samples) == self._batch.batch_size and totals.gradient is not None:
                 self._compare_mean(totals.gradient)
@@ -473,6 +568,13 @@ class Certifier(Checks):
             notes=self._notes,
             seconds=self._seconds,
         )
+
+    def _compare_together(self, totals: Totals) -> None:
+        """Outputs of the drawn samples' company against those that the passes produced."""
+        passed = totals.outputs[self._company]
+        for position, n in enumerate(self._company):
+            beside = self._together[position : position + 1]
+            self._compare_outputs(n, passed[position : position + 1], beside)
 
     def _check_loss(self, totals: Totals) -> None:
         """Residual and Hessian product of the user's own loss, on the whole mini-batch."""
@@ -516,15 +618,25 @@ class Certifier(Checks):
         return torch.cat(parts)
 
 
-def compare_lifted(watch: Watch, weights: Tensor, directions: Sequence[Direction]) -> float:
-    """Largest deviation of v_n . x from what the matrix says, over vectors x in parameter space."""
+def compare_lifted(
+    watch: Watch,
+    products: Tensor,
+    directions: Sequence[Direction],
+    floor: Tensor | None = None,
+) -> float:
+    """Largest deviation of v_n . x from ``products`` [k, R], over R vectors x.
+
+    It is relative to |v_n| |x|, or to ``floor`` [k, R] where that is larger.
+    """
     worst = 0.0
-    for column, direction in zip(weights.double().unbind(1), directions, strict=True):
-        expected = (watch.inner @ column).cpu()
+    least = torch.zeros_like(products) if floor is None else floor
+    columns = zip(products.cpu().unbind(1), least.cpu().unbind(1), directions, strict=True)
+    for expected, smallest, direction in columns:
         found = torch.tensor([_dot(v, direction) for v in watch.vectors], dtype=torch.float64)
         size = _norm(direction[p] for p in watch.vectors[0])
         dtype = next(iter(direction.values())).dtype
-        worst = max(worst, _relative(found, expected, watch.scale * size, dtype))
+        scale = (watch.scale * size).maximum(smallest)
+        worst = max(worst, _relative(found, expected, scale, dtype))
     return worst
 
 

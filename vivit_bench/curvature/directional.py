@@ -78,6 +78,7 @@ def directional_derivatives(
         shared.add(formed.gradient)
         pairs = formed.system.eigenpairs(cutoff)
         gammas, lambdas = pairs.gammas(), pairs.lambdas()
+        work.checks.derivatives(gammas, lambdas, pairs.values)
         totals = complete(
             work.batch, work.plan, sweep, gradient or shared.found, with_gradient=with_gradient
         )

@@ -139,7 +139,7 @@ class ExplicitFactor(Factor):
         self, samples: slice, columns: slice, parameter: nn.Parameter, gradients: Tensor
     ) -> None:
         """Take in one sample's columns of a parameter's own gradients, [c', *shape]."""
-        self.v[samples, columns, self._slices[parameter]] = gradients.flatten(1)
+        self.v[samples, columns, self._slices[parameter]] = gradients.reshape(len(gradients), -1)
 
     def chunks(self, width: int | None = None) -> Iterator[Tensor]:  # noqa: D102
         yield self.v.flatten(0, 1)

@@ -31,6 +31,7 @@ from vivit_bench.errors import UsageError
 CANCELLATION = {torch.float32: 1e-5, torch.float64: 1e-11}
 """Largest rounding error in r_n = S_n a_n, relative to 1, with which a_n is used."""
 
+_SMALLEST = torch.finfo(torch.float64).tiny
 _LOSSES = (nn.CrossEntropyLoss, nn.MSELoss, nn.BCEWithLogitsLoss)
 
 
@@ -172,12 +173,12 @@ class _CrossEntropy(LossFactor):
         if self._loss.label_smoothing:
             smoothing = self._loss.label_smoothing
             q = q * (1 - smoothing) + smoothing / self.num_classes
-        if self._weight is not None:
-            q = q * self._weight
-            total = q.sum(2)
-            scale = scale * total
-            q = q / total.clamp(min=torch.finfo(torch.float64).tiny).unsqueeze(2)
-        return q, scale
+        if self._weight is None and not targets.is_floating_point():
+            return q, scale
+        # Weights, and the rounding of given probabilities, go into the scale.
+        q = q if self._weight is None else q * self._weight
+        total = q.sum(2)
+        return q / total.clamp(min=_SMALLEST).unsqueeze(2), scale * total
 
     def columns(self, outputs: Tensor, samples: slice, noise: Tensor | None) -> Tensor:
         p = self._probabilities(outputs)

@@ -14,7 +14,7 @@ from vivit_bench.curvature.batched import batched_backward
 from vivit_bench.curvature.loss_factor import LossFactor, check_loss, check_targets, loss_factor
 from vivit_bench.curvature.options import Approximation
 from vivit_bench.curvature.results import BatchInfo
-from vivit_bench.errors import UsageError
+from vivit_bench.errors import UsageError, VivitBenchError
 from vivit_bench.trees import Tree, leaves, map_tree, num_samples, select
 
 WORKING_BYTES = 48 * 2**20
@@ -26,6 +26,29 @@ Patterns = str | Sequence[str]
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 _BATCH_NORMS = nn.modules.batchnorm._BatchNorm
+
+
+@contextmanager
+def blamed_on_model(what: str) -> Iterator[None]:
+    """Turn what a model raises inside the block into one line.
+
+    Running out of memory is not the model's fault and passes.
+
+    Args:
+        what: Failed, for the message.
+
+    Raises:
+        UsageError: In one line.
+    """
+    try:
+        yield
+    except (VivitBenchError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())
+        if "allocate memory" in text or "out of memory" in text:
+            raise
+        raise UsageError(f"{what} failed: {type(error).__name__}: {text[:300]}") from error
 
 
 @dataclass(frozen=True)
@@ -47,6 +70,8 @@ class MiniBatch:
     """Of one sample's output."""
     working_bytes: int
     """Memory target of one micro-batch."""
+    has_batch_norm: bool
+    """Whether ``mend_batch_norm`` has something to do."""
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -106,8 +131,10 @@ class MiniBatch:
         Raises:
             UsageError: They are not finite.
         """
-        with torch.set_grad_enabled(graph):
+        with torch.set_grad_enabled(graph), blamed_on_model("the model's forward pass"):
             outputs: Tensor = self.model(select(self.inputs, samples))
+        if graph and self.has_batch_norm:
+            mend_batch_norm(outputs)
         if not outputs.isfinite().all():
             named = (
                 f"{samples.start}..{samples.stop - 1}" if isinstance(samples, slice) else samples
@@ -155,14 +182,25 @@ def check_request(
         raise UsageError(f"working_bytes is {working_bytes}; it must be at least 1")
     if first.device.type == "cpu":
         _let_allocator_keep_memory()
-    with torch.enable_grad(), batched_backward(model):
+    failing = "the model's forward pass on one sample"
+    with torch.enable_grad(), batched_backward(model), blamed_on_model(failing):
         outputs = model(select(inputs, slice(0, 1)))
     _check_outputs(outputs, first)
     shape = outputs.shape[1:]
     targets = check_targets(loss, tuple(shape), targets)
     factor = loss_factor(loss, shape, targets, approximation)
+    has_batch_norm = mend_batch_norm(outputs)
     batch = MiniBatch(
-        model, loss, inputs, targets, approximation, factor, names, shape, working_bytes
+        model,
+        loss,
+        inputs,
+        targets,
+        approximation,
+        factor,
+        names,
+        shape,
+        working_bytes,
+        has_batch_norm,
     )
     return batch, outputs
 
@@ -261,6 +299,34 @@ def _check_data(inputs: Tree, targets: Tensor, first: nn.Parameter) -> tuple[Tre
 
 def _usable(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.is_inference() else tensor.detach()
+
+
+def mend_batch_norm(outputs: Tensor) -> bool:
+    """Let gradients arrive contiguously at batch normalisations in the graph of ``outputs``.
+
+    PyTorch's backward pass of batch normalisation on the CPU is wrong for a batch of one whose
+    incoming gradient is transposed (seen in 2.14.1; instance normalisation uses it too).
+
+    Returns:
+        Whether there was any.
+    """
+    seen, stack, found = {outputs.grad_fn}, [outputs.grad_fn], False
+    while stack:
+        node = stack.pop()
+        if node is None:
+            continue
+        if node.name().startswith("NativeBatchNorm"):
+            node.register_prehook(_contiguous)
+            found = True
+        for other, _ in node.next_functions:
+            if other not in seen:
+                seen.add(other)
+                stack.append(other)
+    return found
+
+
+def _contiguous(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    return tuple(None if g is None else g.contiguous() for g in gradients)
 
 
 def _check_outputs(outputs: object, first: nn.Parameter) -> None:

@@ -118,12 +118,13 @@ def _step_along_directions(
         pairs = formed.system.eigenpairs(cutoff)
         coefficients, delta = _coefficients(pairs, policy)
         weights = pairs.coordinates(coefficients.unsqueeze(1))
+        products = pairs.step_products(delta)
         name = formed.system.block.name
         found[name] = pairs.values.flip(0).cpu()
         dampings[name] = delta.flip(0).cpu()
         system = formed.system
         del pairs, formed  # eigenvectors are as large as the Gram matrix
-        (share,) = system.lift("step", weights)
+        (share,) = system.lift("step", weights, products)
         step |= share
     totals = complete(
         work.batch, work.plan, sweep, gradient or shared.found, with_gradient=with_gradient

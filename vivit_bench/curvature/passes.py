@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vivit_bench.curvature.capture import Reading
 from vivit_bench.curvature.factors import Direction, ExplicitFactor, Factor
-from vivit_bench.curvature.minibatch import MiniBatch
+from vivit_bench.curvature.minibatch import MiniBatch, blamed_on_model
 from vivit_bench.curvature.plan import Plan, UnitPlan
 from vivit_bench.curvature.route import Collected
 
@@ -231,9 +231,10 @@ def add_pulled(
     batch: MiniBatch, total: Direction, outputs: Tensor, cotangent: Tensor, *, keep_graph: bool
 ) -> None:
     """``total`` += the sum over the samples of J_n^T times their cotangents."""
-    grads = torch.autograd.grad(
-        outputs, batch.parameters, cotangent, retain_graph=keep_graph, allow_unused=True
-    )
+    with blamed_on_model("the model's backward pass"):
+        grads = torch.autograd.grad(
+            outputs, batch.parameters, cotangent, retain_graph=keep_graph, allow_unused=True
+        )
     for parameter, grad in zip(batch.parameters, grads, strict=True):
         if grad is None:
             total.setdefault(parameter, torch.zeros_like(parameter))

@@ -65,18 +65,18 @@ class BlockPlan:
     name: str
     """Of the layer or the user's; "" for the full GGN."""
     units: tuple[UnitPlan, ...]
+    """None where no parameter of the block reaches the output."""
+    num_params: int
+    """D of the block, with parameters that do not reach the output."""
     rows: int
     """M, columns of V."""
+    in_parameter_space: bool
+    """Whether the D x D matrix, the smaller one, is formed instead of the Gram matrix."""
 
     @property
-    def num_params(self) -> int:
-        """D of the block."""
-        return sum(unit.num_params for unit in self.units)
-
-    @property
-    def in_parameter_space(self) -> bool:
-        """Whether the D x D matrix, the smaller one, is formed instead of the Gram matrix."""
-        return self.num_params < self.rows
+    def num_eigenvalues(self) -> int:
+        """min(M, D), those that can be non-zero."""
+        return min(self.rows, self.num_params)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,13 +106,14 @@ def make_plan(batch: MiniBatch, route: Route, blocks: BlockPatterns) -> Plan:
     groups = _group(batch, layers, blocks)
     for name, parameters in groups.items():
         reached = [p for p in parameters if p in used]
+        size = sum(p.numel() for p in parameters)
         in_parameter_space = sum(p.numel() for p in reached) < batch.rows
         units = []
         for layer in dict.fromkeys(layers[p] for p in reached):
             own = [p for p in reached if layers[p] == layer]
             units += _plan_layer(batch, route, layer, own, in_parameter_space)
-        plans.append(BlockPlan(name, tuple(units), batch.rows))
-    return Plan(route, tuple(p for p in plans if p.units), blocks != Blocks.NONE)
+        plans.append(BlockPlan(name, tuple(units), size, batch.rows, in_parameter_space))
+    return Plan(route, tuple(plans), blocks != Blocks.NONE)
 
 
 def _layers(batch: MiniBatch) -> dict[nn.Parameter, str]:
@@ -192,7 +193,8 @@ def _plan_layer(
             continue
         number, name = places[parameter][0]
         use = route.uses[number]
-        if use.rule.tier is not Tier.FAST or name == "bias" or not use.reached:
+        fast = use.rule.tier is Tier.FAST and use.reached and use.output.numel() > 0
+        if not fast or name == "bias":
             continue
         own = [p for p in rest if p is parameter or places[p] == [(number, "bias")]]
         unit = _plan_affine(batch, layer, own, number, use)

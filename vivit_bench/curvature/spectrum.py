@@ -1,11 +1,12 @@
 """GGN eigenvalues (appendix A.1), and eigenvectors formed on request (A.2)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from vivit_bench.curvature.certificate import Certify, Watch, compare_lifted
+from vivit_bench.curvature.factors import Direction
 from vivit_bench.curvature.minibatch import WORKING_BYTES, Patterns, undisturbed
 from vivit_bench.curvature.options import Approximation, Blocks, approximation_of
 from vivit_bench.curvature.passes import Sweep, complete
@@ -78,7 +79,11 @@ def eigenvalues(
     )
 
     def compute(work: Work, sweep: Sweep) -> Spectrum:
-        found: dict[str, Tensor] = {}
+        # Blocks of unused parameters are zero.
+        found: dict[str, Tensor] = {
+            block.name: torch.zeros(block.num_eigenvalues, dtype=torch.float64)
+            for block in work.plan.blocks
+        }
         trace = 0.0
         shared = shared_gradient(work, sweep, with_gradient)
         for formed in form_systems(work, sweep, NoSlopes(), shared.weights):
@@ -138,13 +143,21 @@ class Eigenbasis:
             with undisturbed(batch.model):
                 weights = self._pairs.coordinates(unit[:, start : start + step])
                 directions = self._pairs.system.lift("eigenvectors", weights)
-                self._check(weights, directions)
-                yield [in_parameter_format(batch, d) or [] for d in directions]
+            self._check(self.eigenvalues[start : start + step], weights, directions)
+            yield [in_parameter_format(batch, d) or [] for d in directions]
 
-    def _check(self, weights: Tensor, directions: list) -> None:
+    def _check(self, values: Tensor, weights: Tensor, directions: Sequence[Direction]) -> None:
+        """Products with the drawn samples' vectors, and that the length is 1.
+
+        A length is as good as the eigenvalue beside the largest one.
+        """
         if self._watch is None or self.certificate is None:
             return
-        error = compare_lifted(self._watch, weights, directions)
+        products = self._watch.inner @ weights.double()
+        error = compare_lifted(self._watch, products, directions)
+        for value, direction in zip(values.tolist(), directions, strict=True):
+            length = sum(x.double().square().sum().item() for x in direction.values()) ** 0.5
+            error = max(error, abs(length - 1) * value / self.eigenvalues[0].item())
         if error > self.certificate.tolerance:
             raise CertificateError(
                 f"the eigenvectors failed their check by plain autograd: they are off by "

@@ -215,7 +215,8 @@ class System(ABC):
         with _threads_for(len(matrix), ONE_THREAD_ROWS):
             values = torch.linalg.eigvalsh(matrix).flip(0).cpu()
         checks.eigenvalues(values, trace, squares)
-        return values[: self.block.num_params]
+        missing = max(self.block.num_eigenvalues - len(values), 0)  # of unused parameters
+        return torch.cat([values, values.new_zeros(missing)])[: self.block.num_eigenvalues]
 
     def eigenpairs(self, cutoff: float) -> "Eigenpairs":
         """Eigenvalues above the cutoff and what belongs to them."""
@@ -250,11 +251,26 @@ class System(ABC):
     def _lift(self, weights: Tensor) -> list[Direction]:
         """Vectors in parameter space for coordinates [m, R]."""
 
-    def lift(self, what: str, weights: Tensor) -> list[Direction]:
-        """Vectors in parameter space for coordinates [m, R], checked under the name ``what``."""
+    def lift(self, what: str, weights: Tensor, products: Tensor | None = None) -> list[Direction]:
+        """Vectors in parameter space for coordinates [m, R].
+
+        Args:
+            what: Under which name they are checked.
+            weights: The coordinates.
+            products: See ``Checks.lifted``.
+        """
         found = self._lift(weights)
-        self.work.checks.lifted(what, weights, found)
+        self.work.checks.lifted(what, weights, found, products)
         return found
+
+    def _solve(self, damping: float) -> Tensor:
+        """(matrix + d I)^-1 slopes in float64, [m, R]."""
+        mirror_lower(self._matrix)
+        matrix = self._take_double()
+        matrix.diagonal().add_(damping)
+        weights = torch.cholesky_solve(self.slopes, torch.linalg.cholesky(matrix))
+        self.work.checks.solved(weights, self.slopes, damping)
+        return weights
 
 
 @dataclass
@@ -280,6 +296,11 @@ class Eigenpairs:
     def lambdas(self) -> Tensor:
         """[num_samples, K]."""
         return self.system.curvatures(self.values, self.vectors)
+
+    def step_products(self, dampings: Tensor) -> Tensor:
+        """[m, 1] y with v_n . s = coordinates_n y for the step s: -U (l + d)^-1 U^T V^T g."""
+        along = self.vectors.t() @ self.system.slopes.mean(1, keepdim=True)
+        return -self.vectors @ (along / (self.values + dampings).unsqueeze(1))
 
     def coordinates(self, coefficients: Tensor) -> Tensor:
         """Coordinates of sum_k c_k e_k, [m, R], for coefficients [K, R]."""
@@ -328,8 +349,7 @@ class GramSystem(System):
 
     def solve(self, damping: float) -> list[Direction]:
         """1/d [x - V (d I + Gt)^-1 V^T x] (Equation S.25)."""
-        mirror_lower(self._matrix)
-        weights = _solve(self._take_double(), self.slopes, damping)
+        weights = self._solve(damping)
         products = self.lift("inverse", weights)
         parameters = [p for unit in self.block.units for p in unit.parameters]
         return [
@@ -372,14 +392,7 @@ class ParameterSystem(System):
         return found
 
     def solve(self, damping: float) -> list[Direction]:  # noqa: D102
-        mirror_lower(self._matrix)
-        return self.lift("inverse", _solve(self._take_double(), self.slopes, damping))
-
-
-def _solve(matrix: Tensor, right: Tensor, damping: float) -> Tensor:
-    """(d I + matrix)^-1 b in float64, [m, R]; d I is added to ``matrix``."""
-    matrix.diagonal().add_(damping)
-    return torch.cholesky_solve(right, torch.linalg.cholesky(matrix))
+        return self.lift("inverse", self._solve(damping))
 
 
 @dataclass(frozen=True)
@@ -403,6 +416,8 @@ def form_systems(
             from passes.
     """
     for block in work.plan.blocks:
+        if not block.units:
+            continue
         form = _form_parameters if block.in_parameter_space else _form_gram
         yield form(work, block, sweep, slopes, gradient_weights)
 

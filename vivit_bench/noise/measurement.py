@@ -46,7 +46,7 @@ class Measurement:
             autograd, and ``certified_samples``, on how many samples it was made.
         """
         found = self.derivatives
-        assert found.certificate is not None
+        certificate = found.certificate
         return {
             "loss": found.info.loss,
             "num_directions": len(found.eigenvalues),
@@ -55,8 +55,8 @@ class Measurement:
             "alignment_sum": float(self.directions["alignment"].sum(skipna=False)),
             "zero_variance_gamma": int(has_zero_variance(found.gammas).sum()),
             "zero_variance_lambda": int(has_zero_variance(found.lambdas).sum()),
-            "certificate_error": found.certificate.worst,
-            "certified_samples": len(found.certificate.samples),
+            "certificate_error": certificate.worst if certificate else float("nan"),
+            "certified_samples": len(certificate.samples) if certificate else 0,
         }
 
 

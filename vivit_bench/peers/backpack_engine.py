@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vivit_bench.curvature.options import Curvature, Samples
 from vivit_bench.errors import UsageError
-from vivit_bench.peers.engine import CUTOFF, DAMPING, Quantity, backpropagate_gradient
+from vivit_bench.peers.engine import CUTOFF, DAMPING, Quantity, Uncertified, backpropagate_gradient
 from vivit_bench.trees import Tree
 
 
@@ -52,7 +52,7 @@ def curvature_samples(samples: Samples, batch_size: int) -> list[int] | None:
     return None if count == batch_size else list(range(count))
 
 
-class BackpackEngine:
+class BackpackEngine(Uncertified):
     """V from ``SqrtGGNExact`` / ``SqrtGGNMC``."""
 
     name = "backpack"

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from vivit_bench.curvature.options import Curvature, Samples
 from vivit_bench.errors import UsageError
-from vivit_bench.peers.engine import Quantity, backpropagate_gradient
+from vivit_bench.peers.engine import Quantity, Uncertified, backpropagate_gradient
 from vivit_bench.trees import Tree, select
 
 LEADING = 10
 
 
-class CurvlinopsEngine:
+class CurvlinopsEngine(Uncertified):
     """The 10 leading eigenvalues of the exact GGN; nothing else."""
 
     name = "curvlinops"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from vivit_bench.curvature import Certificate
     from vivit_bench.curvature.options import Curvature, Samples
     from vivit_bench.trees import Tree
 
@@ -75,6 +76,46 @@ class Engine(Protocol):
         Raises:
             UsageError: If the implementation cannot compute it.
         """
+
+    def certify(
+        self,
+        quantity: Quantity,
+        model: nn.Module,
+        loss: nn.Module,
+        inputs: Tree,
+        targets: Tensor,
+        *,
+        curvature: Curvature,
+        samples: Samples,
+        mc_samples: int,
+        seed: int,
+    ) -> Certificate | None:
+        """Compute the same and check it by plain autograd.
+
+        Args:
+            quantity: As for `run`, as all others.
+            model: As there.
+            loss: As there.
+            inputs: As there.
+            targets: As there.
+            curvature: As there.
+            samples: As there.
+            mc_samples: As there.
+            seed: As there.
+
+        Returns:
+            The certificate; None where the implementation has none.
+
+        Raises:
+            CertificateError: The check failed.
+        """
+
+
+class Uncertified:
+    """Implementations without a check of their own."""
+
+    def certify(self, *_: object, **__: object) -> None:
+        """Nothing is checked."""
 
 
 def backpropagate_gradient(

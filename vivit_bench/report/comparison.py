@@ -16,13 +16,17 @@ from vivit_bench.store import provenance, write_atomic
 def print_comparison(rows: Sequence[dict[str, Any]]) -> None:
     """Print medians and ratios to the first engine's on stdout."""
     table = Table(caption=f"ratios over {rows[0]['engine']}, the median of each round's")
-    for name in ("engine", "wall", "ratio", "CPU", "ratio", "peak", "ratio", "difference"):
+    names = ("engine", "wall", "ratio", "CPU", "ratio", "peak", "ratio", "difference", "check")
+    for name in names:
         table.add_column(name, justify="left" if name == "engine" else "right")
     for row in rows:
         if row["failure"]:
             table.add_row(row["engine"], f"failed: {row['failure']}")
             continue
-        difference = row["difference"]
+        difference = "-" if row["difference"] is None else f"{row['difference']:.1e}"
+        if row["agrees"] is False:
+            difference += " DISAGREES"
+        check = row.get("certificate_seconds")
         table.add_row(
             row["engine"],
             f"{row['wall_seconds']:.2f} s",
@@ -31,7 +35,8 @@ def print_comparison(rows: Sequence[dict[str, Any]]) -> None:
             f"{row['cpu_ratio']:.2f}",
             humanize.naturalsize(row["peak_bytes"], binary=True),
             f"{row['peak_ratio']:.2f}",
-            "-" if difference is None else f"{difference:.1e}",
+            difference,
+            "-" if check is None else f"{check:.2f} s",
         )
     Console().print(table)
 
