@@ -220,7 +220,9 @@ CASES: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
     "patched forward": lambda: (patched(), torch.randn(4, 3)),
     "cdist": lambda: (
         Lambda(
-            lambda s, x: s.fc(torch.cdist(x, s.centres)), centres=parameter(4, 3), fc=nn.Linear(4, 3)
+            lambda s, x: s.fc(torch.cdist(x, s.centres)),
+            centres=parameter(4, 3),
+            fc=nn.Linear(4, 3),
         ),
         torch.randn(4, 3),
     ),

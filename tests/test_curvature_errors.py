@@ -59,7 +59,7 @@ REFUSED = [
      CE, X, Y, "training mode|running statistics"),
     ("overwritten", Overwritten, CE, X, Y, "modified by an inplace operation"),
     ("tuple", lambda: nn.Sequential(Tuple(2, 2)), CE, X, Y, "must return one tensor"),
-    ("raises", lambda: nn.Linear(3, 2), CE, X, Y, "forward pass on one sample failed: RuntimeError"),
+    ("raises", lambda: nn.Linear(3, 2), CE, X, Y, "one sample failed: RuntimeError"),
 ]  # fmt: skip
 
 

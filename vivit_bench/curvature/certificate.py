@@ -89,8 +89,14 @@ class Checks(ABC):
         """The gradient comes from passes over the mini-batch."""
 
     @abstractmethod
-    def system(self, block: BlockPlan, matrix: Tensor, *, in_parameter_space: bool) -> None:
-        """A block's matrix is complete; it will be overwritten."""
+    def system(self, block: BlockPlan, matrix: Tensor, v: Tensor | None) -> None:
+        """A block's matrix is complete; it will be overwritten.
+
+        Args:
+            block: Whose.
+            matrix: [m, m], its lower triangle.
+            v: [N, c, D] in parameter space; None for a Gram matrix.
+        """
 
     @abstractmethod
     def slopes(self, slopes: Tensor, gradients: Direction | None) -> None:
@@ -166,7 +172,7 @@ class Unchecked(Checks):
     def gradient_pass(self) -> None:  # noqa: D102
         pass
 
-    def system(self, block: BlockPlan, matrix: Tensor, *, in_parameter_space: bool) -> None:  # noqa: D102
+    def system(self, block: BlockPlan, matrix: Tensor, v: Tensor | None) -> None:  # noqa: D102
         pass
 
     def slopes(self, slopes: Tensor, gradients: Direction | None) -> None:  # noqa: D102
@@ -417,19 +423,24 @@ class Certifier(Checks):
         dtype = self._batch.dtype
         self._note("gradient", _relative(torch.tensor(difference), torch.zeros(()), scale, dtype))
 
-    def system(self, block: BlockPlan, matrix: Tensor, *, in_parameter_space: bool) -> None:  # noqa: D102
+    def system(self, block: BlockPlan, matrix: Tensor, v: Tensor | None) -> None:  # noqa: D102
         with self._timed():
             done, self._block = self._block, self._new_block()
             if done.failed:
                 raise LayersDisagree(*_failures(done.failed, self._tolerance))
             parameters = [p for unit in block.units for p in unit.parameters]
             vectors = [{p: v[p] for p in parameters} for v in self._vectors]
-            if in_parameter_space:
+            if v is not None:
                 coordinates = torch.stack(
                     [torch.cat([v[p].flatten() for p in parameters]).double() for v in vectors]
                 )
                 rows = torch.stack([_times_lower(matrix, x) for x in coordinates])
                 inner = coordinates
+                through = torch.stack([_through(v, x) for x in coordinates])
+                # The largest singular value is at most the root of the trace.
+                trace = matrix.diagonal().double().sum()
+                scale = trace * coordinates.norm(dim=1, keepdim=True)
+                self._compare("curvature", rows.cpu(), through.cpu(), scale.cpu())
             else:
                 coordinates = self._embedded()
                 rows = torch.stack([_times_lower(matrix, x) for x in coordinates])
@@ -679,6 +690,15 @@ def _times_lower(matrix: Tensor, vector: Tensor) -> Tensor:
         out[start:stop] += rows @ vector[:stop]
         rows[:, start:].diagonal().zero_()
         out[:stop] += rows.t() @ vector[start:stop]
+    return out
+
+
+def _through(v: Tensor, vector: Tensor) -> Tensor:
+    """V V^T x for V given as [N, c, D], a sample at a time; float64."""
+    out = torch.zeros_like(vector)
+    for rows in v:
+        rows = rows.double()
+        out += (rows @ vector) @ rows
     return out
 
 

@@ -441,7 +441,7 @@ def _form_gram(
         if work.plan.diagonal:
             kept[unit] = factor
         del factor
-    work.checks.system(block, matrix, in_parameter_space=False)
+    work.checks.system(block, matrix, None)
     products = source.of_gram(work, matrix, slopes)
     directions = source.directions if isinstance(source, SlopesOfDirections) else ()
     return Formed(GramSystem(work, block, matrix, products, kept, directions), gradient)
@@ -463,7 +463,7 @@ def _form_parameters(
     v = parts[0] if len(parts) == 1 else torch.cat(parts, 2)
     matrix = v.new_zeros(v.shape[2], v.shape[2])
     add_lower(matrix, v.flatten(0, 1).t())
-    work.checks.system(block, matrix, in_parameter_space=True)
+    work.checks.system(block, matrix, v)
     products = source.of_parameters(work, block, v)
     return Formed(ParameterSystem(work, block, matrix, products, v), gradient)
 
