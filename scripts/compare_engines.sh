@@ -16,3 +16,5 @@ compare cifar10_3c3d --batch-size 32 --quantity full-newton
 compare fmnist_2c2d --batch-size 32 --quantity full-newton
 compare cifar10_3c3d --batch-size 128 --quantity full-newton --engine vivit-bench
 compare cifar10_3c3d --batch-size 32 --engine vivit-bench --engine backpack --engine curvlinops
+compare scripts/examples/resnet18.py:images --batch-size 16 --repeats 3 \
+    --engine vivit-bench --engine curvlinops

@@ -56,7 +56,7 @@ def test_an_unusable_problem_is_one_line_and_not_a_size(run: Run, tmp_path: Path
         (("mnist_mlp", "--max-batch", 0), "--max-batch 0: must be at least 1"),
         (("mnist_mlp", "--trial-timeout", -1), "--trial-timeout -1: must be"),
         (("mnist_mlp", "--trial-timeout", "inf"), "--trial-timeout inf: must be"),
-        (("mnist_mlp", "--mc-samples", 0), "--mc-samples 0: must be at least 1"),
+        (("mnist_mlp", "--mc-samples", 0), "mc_samples is 0: must be at least 1"),
         (("mnist_mlp", "--mc-samples", 2), "exact curvature draws no samples"),
         (("mnist_mlp", "--memory-limit", "lots"), "write for example 2GiB"),
         (("mnist_mlp", "--device", "tpu"), "write cpu, cuda or cuda:0"),

@@ -115,6 +115,9 @@ def test_compare_engines_end_to_end(
     rows = pd.read_csv(output)
     assert list(rows["engine"]) == ["vivit-bench", "backpack"]
     assert rows["difference"][1] < 1e-4
+    assert rows["agrees"].all()
+    assert rows["certificate_seconds"][0] > 0
+    assert rows["certificate_error"][0] < 1e-4
     assert (rows["peak_bytes"] > 0).all()
 
 
@@ -122,14 +125,35 @@ def test_summary_takes_ratios_round_by_round_and_keeps_failures() -> None:
     base = EngineRuns("a", [1.0, 2.0, 4.0], [1.0, 1.0, 1.0], [10, 10, 10])
     other = EngineRuns("b", [3.0, 6.0, 12.0], [1.0, 1.0, 1.0], [30, 30, 30])
     failed = EngineRuns("c", failure="no such layer")
-    rows = summarise([base, other, failed])
+    rows = summarise([base, other, failed], comparable=True)
     assert rows[1]["wall_ratio"] == 3.0
     assert rows[1]["peak_ratio"] == 3.0
     assert rows[2] == {"engine": "c", "runs": 0, "failure": "no such layer"}
 
 
+def test_engines_that_disagree_are_marked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [
+        EngineRuns(name, [1.0], [1.0], [1], {"eigenvalues": torch.tensor([value, 1.0])})
+        for name, value in (("vivit-bench", 2.0), ("backpack", 2.0001), ("curvlinops", 2.2))
+    ]
+    rows = summarise(runs, comparable=True)
+    assert [row["agrees"] for row in rows] == [True, True, False]
+    # Monte-Carlo draws differ between engines, and that is no disagreement.
+    assert [row["agrees"] for row in summarise(runs, comparable=False)] == [None] * 3
+    monkeypatch.setattr("vivit_bench.comparison.compare.compare_engines", lambda *_, **__: runs)
+    monkeypatch.setattr("sys.argv", ["vivit-bench", "compare-engines", DIGITS])
+    with pytest.raises(SystemExit) as ended:
+        cli_main()
+    assert ended.value.code == 1
+    seen = capsys.readouterr()
+    assert "DISAGREES" in seen.out
+    assert "engines disagree with vivit-bench: curvlinops by 1.0e-01" in seen.err
+
+
 def test_comparisons_are_appended_and_foreign_files_kept(tmp_path: Path) -> None:
-    rows = summarise([EngineRuns("a", [1.0], [1.0], [1])])
+    rows = summarise([EngineRuns("a", [1.0], [1.0], [1])], comparable=True)
     save_comparison(rows, {}, tmp_path / "x.csv")
     save_comparison(rows, {}, tmp_path / "x.csv")
     assert len(pd.read_csv(tmp_path / "x.csv")) == 2

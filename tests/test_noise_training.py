@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,10 +15,12 @@ import pytest
 import torch
 from noise_cases import CHOICES, contents, with_changes, write_tiny
 
+import vivit_bench.noise.measurement as measurement
 import vivit_bench.noise.records as records
 import vivit_bench.noise.runner as runner
 import vivit_bench.noise.state as state
-from vivit_bench.errors import UsageError, VivitBenchError
+import vivit_bench.noise.training as training
+from vivit_bench.errors import CertificateError, UsageError, VivitBenchError
 from vivit_bench.noise import Choices, Listener, OptimizerName, load_run, monitoring_cost, run_noise
 from vivit_bench.noise import parse_positions as positions
 
@@ -304,6 +307,35 @@ def test_a_diverged_training_keeps_its_records(tmp_path: Path) -> None:
     assert np.isfinite(run.curves["train_loss"]).all()
     assert not (run.folder / "state.pt").exists()
     assert json.loads((run.folder / "run.json").read_text())["timing"]["train"]["0"] > 0
+
+
+def test_a_failed_certificate_keeps_the_earlier_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[str, bytes]
+) -> None:
+    """And once the fault is gone, the same run goes on to the same bytes."""
+    right, calls = training.measure, []
+
+    def failing(*args: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise CertificateError("slopes are off")
+        return right(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "measure", failing)
+        with pytest.raises(CertificateError, match=r"step 5: slopes are off \(earlier checkpoints"):
+            run_noise(CHOICES, tmp_path / "run")
+    assert load_run(tmp_path / "run").checkpoints["step"].tolist() == [0, 1]
+    run = run_noise(CHOICES, tmp_path / "run")
+    assert contents(tmp_path / "run") == whole
+    assert (run.checkpoints["certificate_error"] < 1e-4).all()
+    assert (run.checkpoints["certified_samples"] == 2).all()
+
+
+def test_shares_of_the_gradient_that_cannot_be_are_an_error() -> None:
+    table = pd.DataFrame({"alignment": [0.9, 0.2]})
+    with pytest.raises(CertificateError, match="hold 110.0 % of the gradient's squared norm"):
+        measurement._check_sums(table)
 
 
 def test_squared_error_and_approximations(tmp_path: Path) -> None:

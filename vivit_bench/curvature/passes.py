@@ -139,7 +139,7 @@ def _pieces(
     # returned at once; a few more of the widest are alive on their way through
     # activations and pooling.
     kept = 2 * sum(sizes) * itemsize
-    per_column = (sum(sizes) + 3 * max(sizes)) * itemsize
+    per_column = (sum(sizes) + 3 * max(sizes) or 1) * itemsize
     step = max(batch.working_bytes // (kept + columns * per_column), 1)
     if per_sample and plan.route.layouts is None:
         step = 1

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor, nn
 
+from vivit_bench.errors import CertificateError
 from vivit_bench.noise.data import RunData, chunks
 from vivit_bench.noise.listener import Listener
 from vivit_bench.noise.measurement import Measurement, evaluation_mode, measure
@@ -143,21 +144,31 @@ class Training:
         save_state(self.store.folder / STATE, self.model, self.optimizer, progress)
 
     def _measure(self) -> Measurement:
-        """Look through the monitor batch, unless the engine would refuse what overflowed."""
+        """Look through the monitor batch, unless the engine would refuse what overflowed.
+
+        Raises:
+            Diverged: The loss is not finite.
+            CertificateError: What the engine computed failed its check.
+        """
         with evaluation_mode(self.model), torch.no_grad():
             loss = float(self.loss(self.model(self.monitor_batch[0]), self.monitor_batch[1]))
         if not math.isfinite(loss):
             raise Diverged(self.step, loss)
-        return measure(
-            self.model,
-            self.loss,
-            *self.monitor_batch,
-            curvature=self.settings.curvature,
-            samples=self.settings.samples,
-            mc_samples=self.settings.mc_samples,
-            cutoff=self.settings.cutoff,
-            seed=self.settings.seed,
-        )
+        try:
+            return measure(
+                self.model,
+                self.loss,
+                *self.monitor_batch,
+                curvature=self.settings.curvature,
+                samples=self.settings.samples,
+                mc_samples=self.settings.mc_samples,
+                cutoff=self.settings.cutoff,
+                seed=self.settings.seed,
+            )
+        except CertificateError as error:
+            raise CertificateError(
+                f"step {self.step}: {error} (earlier checkpoints are kept in {self.store.folder})"
+            ) from error
 
     def _evaluate(self) -> dict[str, float]:
         """Loss and accuracy in evaluation mode, on a fixed part of the training set and the test.
