@@ -334,7 +334,7 @@ def test_a_failed_certificate_keeps_the_earlier_checkpoints(
 
 def test_shares_of_the_gradient_that_cannot_be_are_an_error() -> None:
     table = pd.DataFrame({"alignment": [0.9, 0.2]})
-    with pytest.raises(CertificateError, match="hold 110.0 % of the gradient's squared norm"):
+    with pytest.raises(CertificateError, match=r"hold 110.0 % of the gradient's squared norm"):
         measurement._check_sums(table)
 
 

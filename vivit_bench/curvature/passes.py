@@ -143,12 +143,18 @@ def _pieces(
     step = max(batch.working_bytes // (kept + columns * per_column), 1)
     if per_sample and plan.route.layouts is None:
         step = 1
-    pieces = max(ceil(num_samples / step), 1)
+    least = plan.route.min_samples if per_sample else 1
+    pieces = max(ceil(num_samples / max(step, least)), 1)
     step = ceil(num_samples / pieces) or 1  # no small rest
     width = min(max((batch.working_bytes - kept) // per_column, 1), columns)
     slices = [slice(i, min(i + width, columns)) for i in range(0, columns, width)]
-    for start in range(0, num_samples, step):
-        yield slice(start, min(start + step, num_samples)), slices
+    start = 0
+    while start < num_samples:
+        stop = min(start + step, num_samples)
+        if num_samples - stop < least:
+            stop = num_samples
+        yield slice(start, stop), slices
+        start = stop
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ gives what one after the other gives. Both are tried, on one sample alone and be
 another one; whatever is not proven runs one sample, or one column, at a time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +39,10 @@ class Layout:
     """Of one sample along the axis."""
     minor: bool
     """The samples vary fastest, [rows, n] instead of [n, rows]."""
+
+    def of_one(self, shape: torch.Size) -> torch.Size:
+        """Shape of one sample's part of a tensor."""
+        return torch.Size((*shape[: self.axis], self.rows, *shape[self.axis + 1 :]))
 
     def split(self, tensor: Tensor, n: int, lead: int = 0) -> Tensor:
         """[*lead, ...] -> [n, *lead, *shape of one sample's].
@@ -97,6 +101,8 @@ class Route:
     layouts: tuple[Layouts, ...] | None
     """For each use; None: one sample at a time."""
     batched_columns: bool
+    min_samples: int
+    """Fewer do not run in one pass: the graph of a single one is another."""
     activations: int
     """Numbers that one sample's forward pass computes, all intermediate results together."""
     notes: tuple[str, ...]
@@ -160,73 +166,142 @@ def find_route(
         CertificateError: A sample's output depends on the others, or on chance.
     """
     reading = read_uses(outputs, batch.parameters, plain)
-    everything = plain.issuperset(batch.parameters)
     if not reading.uses and not reading.others:
         raise UsageError("the model's output does not depend on its trainable parameters")
-    generator = torch.Generator().manual_seed(0)
-    tried = torch.randn(2, min(columns, 2), *outputs.shape[1:], generator=generator).to(outputs)
-    edges = [u.edge for u in reading.uses] + [edge_of(p) for p in reading.others]
-    alone = backpropagate(outputs, edges, tried[:1], batched=False)
-    shapes = _shapes(reading, alone)
-    plain_found = {p: f"used by {kind}" for p, kind in reading.others.items()}
-    if everything:  # other samples may use parameters that the first one does not
-        plain_found = dict.fromkeys(batch.parameters, "set to plain autograd")
-    notes = [f"{batch.names[p]} is {why}" for p, why in plain_found.items()]
-    layouts, batched = None, columns > 1
-    if batch.batch_size > 1 and not plain_found:
-        layouts, batched = _try_pair(batch, reading, outputs, alone, tried)
-        if layouts is None:
-            notes.append("it is not certain which rows inside the network belong to which sample")
-    if layouts is None and columns > 1:
-        reached = [(e, g) for e, g in zip(edges, alone, strict=True) if g is not None]
-        together = _try_batched(outputs, [e for e, _ in reached], tried[:1])
-        batched = together is not None and all(
-            _agree(a, b) for a, (_, b) in zip(together, reached, strict=True)
-        )
-    if columns > 1 and not batched:
-        notes.append("an operation has no right batching rule: columns run one after the other")
-    return Route(shapes, plain_found, layouts, batched, reading.activations, tuple(notes))
+    notes = [f"{batch.names[p]} is used by {kind}" for p, kind in reading.others.items()]
+    if batch.num_samples > 1 and not reading.others:
+        route = _try_pair(batch, reading, outputs, columns)
+        if route is not None:
+            return route
+        notes.append("it is not certain which rows inside the network belong to which sample")
+    return _one_at_a_time(batch, reading, outputs, columns, plain, notes)
 
 
-def _shapes(reading: Reading, cotangents: Sequence[Tensor | None]) -> tuple[UseShape, ...]:
-    shapes = []
-    for use, cotangent in zip(reading.uses, cotangents, strict=False):  # plain ones follow
-        saved = use.saved()
-        shapes.append(
-            UseShape(
-                rule=use.rule,
-                roles=use.roles,
-                signature=use.signature,
-                output=torch.Size() if cotangent is None else cotangent.shape[1:],
-                saved={name: t.shape for name, t in saved.tensors.items()},
-                constants=saved.constants,
-                reached=cotangent is not None,
-            )
-        )
-    return tuple(shapes)
-
-
-def _try_pair(
+def _one_at_a_time(
     batch: MiniBatch,
     reading: Reading,
     outputs: Tensor,
-    alone: Sequence[Tensor | None],
-    tried: Tensor,
-) -> tuple[tuple[Layouts, ...] | None, bool]:
-    """Layouts proven on the first sample beside another one, and whether columns batch."""
-    other = _different_sample(batch)
-    both = batch.forward([0, other])
+    columns: int,
+    plain: frozenset[nn.Parameter],
+    notes: list[str],
+) -> Route:
+    """A route for any network, as proven on its first sample."""
+    edges = [u.edge for u in reading.uses] + [edge_of(p) for p in reading.others]
+    tried = _random_columns(outputs, 1, min(columns, 2))
+    alone = backpropagate(outputs, edges, tried, batched=False)
+    batched = False
+    if columns > 1:
+        reached = [(e, g) for e, g in zip(edges, alone, strict=True) if g is not None]
+        together = _try_batched(outputs, [e for e, _ in reached], tried)
+        batched = together is not None and all(
+            _agree(a, b) for a, (_, b) in zip(together, reached, strict=True)
+        )
+    why = {p: f"used by {kind}" for p, kind in reading.others.items()}
+    if plain.issuperset(batch.parameters):  # other samples may use what the first one does not
+        why = dict.fromkeys(batch.parameters, "set to plain autograd")
+    shapes = [
+        _shape(use, use.saved(), None if cotangent is None else cotangent.shape[1:], {})
+        for use, cotangent in zip(reading.uses, alone, strict=False)  # plain ones follow
+    ]
+    return _route(shapes, why, None, columns, batched, 1, reading, notes)
+
+
+def _route(
+    shapes: Sequence[UseShape],
+    plain: dict[nn.Parameter, str],
+    layouts: tuple[Layouts, ...] | None,
+    columns: int,
+    batched: bool,
+    min_samples: int,
+    reading: Reading,
+    notes: Sequence[str],
+) -> Route:
+    notes = list(notes)
+    if columns > 1 and not batched:
+        notes.append("an operation has no right batching rule: columns run one after the other")
+    return Route(
+        uses=tuple(shapes),
+        plain=plain,
+        layouts=layouts,
+        batched_columns=batched,
+        min_samples=min_samples,
+        activations=reading.activations,
+        notes=tuple(notes),
+    )
+
+
+def _shape(
+    use: Use, saved: Saved, output: torch.Size | None, layouts: Mapping[str, Layout | None]
+) -> UseShape:
+    """A use in a forward pass of one sample; ``layouts`` of tensors that are those of two."""
+    shapes = {}
+    for name, tensor in saved.tensors.items():
+        layout = layouts.get(name)
+        shapes[name] = tensor.shape if layout is None else layout.of_one(tensor.shape)
+    return UseShape(
+        rule=use.rule,
+        roles=use.roles,
+        signature=use.signature,
+        output=output or torch.Size(),
+        saved=shapes,
+        constants=saved.constants,
+        reached=output is not None,
+    )
+
+
+def _random_columns(outputs: Tensor, n: int, columns: int) -> Tensor:
+    """[n, columns, ...] for a network with these outputs."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(n, columns, *outputs.shape[1:], generator=generator).to(outputs)
+
+
+def _try_pair(batch: MiniBatch, alone: Reading, outputs: Tensor, columns: int) -> Route | None:
+    """A route for several samples at a time, as proven on two; None if it cannot be proven.
+
+    Of the columns that are sent back the first is zero for the second sample, and the second
+    for the first one: what arrives in a sample's own rows is zero wherever it is in the
+    other's column, and only there.
+    """
+    both = batch.forward([0, _different_sample(batch)])
     _check_alone(batch, outputs, both)
-    uses = read_uses(both, batch.parameters).uses
-    if [u.signature for u in uses] != [u.signature for u in reading.uses]:
-        return None, False
-    edges = [u.edge for u, g in zip(uses, alone, strict=True) if g is not None]
-    together = _try_batched(both, edges, tried)
-    layouts = together and _find_layouts(reading.uses, uses, alone, together)
-    if layouts or tried.shape[1] == 1:
-        return layouts or None, tried.shape[1] > 1
-    together = backpropagate(both, edges, tried, batched=False)
-    return _find_layouts(reading.uses, uses, alone, together), False
+    reading = read_uses(both, batch.parameters)
+    if reading.others:
+        return None
+    tried = _random_columns(outputs, 2, min(columns, 2))
+    tried[1, 0] = 0
+    tried[0, 1:] = 0
+    edges = [u.edge for u in reading.uses]
+    first = backpropagate(both, edges, tried[:, :1], batched=False)
+    reached = [(e, g) for e, g in zip(edges, first, strict=True) if g is not None]
+    found: list[Tensor | None] | None = None
+    if columns > 1:
+        found = _try_batched(both, [e for e, _ in reached], tried)
+        if found is not None and not all(
+            g is not None and _agree(g[:1], f) for g, (_, f) in zip(found, reached, strict=True)
+        ):
+            found = None
+    batched = found is not None
+    if found is None:
+        found = backpropagate(both, [e for e, _ in reached], tried, batched=False)
+    rest = iter(found)
+    shapes, layouts = [], []
+    for use, arrived in zip(reading.uses, first, strict=True):
+        saved = use.saved()
+        if arrived is None:
+            shapes.append(_shape(use, saved, None, {}))
+            layouts.append(Layouts(Layout(0, 1, False), {}))
+            continue
+        cotangent = next(rest)
+        assert cotangent is not None
+        proven = _find_layouts(use, saved, cotangent, alone)
+        if proven is None:
+            return None
+        layouts.append(proven)
+        shapes.append(
+            _shape(use, saved, proven.cotangent.of_one(cotangent.shape[1:]), proven.saved)
+        )
+    same = [u.signature for u in reading.uses] == [u.signature for u in alone.uses]
+    return _route(shapes, {}, tuple(layouts), columns, batched, 1 if same else 2, reading, [])
 
 
 def _different_sample(batch: MiniBatch) -> int:
@@ -306,58 +381,74 @@ def _try_batched(
         return None
 
 
-def _find_layouts(
-    uses: Sequence[Use],
-    uses_of_pair: Sequence[Use],
-    alone: Sequence[Tensor | None],
-    together: Sequence[Tensor | None],
-) -> tuple[Layouts, ...] | None:
-    """Where the samples are in every use's tensors; None if that is uncertain for one."""
-    layouts = []
-    rest = iter(together)
-    for use, use_of_pair, expected in zip(uses, uses_of_pair, alone, strict=True):
-        if expected is None:  # never collected
-            layouts.append(Layouts(Layout(0, 1, False), {}))
-            continue
-        found = next(rest)
-        cotangent = None if found is None else _find_layout(expected, found, lead=1)
-        if cotangent is None:
-            return None
-        saved: dict[str, Layout | None] = {}
-        pair = use_of_pair.saved().tensors
-        for name, tensor in use.saved().tensors.items():
-            if pair[name].shape == tensor.shape:
-                if not torch.equal(pair[name], tensor):
-                    return None
-                saved[name] = None
-                continue
-            saved[name] = _find_layout(tensor, pair[name])
-            if saved[name] is None:
-                return None
-        layouts.append(Layouts(cotangent, saved))
-    return tuple(layouts)
+def _find_layouts(use: Use, saved: Saved, cotangent: Tensor, alone: Reading) -> Layouts | None:
+    """Where two samples are in a use's tensors; None if that is uncertain.
 
-
-def _find_layout(alone: Tensor, together: Tensor, lead: int = 0) -> Layout | None:
-    """The only layout under which the first of two samples is what it is alone."""
-    if alone.ndim != together.ndim:
-        return None
-    sizes = list(zip(alone.shape, together.shape, strict=True))
-    differing = [axis for axis, (one, two) in enumerate(sizes) if one != two]
-    if len(differing) != 1 or differing[0] < lead:
-        return None
-    axis = differing[0]
-    rows = alone.shape[axis]
-    if together.shape[axis] != 2 * rows:
-        return None
-    candidates = [Layout(axis - lead, rows, minor) for minor in (False, True)[: 1 + (rows > 1)]]
-    fitting = [c for c in candidates if _agree(c.split(together, 2, lead)[0], alone)]
+    Args:
+        use: In a forward pass of two samples.
+        saved: What its node keeps.
+        cotangent: [columns, ...] at its output, see ``_try_pair``.
+        alone: The first sample's forward pass.
+    """
+    fitting = []
+    for layout in _candidates(cotangent.shape[1:]):
+        rows = layout.split(cotangent, 2, lead=1)
+        own = all(bool(rows[n, n].any()) for n in range(cotangent.shape[0]))
+        others = any(bool(rows[1 - n, n].any()) for n in range(cotangent.shape[0]))
+        aligned = _align(use.rule, layout, cotangent.ndim - 1, saved)
+        if own and not others and aligned is not None:
+            fitting.append(Layouts(layout, aligned))
+    if len(fitting) > 1:  # few rows are reached, as behind a class token: look at the inputs
+        fitting = [f for f in fitting if _is_alone(use, saved, f, alone)]
     return fitting[0] if len(fitting) == 1 else None
 
 
+def _candidates(shape: torch.Size) -> Iterator[Layout]:
+    """All layouts of two samples that a shape allows."""
+    for axis, size in enumerate(shape):
+        if size and size % 2 == 0:
+            yield Layout(axis, size // 2, False)
+            if size > 2:
+                yield Layout(axis, size // 2, True)
+
+
+def _align(rule: Rule, layout: Layout, ndim: int, saved: Saved) -> dict[str, Layout | None] | None:
+    """Layouts of the saved tensors of a node whose output has ``layout`` and ``ndim`` axes.
+
+    Returns:
+        Name -> layout, None where a tensor is the same for all samples; or None if the
+        tensors do not fit.
+    """
+    found: dict[str, Layout | None] = {}
+    for name, tensor in saved.tensors.items():
+        axis = layout.axis + (tensor.ndim - ndim if rule.broadcasts else 0)
+        if rule.broadcasts and (axis < 0 or tensor.shape[axis] == 1):
+            found[name] = None
+        elif axis < tensor.ndim and tensor.shape[axis] == 2 * layout.rows:
+            found[name] = Layout(axis, layout.rows, layout.minor)
+        else:
+            return None
+    return found
+
+
+def _is_alone(use: Use, saved: Saved, layouts: Layouts, alone: Reading) -> bool:
+    """Whether the first sample's part of the saved tensors is what it is without the second."""
+    parameters = {role.parameter for role in use.roles.values()}
+    for other in alone.uses:
+        if other.rule is use.rule and parameters & {r.parameter for r in other.roles.values()}:
+            kept = other.saved().tensors
+            if all(
+                layout is None
+                or (name in kept and _agree(layout.split(saved.tensors[name], 2)[0], kept[name]))
+                for name, layout in layouts.saved.items()
+            ):
+                return bool(layouts.saved)
+    return False
+
+
 def _agree(found: Tensor | None, expected: Tensor | None) -> bool:
-    if found is None or expected is None:
-        return found is expected
+    if found is None or expected is None or found.shape != expected.shape:
+        return False
     if not found.is_floating_point():
         return torch.equal(found, expected)
     return _deviation(found, expected) <= AGREE[found.dtype]

@@ -57,6 +57,9 @@ class Rule(ABC):
     """One kind of node."""
 
     tier = Tier.SMALL
+    broadcasts = False
+    """Whether saved tensors are aligned with the output at their last axes, and may lack the
+    sample; else at their first axes."""
 
     def __init__(self, label: str, nodes: Sequence[str]) -> None:
         self.label = label
@@ -348,6 +351,8 @@ class _BroadcastSum(Rule):
 
 class _BroadcastProduct(Rule):
     """Scales and gates that multiply."""
+
+    broadcasts = True
 
     def role(self, node: Any, slot: int, path: tuple[str, ...]) -> str | None:
         other = node._saved_other if slot == 0 else node._saved_self
