@@ -391,10 +391,11 @@ def _find_layouts(use: Use, saved: Saved, cotangent: Tensor, alone: Reading) -> 
         alone: The first sample's forward pass.
     """
     fitting = []
+    arriving = [n for n, column in enumerate(cotangent) if column.any()]
     for layout in _candidates(cotangent.shape[1:]):
         rows = layout.split(cotangent, 2, lead=1)
-        own = all(bool(rows[n, n].any()) for n in range(cotangent.shape[0]))
-        others = any(bool(rows[1 - n, n].any()) for n in range(cotangent.shape[0]))
+        own = all(bool(rows[n, n].any()) for n in arriving)
+        others = any(bool(rows[1 - n, n].any()) for n in arriving)
         aligned = _align(use.rule, layout, cotangent.ndim - 1, saved)
         if own and not others and aligned is not None:
             fitting.append(Layouts(layout, aligned))
