@@ -290,35 +290,31 @@ def explain(
         problem, batch_size=batch_size, data=default_source(problem, "memory"), seed=seed
     )
     found = plan(*request, approximation, blocks=parse_blocks(blocks or []), params=params)
-    table = Table()
-    for name in ("layer", "type", "tier", "D", "contraction", "GFLOP", "kept", "reason"):
+    table = Table(box=None, pad_edge=False)
+    for name in ("layer", "tier", "D", "contraction", "GFLOP", "kept"):
         right = name in ("D", "GFLOP", "kept")
         table.add_column(name, justify="right" if right else "left", overflow="fold")
-    rows = [(unit.num_params, unit.flops, unit.bytes, unit) for unit in found.units]
-    for size, flops, kept, unit in rows:
+    for unit in found.units:
         table.add_row(
             unit.name,
-            unit.layer_type,
             unit.tier.value,
-            f"{size:,}",
+            f"{unit.num_params:,}",
             unit.contraction.value,
-            f"{flops / 1e9:.2f}",
-            humanize.naturalsize(kept, binary=True),
-            unit.reason,
+            f"{unit.flops / 1e9:.2f}",
+            humanize.naturalsize(unit.bytes, binary=True),
         )
-    table.add_section()
     table.add_row(
         "all",
         "",
+        f"{sum(unit.num_params for unit in found.units):,}",
         "",
-        f"{sum(r[0] for r in rows):,}",
-        "",
-        f"{sum(r[1] for r in rows) / 1e9:.2f}",
-        humanize.naturalsize(sum(r[2] for r in rows), binary=True),
-        "",
+        f"{sum(unit.flops for unit in found.units) / 1e9:.2f}",
+        humanize.naturalsize(sum(unit.bytes for unit in found.units), binary=True),
     )
     Console().print(table)
-    several = "one sample at a time" if found.one_sample_at_a_time else "samples in micro-batches"
-    typer.echo(f"the columns are sent back for {several}")
+    for unit in found.units:
+        typer.echo(f"{unit.name} ({unit.layer_type}): {unit.reason}")
+    several = "one sample at a time" if found.one_sample_at_a_time else "in micro-batches"
+    typer.echo(f"samples run {several}")
     for line in [*found.notes, *dict.fromkeys(u.advice for u in found.units if u.advice)]:
         typer.echo(f"- {line}")

@@ -17,7 +17,17 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from vivit_bench.curvature.minibatch import blamed_on_model
-from vivit_bench.curvature.rules import RESHAPES, TRANSPOSE, Role, Rule, Saved, find_rule, node_kind
+from vivit_bench.curvature.rules import (
+    EMBEDDING,
+    RESHAPES,
+    TRANSPOSE,
+    Broadcast,
+    Role,
+    Rule,
+    Saved,
+    find_rule,
+    node_kind,
+)
 
 
 class GraphChanged(Exception):  # noqa: N818
@@ -30,12 +40,20 @@ class Use:
 
     rule: Rule
     node: Node
+    """Whose output's cotangents are wanted."""
+    source: Node
+    """Whose inputs the parameters are; the same node, except for a ``Broadcast``."""
     roles: dict[str, Role]
 
     @property
     def edge(self) -> GradientEdge:
         """Where the cotangents of the node's output arrive."""
         return GradientEdge(self.node, 0)
+
+    @property
+    def output_shape(self) -> torch.Size:
+        """Of the node."""
+        return torch.Size(self.node._input_metadata[0].shape)
 
     def saved(self) -> Saved:
         """What the node keeps of its forward pass.
@@ -44,7 +62,7 @@ class Use:
             UsageError: It was overwritten in place, so that there is no gradient either.
         """
         with blamed_on_model("the model's backward pass"):
-            return self.rule.read(self.node, self.roles)
+            return self.rule.read(self.source, self.roles)
 
     @property
     def signature(self) -> tuple:
@@ -82,8 +100,7 @@ def read_uses(
     """
     nodes, consumers = _read_graph(outputs)
     wanted = set(parameters)
-    matched: dict[Node, dict[str, Role]] = {}
-    rules: dict[Node, Rule] = {}
+    matched: dict[Node, dict[str, Use]] = defaultdict(dict)
     others: dict[nn.Parameter, str] = {}
     for leaf in nodes:
         parameter = getattr(leaf, "variable", None)
@@ -93,11 +110,27 @@ def read_uses(
         if isinstance(found, str):
             others[parameter] = found
             continue
-        for node, rule, name, role in found:
-            matched.setdefault(node, {})[name] = role
-            rules[node] = rule
-    uses = [Use(rules[node], node, matched[node]) for node in nodes if node in matched]
+        for source, rule, name, role in found:
+            node, rule = _broadcast(source, rule, consumers)
+            use = matched[node].setdefault(rule.label, Use(rule, node, source, {}))
+            use.roles[name] = role
+    uses = [use for node in nodes if node in matched for use in matched[node].values()]
     return Reading(uses, others, nodes)
+
+
+def _broadcast(node: Node, rule: Rule, consumers: "_Consumers") -> tuple[Node, Rule]:
+    """Where an embedding's cotangents are to be collected, and its rule there.
+
+    Behind the sum that is its only consumer, if it has fewer axes than that: samples can then
+    only be told apart there.
+    """
+    if rule is EMBEDDING and len(consumers[node]) == 1:
+        ((total, slot),) = consumers[node]
+        if node_kind(total) == "AddBackward" and (slot == 0 or total._saved_alpha == 1):  # type: ignore[attr-defined]
+            output, summed = (n._input_metadata[0].shape for n in (node, total))
+            if len(output) < len(summed):
+                return total, Broadcast(rule, torch.Size(output))
+    return node, rule
 
 
 def _num_entries(node: Node) -> int:

@@ -399,8 +399,10 @@ def _find_layouts(use: Use, saved: Saved, cotangent: Tensor, alone: Reading) -> 
         aligned = _align(use.rule, layout, cotangent.ndim - 1, saved)
         if own and not others and aligned is not None:
             fitting.append(Layouts(layout, aligned))
-    if len(fitting) > 1:  # few rows are reached, as behind a class token: look at the inputs
-        fitting = [f for f in fitting if _is_alone(use, saved, f, alone)]
+    if (
+        len(fitting) > 1 or use.rule.without_samples
+    ):  # few rows are reached, as behind a class token: look at the inputs
+        fitting = [f for f in fitting if _is_alone(use, cotangent.shape[1:], saved, f, alone)]
     return fitting[0] if len(fitting) == 1 else None
 
 
@@ -420,6 +422,8 @@ def _align(rule: Rule, layout: Layout, ndim: int, saved: Saved) -> dict[str, Lay
         Name -> layout, None where a tensor is the same for all samples; or None if the
         tensors do not fit.
     """
+    if rule.without_samples:
+        return dict.fromkeys(saved.tensors)
     found: dict[str, Layout | None] = {}
     for name, tensor in saved.tensors.items():
         axis = layout.axis + (tensor.ndim - ndim if rule.broadcasts else 0)
@@ -432,18 +436,22 @@ def _align(rule: Rule, layout: Layout, ndim: int, saved: Saved) -> dict[str, Lay
     return found
 
 
-def _is_alone(use: Use, saved: Saved, layouts: Layouts, alone: Reading) -> bool:
-    """Whether the first sample's part of the saved tensors is what it is without the second."""
+def _is_alone(use: Use, shape: torch.Size, saved: Saved, layouts: Layouts, alone: Reading) -> bool:
+    """Whether the first sample's part of a use's tensors is what it is without the second."""
     parameters = {role.parameter for role in use.roles.values()}
     for other in alone.uses:
-        if other.rule is use.rule and parameters & {r.parameter for r in other.roles.values()}:
+        same = other.rule.label == use.rule.label
+        same = same and other.output_shape == layouts.cotangent.of_one(shape)
+        if same and parameters & {role.parameter for role in other.roles.values()}:
             kept = other.saved().tensors
-            if all(
-                layout is None
-                or (name in kept and _agree(layout.split(saved.tensors[name], 2)[0], kept[name]))
-                for name, layout in layouts.saved.items()
-            ):
-                return bool(layouts.saved)
+            firsts = {
+                name: tensor if layout is None else layout.split(tensor, 2)[0]
+                for (name, layout), tensor in zip(
+                    layouts.saved.items(), saved.tensors.values(), strict=True
+                )
+            }
+            if all(_agree(first, kept.get(n)) for n, first in firsts.items()):
+                return True
     return False
 
 

@@ -60,6 +60,8 @@ class Rule(ABC):
     broadcasts = False
     """Whether saved tensors are aligned with the output at their last axes, and may lack the
     sample; else at their first axes."""
+    without_samples = False
+    """Whether saved tensors are the same for all samples."""
 
     def __init__(self, label: str, nodes: Sequence[str]) -> None:
         self.label = label
@@ -373,8 +375,34 @@ class _BroadcastProduct(Rule):
         return found
 
 
+class Broadcast(Rule):
+    """A rule of a node without samples, whose output is added to what the samples run through.
+
+    A table of positions, say, looked up once for all samples. The cotangents are those of the
+    sum, where the samples are apart.
+    """
+
+    without_samples = True
+
+    def __init__(self, rule: Rule, output: torch.Size) -> None:
+        super().__init__(f"{rule.label} of {list(output)}, broadcast", [])
+        self._rule, self._output = rule, output
+
+    def role(self, node: Any, slot: int, path: tuple[str, ...]) -> str | None:  # noqa: D102
+        return None  # made where a graph is read
+
+    def read(self, node: Any, roles: Roles) -> Saved:  # noqa: D102
+        return self._rule.read(node, roles)
+
+    def expand(self, saved: Saved, roles: Roles, s: Tensor) -> dict[str, Tensor]:  # noqa: D102
+        reduced = _sum_to(s, self._output).view(*s.shape[:2], *self._output)
+        tensors = {k: t.expand(len(s), *t.shape[1:]) for k, t in saved.tensors.items()}
+        return self._rule.expand(Saved(tensors, saved.constants), roles, reduced)
+
+
 LINEAR = _Linear("linear", ["AddmmBackward", "MmBackward"])
 CONVOLUTION = _Convolution("convolution", ["ConvolutionBackward"])
+EMBEDDING = _Embedding("embedding", ["EmbeddingBackward"])
 _RULES: tuple[Rule, ...] = (
     LINEAR,
     CONVOLUTION,
@@ -382,7 +410,7 @@ _RULES: tuple[Rule, ...] = (
     _BatchNorm("batch norm", ["NativeBatchNormBackward"]),
     _LayerNorm("layer norm", ["NativeLayerNormBackward"]),
     _GroupNorm("group norm", ["NativeGroupNormBackward"]),
-    _Embedding("embedding", ["EmbeddingBackward"]),
+    EMBEDDING,
     _PReLU("PReLU", ["PreluKernelBackward"]),
     _BroadcastSum("sum", ["AddBackward", "ExpandBackward"]),
     _BroadcastProduct("product", ["MulBackward"]),
