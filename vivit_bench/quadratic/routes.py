@@ -68,8 +68,8 @@ class SamplerRoute:
 class NetworkRoute:
     """Through the linear network of B.4, autograd and the curvature engine.
 
-    The Gram matrix has N D columns: 2,560 at the paper's settings, where a Newton step takes
-    about 1.5 s on 2 cores, thousands of times the sampler's.
+    V has N D columns, 2,560 at the paper's settings, for D = 20 parameters: the engine solves the
+    D x D matrix.
     """
 
     oracle: NoisyOracle
