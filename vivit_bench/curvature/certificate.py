@@ -10,7 +10,6 @@ layer; V^T g, steps and eigenvectors are compared with the same vectors. In para
 import copy
 import math
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -70,25 +69,21 @@ class Watch:
     scale: Tensor
 
 
-class Checks(ABC):
-    """What a computation lets be checked on its way."""
+class Checks:
+    """What a computation lets be checked on its way; of itself it checks nothing."""
 
-    active = True
+    active = False
     """Whether anything is compared, so that it is worth computing for it."""
 
-    @abstractmethod
     def unit(self, unit: UnitPlan, factor: Factor, matrix: Tensor | None) -> None:
         """A unit was added to a Gram ``matrix`` (None: in parameter space)."""
 
-    @abstractmethod
     def gradient_weights(self, unit: UnitPlan, factor: Factor, weights: Tensor) -> None:
         """A unit's share of the gradient is V w for these weights [M]."""
 
-    @abstractmethod
     def gradient_pass(self) -> None:
         """The gradient comes from passes over the mini-batch."""
 
-    @abstractmethod
     def system(self, block: BlockPlan, matrix: Tensor, v: Tensor | None) -> None:
         """A block's matrix is complete; it will be overwritten.
 
@@ -98,7 +93,6 @@ class Checks(ABC):
             v: [N, c, D] in parameter space; None for a Gram matrix.
         """
 
-    @abstractmethod
     def slopes(self, slopes: Tensor, gradients: Direction | None) -> None:
         """Products of gradients with the block in hand's coordinates.
 
@@ -107,27 +101,21 @@ class Checks(ABC):
             gradients: The mean gradient; None: they are every sample's.
         """
 
-    @abstractmethod
     def coordinates(self, coordinates: Tensor) -> None:
         """Grad l_n = sqrt(N) V_n a_n with these a_n, [N, c]; of the block in hand."""
 
-    @abstractmethod
     def eigenvalues(self, values: Tensor, trace: float, squares: float) -> None:
         """All eigenvalues of the block in hand, beside its matrix's trace and squared norm."""
 
-    @abstractmethod
     def eigenpairs(self, values: Tensor, vectors: Tensor) -> None:
         """Eigenvalues [K] and eigenvectors [m, K] of the block in hand."""
 
-    @abstractmethod
     def derivatives(self, gammas: Tensor, lambdas: Tensor, values: Tensor) -> None:
         """Slopes [N, K] and curvatures [num_samples, K] along directions with eigenvalues [K]."""
 
-    @abstractmethod
     def solved(self, weights: Tensor, right: Tensor, damping: float) -> None:
         """(matrix + damping I) weights = right was solved in the block in hand, [m, R]."""
 
-    @abstractmethod
     def lifted(
         self,
         what: str,
@@ -145,67 +133,16 @@ class Checks(ABC):
                 known without the weights.
         """
 
-    @abstractmethod
     def watch(self) -> "Watch | None":
         """The block in hand, for what is handed out later."""
+        return None
 
-    @abstractmethod
     def result(self, totals: Totals) -> Certificate | None:
         """The certificate of the whole result.
 
         Raises:
             CertificateError: Something disagrees.
         """
-
-
-class Unchecked(Checks):
-    """``certify=False``."""
-
-    active = False
-
-    def unit(self, unit: UnitPlan, factor: Factor, matrix: Tensor | None) -> None:  # noqa: D102
-        pass
-
-    def gradient_weights(self, unit: UnitPlan, factor: Factor, weights: Tensor) -> None:  # noqa: D102
-        pass
-
-    def gradient_pass(self) -> None:  # noqa: D102
-        pass
-
-    def system(self, block: BlockPlan, matrix: Tensor, v: Tensor | None) -> None:  # noqa: D102
-        pass
-
-    def slopes(self, slopes: Tensor, gradients: Direction | None) -> None:  # noqa: D102
-        pass
-
-    def coordinates(self, coordinates: Tensor) -> None:  # noqa: D102
-        pass
-
-    def eigenvalues(self, values: Tensor, trace: float, squares: float) -> None:  # noqa: D102
-        pass
-
-    def eigenpairs(self, values: Tensor, vectors: Tensor) -> None:  # noqa: D102
-        pass
-
-    def derivatives(self, gammas: Tensor, lambdas: Tensor, values: Tensor) -> None:  # noqa: D102
-        pass
-
-    def solved(self, weights: Tensor, right: Tensor, damping: float) -> None:  # noqa: D102
-        pass
-
-    def lifted(  # noqa: D102
-        self,
-        what: str,
-        weights: Tensor,
-        directions: Sequence[Direction],
-        products: Tensor | None = None,
-    ) -> None:
-        pass
-
-    def watch(self) -> "Watch | None":  # noqa: D102
-        return None
-
-    def result(self, totals: Totals) -> Certificate | None:  # noqa: D102
         return None
 
 
@@ -231,6 +168,8 @@ class Certifier(Checks):
     Raises:
         CertificateError: A sample's output is another one alone, or beside another sample.
     """
+
+    active = True
 
     def __init__(
         self, batch: MiniBatch, sweep: Sweep, samples: Sequence[int], notes: Sequence[str]

@@ -8,8 +8,8 @@ from vivit_bench.curvature.options import Approximation, approximation_of
 from vivit_bench.curvature.passes import Sweep, complete
 from vivit_bench.curvature.results import DirectionalDerivatives
 from vivit_bench.curvature.session import Request, check_cutoff, run
-from vivit_bench.curvature.slopes import find_slopes, in_parameter_format, shared_gradient
-from vivit_bench.curvature.systems import Work, form_systems
+from vivit_bench.curvature.slopes import Work, find_slopes, in_parameter_format, shared_gradient
+from vivit_bench.curvature.systems import form_systems
 from vivit_bench.trees import Tree
 
 

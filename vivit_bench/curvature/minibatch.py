@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from vivit_bench.curvature.batched import batched_backward
-from vivit_bench.curvature.loss_factor import LossFactor, check_loss, check_targets, loss_factor
+from vivit_bench.curvature.loss_checks import check_loss, check_targets
+from vivit_bench.curvature.loss_factor import LossFactor, loss_factor
 from vivit_bench.curvature.options import Approximation
 from vivit_bench.curvature.results import BatchInfo
 from vivit_bench.errors import UsageError, VivitBenchError
@@ -160,7 +161,7 @@ def check_request(
 
     Args:
         model: In evaluation mode.
-        loss: See ``loss_factor.check_loss``.
+        loss: See ``check_loss``.
         inputs: Tensors [N, ...].
         targets: [N, ...].
         approximation: Which GGN.

@@ -14,13 +14,14 @@ from vivit_bench.curvature.passes import Sweep, complete
 from vivit_bench.curvature.plan import BlockPatterns
 from vivit_bench.curvature.results import NewtonStep
 from vivit_bench.curvature.session import Request, check_cutoff, run
-from vivit_bench.curvature.slopes import find_slopes, in_parameter_format, shared_gradient
-from vivit_bench.curvature.systems import (
-    Eigenpairs,
+from vivit_bench.curvature.slopes import (
     SlopesOfDirections,
     Work,
-    form_systems,
+    find_slopes,
+    in_parameter_format,
+    shared_gradient,
 )
+from vivit_bench.curvature.systems import Eigenpairs, form_systems
 from vivit_bench.errors import UsageError
 from vivit_bench.trees import Tree
 

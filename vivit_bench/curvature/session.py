@@ -13,7 +13,6 @@ from vivit_bench.curvature.certificate import (
     Certify,
     Checks,
     LayersDisagree,
-    Unchecked,
 )
 from vivit_bench.curvature.minibatch import (
     WORKING_BYTES,
@@ -26,7 +25,7 @@ from vivit_bench.curvature.options import Approximation, Blocks
 from vivit_bench.curvature.passes import Sweep, sweep_curvature
 from vivit_bench.curvature.plan import BlockPatterns, Plan, make_plan
 from vivit_bench.curvature.route import find_route
-from vivit_bench.curvature.systems import Work
+from vivit_bench.curvature.slopes import Work
 from vivit_bench.errors import CertificateError, UsageError
 from vivit_bench.trees import Tree
 
@@ -128,7 +127,7 @@ def _check(request: Request) -> tuple[MiniBatch, Tensor]:
 
 def _checks(request: Request, batch: MiniBatch, sweep: Sweep, notes: list[str]) -> Checks:
     if request.certify is False:
-        return Unchecked()
+        return Checks()
     count = batch.num_samples
     if request.certify == "all":
         samples = list(range(count))

@@ -13,8 +13,8 @@ from vivit_bench.curvature.passes import Sweep, complete
 from vivit_bench.curvature.plan import BlockPatterns
 from vivit_bench.curvature.results import BatchInfo, Certificate, Spectrum
 from vivit_bench.curvature.session import Request, check_cutoff, run
-from vivit_bench.curvature.slopes import in_parameter_format, shared_gradient
-from vivit_bench.curvature.systems import Eigenpairs, NoSlopes, Work, form_systems
+from vivit_bench.curvature.slopes import NoSlopes, Work, in_parameter_format, shared_gradient
+from vivit_bench.curvature.systems import Eigenpairs, form_systems
 from vivit_bench.errors import CertificateError, UsageError
 from vivit_bench.trees import Tree
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from vivit_bench.curvature import loss_factor
+from vivit_bench.curvature import loss_checks
 from vivit_bench.errors import UsageError
 from vivit_bench.problems.batch import Batch, Shape, shape_text
 from vivit_bench.problems.messages import a_type, describe, prefixed
@@ -67,7 +67,7 @@ def check_loss(name: str, loss: Any) -> None:
             f"{name}: the loss must be a module such as CrossEntropyLoss(), got {got}{hint}"
         )
     with prefixed(name):
-        loss_factor.check_loss(loss)
+        loss_checks.check_loss(loss)
 
 
 def check_targets(name: str, loss: nn.Module, shape: Shape, targets: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ def check_targets(name: str, loss: nn.Module, shape: Shape, targets: Tensor) -> 
         UsageError: With the reason.
     """
     with prefixed(name):
-        return loss_factor.check_targets(loss, shape, targets)
+        return loss_checks.check_targets(loss, shape, targets)
 
 
 def check_outputs(name: str, model: nn.Module, loss: nn.Module, batch: Batch) -> Shape:
