@@ -377,7 +377,7 @@ def _print_summary(record: "SpectrumRecord", path: Path) -> None:
         "trace": f"{record.trace:.6g}",
         "loss": f"{record.loss:.6g}",
         "time": f"{record.seconds:.2f} s ({settings.dtype}, solver {record.solver_dtype})",
-        "certified": _certified(record.certificate),
+        "check": _certified(record.certificate),
         "stored": str(path),
     }
     for key, value in rows.items():

@@ -8,12 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from vivit_bench.curvature.capture import GraphChanged
-from vivit_bench.curvature.certificate import (
-    Certifier,
-    Certify,
-    Checks,
-    LayersDisagree,
-)
+from vivit_bench.curvature.certificate import Certifier, Certify, LayersDisagree
+from vivit_bench.curvature.checks import Checks
 from vivit_bench.curvature.minibatch import (
     WORKING_BYTES,
     MiniBatch,

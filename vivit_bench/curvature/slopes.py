@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from vivit_bench.curvature.certificate import Checks
+from vivit_bench.curvature.checks import Checks
 from vivit_bench.curvature.factors import Direction, ExplicitFactor, Factor
 from vivit_bench.curvature.kernels import mirror_lower
 from vivit_bench.curvature.minibatch import MiniBatch

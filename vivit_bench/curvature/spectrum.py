@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from vivit_bench.curvature.certificate import Certify, Watch, compare_lifted
+from vivit_bench.curvature.certificate import Certify, compare_lifted
+from vivit_bench.curvature.checks import Watch
 from vivit_bench.curvature.factors import Direction
 from vivit_bench.curvature.minibatch import WORKING_BYTES, Patterns, undisturbed
 from vivit_bench.curvature.options import Approximation, Blocks, approximation_of
