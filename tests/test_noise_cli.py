@@ -138,7 +138,14 @@ def test_progress_on_a_terminal_and_elsewhere(monkeypatch: pytest.MonkeyPatch) -
         progress.started(10, 100, 20)
         progress.evaluated({"test_loss": 1.5})
         clock[0] += 100.0
-        row = {"step": 10, "loss": 1.0, "num_directions": 3, "num_columns": 9, "alignment_sum": 1}
+        row = {
+            "step": 10,
+            "loss": 1.0,
+            "num_directions": 3,
+            "num_columns": 9,
+            "alignment_sum": 1,
+            "certificate_error": 1e-7,
+        }
         progress.measured(row, 100.0)
         clock[0] += 30.0
         progress.stepped(40, 2.0)

@@ -36,6 +36,10 @@ def print_search(finished: FinishedSearch) -> None:
             f"{format_size(critical.peak_bytes)} at N = {n}, "
             f"over {format_size(critical.idle_bytes)} of the idle process"
         )
+    checked = "the engine has none"
+    errors = [t.certificate_error for t in result.trials if t.certificate_error is not None]
+    if errors:
+        checked = f"warm-ups certified by plain autograd, largest error {max(errors):.1e}"
     recorded = f", {finished.from_records} of them from records" if finished.from_records else ""
     seconds = sum(trial.seconds for trial in result.trials)
     rows = {
@@ -45,6 +49,7 @@ def print_search(finished: FinishedSearch) -> None:
         "memory limit": f"{format_size(finished.memory_limit.limit_bytes)} ({meaning})",
         "peak": peak,
         "trials": f"{len(result.trials)}{recorded}, {seconds:.0f} s",
+        "check": checked,
         "stored": str(finished.table),
     }
     for key, value in rows.items():

@@ -60,7 +60,7 @@ class TrainingProgress(Listener):
         self._print(
             f"step {row['step']}: monitor loss {row['loss']:.4g}, K = {row['num_directions']} of "
             f"{row['num_columns']} with {row['alignment_sum']:.1%} of the gradient's squared norm "
-            f"({seconds:.1f} s)"
+            f"(certified to {row['certificate_error']:.0e}, {seconds:.1f} s)"
         )
 
     def close(self) -> None:

@@ -392,7 +392,7 @@ def _certified(certificate: dict[str, Any]) -> str:
 
 
 def _print_sweep(steps: "list[SweepStep]") -> None:
-    table = Table("curvature", "largest", "above cutoff", "exactly zero", "trace", "seconds")
+    table = Table("curvature", "largest", "above cutoff", "zero", "trace", "seconds", "check")
     for column in table.columns[1:]:
         column.justify = "right"
     finished = [(step.path, step.record) for step in steps if step.record is not None]
@@ -405,6 +405,7 @@ def _print_sweep(steps: "list[SweepStep]") -> None:
             f"{record.num_zeros:,}",
             f"{record.trace:.4g}",
             f"{record.seconds:.2f}",
+            f"{max(record.certificate['errors'].values()):.0e}" if record.certificate else "no",
         )
     Console(highlight=False).print(table)
     for path, _ in finished:
