@@ -92,7 +92,9 @@ class Certifier(Checks):
         self._company = self._find_company()
         """Samples that run together with the drawn ones, to see whether they are coupled."""
         with self._timed():
-            self._run(sweep)
+            alone = self._run_alone(sweep)
+            self._find_vectors(sweep, alone)
+            self._find_gradients(sweep, alone)
         self._block = self._new_block()
 
     def _find_company(self) -> list[int]:
@@ -111,10 +113,12 @@ class Certifier(Checks):
         finally:
             self._seconds += time.perf_counter() - start
 
-    def _run(self, sweep: Sweep) -> None:
-        """The plain passes: v_n, products of v_n with grad l_m, and the mean of grad l_m."""
+    def _run_alone(self, sweep: Sweep) -> list[Tensor]:
+        """Outputs of the drawn samples with their graphs, one [1, ...] each.
+
+        They must be what the passes produced, and what they are in company.
+        """
         batch = self._batch
-        noise = batch.factor.noise()
         alone = []
         for n in self._samples:
             outputs = batch.plain_forward([n])
@@ -126,8 +130,14 @@ class Certifier(Checks):
         for n, outputs in zip(self._samples, alone, strict=True):
             position = self._company.index(n)
             self._compare_outputs(n, outputs, self._together[position : position + 1])
+        return alone
+
+    def _find_vectors(self, sweep: Sweep, alone: Sequence[Tensor]) -> None:
+        """v_n, their inner products parameter by parameter, and their lengths."""
+        batch = self._batch
+        noise = batch.factor.noise()
         self._vectors: list[Direction] = []
-        cotangents = []
+        scales = []
         for weights, n, outputs in zip(self._weights, self._samples, alone, strict=True):
             drawn = None if noise is None else noise[n : n + 1]
             columns = batch.factor.columns(sweep.outputs[n : n + 1], slice(n, n + 1), drawn)
@@ -136,18 +146,16 @@ class Certifier(Checks):
             vector: Direction = {}
             add_pulled(batch, vector, outputs, cotangent, keep_graph=True)
             self._vectors.append(vector)
-            cotangents.append(cotangent)
+            scales.append(max(_norm(vector.values()), self._least_scale(cotangent, outputs)))
         self._products = {p: self._inner(self._vectors, p) for p in batch.parameters}
-        self._scale = torch.tensor(
-            [
-                max(_norm(v.values()), self._least_scale(s, outputs))
-                for v, s, outputs in zip(self._vectors, cotangents, alone, strict=True)
-            ],
-            dtype=torch.float64,
-        )
+        self._scale = torch.tensor(scales, dtype=torch.float64)
+
+    def _find_gradients(self, sweep: Sweep, alone: Sequence[Tensor]) -> None:
+        """Products of v_n with grad l_m, parameter by parameter, and the mean of grad l_m."""
+        batch = self._batch
         self._mean: Direction = {}
         self._gradient_norms: list[float] = []
-        slopes = []
+        slopes, least = [], 0.0
         for n, outputs in zip(self._samples, alone, strict=True):
             residual = batch.factor.residual(sweep.outputs[n : n + 1], slice(n, n + 1))
             gradient: Direction = {}
@@ -156,14 +164,11 @@ class Certifier(Checks):
                 {p: self._inner(self._vectors, p, [gradient])[:, 0] for p in batch.parameters}
             )
             self._gradient_norms.append(_norm(gradient.values()))
+            least = max(least, self._least_scale(residual, outputs))
             for p, g in gradient.items():
                 self._mean[p] = self._mean.get(p, 0) + g / batch.batch_size
         self._slopes = {p: torch.stack([s[p] for s in slopes], 1) for p in batch.parameters}
-        residuals = [
-            batch.factor.residual(sweep.outputs[n : n + 1], slice(n, n + 1)) for n in self._samples
-        ]
-        least = max(map(self._least_scale, residuals, alone)) / batch.batch_size
-        self._gradient_scale = max(_norm(self._mean.values()), least)
+        self._gradient_scale = max(_norm(self._mean.values()), least / batch.batch_size)
 
     def _least_scale(self, cotangent: Tensor, outputs: Tensor) -> float:
         """What J^T s is rounding below, where its terms cancel: |s| |f| / |theta| is their size."""
@@ -191,8 +196,7 @@ class Certifier(Checks):
 
     def _note(self, what: str, error: float) -> None:
         """Keep the largest error of each kind."""
-        if error != error:  # NaN is as wrong as can be
-            error = float("inf")
+        error = math.inf if math.isnan(error) else error
         self._errors[what] = max(self._errors.get(what, 0.0), error)
 
     def _compare(self, what: str, found: Tensor, expected: Tensor, scale: Tensor) -> float:

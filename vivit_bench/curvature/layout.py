@@ -1,5 +1,6 @@
 """Where the samples are in a network's tensors, found out on two of them."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -136,9 +137,9 @@ def agree(found: Tensor | None, expected: Tensor | None) -> bool:
 def deviation(found: Tensor, expected: Tensor) -> float:
     """Largest deviation over the largest expected entry."""
     if found.shape != expected.shape:
-        return float("inf")
+        return math.inf
     scale = expected.abs().max().item() if expected.numel() else 0.0
     error = (found - expected).abs().max().item() if expected.numel() else 0.0
-    if error != error:  # NaN
-        return float("inf")
+    if math.isnan(error):
+        return math.inf
     return error / scale if scale else error
