@@ -276,7 +276,7 @@ def test_what_a_certificate_says() -> None:
     assert isinstance(found, Certificate)
     assert (len(found.samples), found.num_samples) == (2, 4)
     assert set(found.errors) == {
-        "outputs", "layers", "curvature", "gradient", "trace", "squares",
+        "outputs", "company", "layers", "curvature", "gradient", "trace", "squares",
         "loss gradient", "loss Hessian", "loss",
     }  # fmt: skip
     assert found.worst < 1e-13

@@ -189,6 +189,18 @@ CASES: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
         ),
         torch.randn(3, 2, 3, 3),
     ),
+    "valid padding": lambda: (
+        nn.Sequential(nn.Conv2d(2, 3, 2, padding="valid"), nn.Tanh(), nn.Flatten()),
+        torch.randn(3, 2, 3, 3),
+    ),
+    "writes into its input": lambda: (
+        Lambda(lambda s, x: s.fc(x.clone().mul_(0.5).add_(1.0)), fc=nn.Linear(3, 3)),
+        torch.randn(4, 3),
+    ),
+    "dropout that drops nothing, training": lambda: (
+        Lambda(lambda s, x: s.fc(s.drop(x)), fc=nn.Linear(3, 3), drop=nn.Dropout(0.0)),
+        torch.randn(4, 3),
+    ),
     "weight also used by a function": lambda: (
         Lambda(
             lambda s, x: F.linear(s.emb(x).mean(1), s.emb.weight), emb=nn.Embedding(5, 4)
@@ -347,7 +359,10 @@ def build(name: str) -> tuple[nn.Module, Any]:
         x = {k: double(v) for k, v in x.items()}
     else:
         x = tuple(double(t) for t in x) if isinstance(x, tuple) else double(x)
-    return model.double().eval(), x
+    model = model.double().eval()
+    if "training" in name:
+        model.train()
+    return model, x
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -538,6 +553,12 @@ class Focal(nn.CrossEntropyLoss):
         return 2 * super().forward(input, target)
 
 
+def smoothed(amount: float) -> nn.Module:
+    loss = nn.CrossEntropyLoss()
+    loss.label_smoothing = amount
+    return loss
+
+
 class Stored(nn.Module):
     """Reads the whole mini-batch from an attribute."""
 
@@ -568,6 +589,32 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], nn.Module, type[Exception], st
     ),
     "batch from an attribute": (
         lambda: Stored(X), nn.CrossEntropyLoss(), CertificateError, "couples its samples",
+    ),
+    "gradients scaled by frequency": (
+        lambda: Lambda(
+            lambda s, x: s.fc(s.emb((x > 0).long()).sum(1)),
+            emb=nn.Embedding(2, 4, scale_grad_by_freq=True),
+            fc=nn.Linear(4, 3),
+        ),
+        nn.CrossEntropyLoss(), CertificateError, "in the backward pass",
+    ),
+    "coupled backward pass": (
+        lambda: Lambda(
+            lambda s, x: (lambda h: s.b(h + h.mean(0) - h.mean(0).detach()))(s.a(x)),
+            a=nn.Linear(3, 3),
+            b=nn.Linear(3, 3),
+        ),
+        nn.CrossEntropyLoss(), CertificateError, "in the backward pass",
+    ),
+    "integer weights": (
+        lambda: nn.Linear(3, 3), nn.CrossEntropyLoss(WEIGHT.long()), UsageError, "floating-point",
+    ),
+    "smoothing above one": (
+        lambda: nn.Linear(3, 3), smoothed(2.0), UsageError, "label_smoothing of CrossEntropyLoss",
+    ),
+    "NaN derivative": (
+        lambda: Lambda(lambda s, x: s.a(x) + (0 * s.a(x)).abs().sqrt(), a=nn.Linear(3, 3)),
+        nn.CrossEntropyLoss(), Exception, "not finite|overflows or is NaN|backward pass",
     ),
     "complex parameters": (
         lambda: Lambda(
@@ -686,3 +733,94 @@ def test_parametrised_layers_keep_their_name() -> None:
     blocks = eigenvalues(model, nn.CrossEntropyLoss(), x, y, blocks="layer").blocks
     assert list(blocks) == ["0", "2"]
     assert parametrize.is_parametrized(model[0])  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mc_samples": "2"}, {"curvature": "mc", "mc_samples": 1.5}, {"seed": 1.5}, {"seed": -1},
+        {"seed": 2**64}, {"blocks": {"a": 1}}, {"blocks": "rows"}, {"blocks": 3}, {"params": []},
+        {"params": 1}, {"params": [1]}, {"working_bytes": 0}, {"working_bytes": None},
+        {"certify": "some"}, {"damping": "a"}, {"damping": None}, {"damping": -1.0},
+        {"damping": lambda g, c: 1.0}, {"damping": lambda g, c: c}, {"damping": lambda g: g},
+        {"damping": lambda g, c: -c.mean(0)}, {"cutoff": "a"}, {"cutoff": True},
+        {"damping": 0.0, "cutoff": None},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_values_that_make_no_sense(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    with pytest.raises(UsageError) as caught:
+        newton_step(nn.Linear(3, 3), nn.CrossEntropyLoss(), X, LABELS, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_policies_cannot_change_what_they_are_given() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 3)
+    expected = newton_step(model, nn.CrossEntropyLoss(), X, LABELS, damping=0.5).step
+
+    def policy(gammas: Tensor, lambdas: Tensor) -> Tensor:
+        gammas.zero_()
+        return torch.full_like(lambdas.zero_()[0], 0.5)
+
+    found = newton_step(model, nn.CrossEntropyLoss(), X, LABELS, damping=policy).step
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("blocks", ["none", "layer"])
+@pytest.mark.parametrize("make", [nn.MSELoss, nn.CrossEntropyLoss])
+def test_small_damping_costs_no_digits(
+    dtype: torch.dtype, blocks: str, make: Callable[[], nn.Module]
+) -> None:
+    """The gradient lies in the range of V, where no difference of large vectors is needed."""
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(4, 20), nn.Tanh(), nn.Linear(20, 3)).to(dtype)
+    loss, x = make(), torch.randn(6, 4).to(dtype)
+    y = torch.randn(6, 3).to(dtype) if isinstance(loss, nn.MSELoss) else torch.randint(3, (6,))
+    reference = dense(model, loss, x, y)
+    names = [["0.weight", "0.bias"], ["2.weight", "2.bias"]]
+    ggn = reference.ggn() * (1 if blocks == "none" else reference.block_mask(names))
+    values, vectors = torch.linalg.eigh(ggn)
+    keep = values > 1e-10 * values[-1]  # the gradient has no part in the others
+    e, kept = vectors[:, keep], values[keep]
+    for damping in (1e-2, 1e-5, 1e-8):
+        step = newton_step(model, loss, x, y, damping=damping, cutoff=None, blocks=blocks)
+        expected = -e @ ((e.t() @ reference.mean_gradient) / (kept + damping))
+        bound = 1e-7 if dtype is torch.float64 else 2e-2
+        assert relative_error(flat(step.step), expected) < bound
+    # Products with any vector are not given where their digits are lost.
+    gradient = eigenvalues(model, loss, x, y, with_gradient=True).gradient
+    assert gradient is not None
+    if dtype is torch.float32:
+        with pytest.raises(CertificateError, match="use a larger damping, float64"):
+            inverse_product(model, loss, x, y, [gradient], damping=1e-8, blocks=blocks)
+
+
+def test_directions_above_rounding_only() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)), torch.randn(40, 4)
+    y = torch.randint(3, (40,))
+    rank = int(torch.linalg.matrix_rank(dense(model, nn.CrossEntropyLoss(), x, y).ggn()))
+    seen = directional_derivatives(model, nn.CrossEntropyLoss(), x, y, cutoff=0.0)
+    assert len(seen.eigenvalues) <= rank
+    assert seen.eigenvalues[-1] > 1e-7 * seen.eigenvalues[0]
+
+
+def test_no_trace_in_inputs_and_renormalised_embeddings() -> None:
+    torch.manual_seed(0)
+    emb = nn.Embedding(6, 4, max_norm=0.5)
+    model = Lambda(lambda s, x: s.fc(s.emb(x).sum(1)), emb=emb, fc=nn.Linear(4, 3))
+    before = emb.weight.detach().clone()
+    eigenvalues(model, nn.CrossEntropyLoss(), tokens(4, 3), LABELS)
+    assert torch.equal(before, emb.weight)
+    writes = Lambda(lambda s, x: s.fc(x.mul_(0.5)), fc=nn.Linear(3, 3))
+    x = X.clone()
+    newton_step(writes, nn.CrossEntropyLoss(), x, LABELS)
+    assert torch.equal(x, X)
+
+
+def test_sparse_inputs_are_refused() -> None:
+    with pytest.raises(UsageError, match="pass dense ones"):
+        eigenvalues(nn.Linear(3, 3), nn.CrossEntropyLoss(), X.to_sparse(), LABELS)

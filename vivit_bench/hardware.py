@@ -23,6 +23,10 @@ seconds, for some counts:
 """
 
 
+MOST_THREADS = 1024
+"""OpenMP crashes on absurd numbers."""
+
+
 def parse_device(text: str) -> str:
     """Check ``--device``: ``cpu``, ``cuda`` (the first one) or ``cuda:i``.
 
@@ -50,9 +54,15 @@ def parse_device(text: str) -> str:
 
 @contextmanager
 def cpu_threads(threads: int | None) -> Iterator[None]:
-    """Run PyTorch on ``threads`` CPU threads inside the block (None: leave it alone)."""
+    """Run PyTorch on ``threads`` CPU threads inside the block (None: leave it alone).
+
+    Raises:
+        UsageError: Absurdly many.
+    """
     import torch
 
+    if threads is not None and threads > MOST_THREADS:
+        raise UsageError(f"--threads {threads}: more than {MOST_THREADS} make no sense")
     before = torch.get_num_threads()
     if threads is not None:
         torch.set_num_threads(threads)

@@ -13,7 +13,7 @@ from vivit_bench.cli.options import (
     SamplesOption,
     SeedOption,
 )
-from vivit_bench.curvature.options import Curvature, Samples
+from vivit_bench.curvature.options import Approximation, Curvature, Samples
 from vivit_bench.errors import VivitBenchError
 from vivit_bench.peers import Quantity, engine_names
 from vivit_bench.problems.sources import DataSource
@@ -49,6 +49,7 @@ def compare_engines(
     from vivit_bench.problems.sources import default_source
     from vivit_bench.report.comparison import print_comparison, print_floor, save_comparison
 
+    Approximation(curvature, samples, mc_samples, seed)
     for name in engine:
         get_engine(name)
     work = {

@@ -366,7 +366,7 @@ def _progress() -> Iterator["SearchProgress"]:
 
     from vivit_bench.cli.critical_batch_progress import SearchProgress
 
-    progress = SearchProgress(Console(stderr=True, highlight=False))
+    progress = SearchProgress(Console(emoji=False, stderr=True, highlight=False))
     try:
         yield progress
     finally:

@@ -311,7 +311,7 @@ def explain(
         f"{sum(unit.flops for unit in found.units) / 1e9:.2f}",
         humanize.naturalsize(sum(unit.bytes for unit in found.units), binary=True),
     )
-    Console().print(table)
+    Console(emoji=False).print(table)
     for unit in found.units:
         typer.echo(f"{unit.name} ({unit.layer_type}): {unit.reason}")
     several = "one sample at a time" if found.one_sample_at_a_time else "in micro-batches"

@@ -63,7 +63,7 @@ def main() -> None:
     try:
         app()
     except VivitBenchError as error:
-        Console(stderr=True, soft_wrap=True, highlight=False).print(
+        Console(emoji=False, stderr=True, soft_wrap=True, highlight=False).print(
             f"vivit-bench: {error}", markup=False
         )
         sys.exit(error.exit_code)

@@ -129,7 +129,7 @@ def run(
         device=device,
     )
     folder = results_dir / "noise" / (name or f"{problem_slug(problem)}_{optimizer}")
-    progress = TrainingProgress(Console(stderr=True, highlight=False))
+    progress = TrainingProgress(Console(emoji=False, stderr=True, highlight=False))
     try:
         with cpu_threads(threads):
             finished = run_noise(choices, folder, fresh=fresh, listener=progress)

@@ -166,4 +166,6 @@ def _table(*columns: tuple[str, Any]) -> "Table":
 def _print(renderable: Any) -> None:
     from rich.console import Console
 
-    Console(highlight=False).print(renderable, markup=False, soft_wrap=isinstance(renderable, str))
+    Console(emoji=False, highlight=False).print(
+        renderable, markup=False, soft_wrap=isinstance(renderable, str)
+    )

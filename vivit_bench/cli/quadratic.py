@@ -206,7 +206,7 @@ def _progress(total: int) -> Iterator[Callable[[int], None]]:
         TimeRemainingColumn,
     )
 
-    console = Console(stderr=True, highlight=False)
+    console = Console(emoji=False, stderr=True, highlight=False)
     if not console.is_terminal:
         yield _line_reporter(total)
         return

@@ -118,7 +118,7 @@ def compute(
         check_tensor_file(eigenvectors)
     elif top is not None:
         raise UsageError(f"--top {top}: counts eigenvectors; add --eigenvectors FILE.pt")
-    progress = Console(stderr=True, highlight=False)
+    progress = Console(emoji=False, stderr=True, highlight=False)
     loading: dict[str, Any] = {
         "batch_size": batch_size,
         "data": data,
@@ -185,7 +185,7 @@ def sweep(
     from vivit_bench.spectrum import load_workload, sweep_spectra
 
     check_cutoff(cutoff)
-    console = Console(stderr=True, highlight=False)
+    console = Console(emoji=False, stderr=True, highlight=False)
     steps = []
     with (
         cpu_threads(threads),
@@ -314,7 +314,7 @@ def compare(
             f"B is {second.settings.problem}",
             err=True,
         )
-    stdout = Console(highlight=False)
+    stdout = Console(emoji=False, highlight=False)
     for letter, record in (("A", first), ("B", second)):
         settings = record.settings
         weights = f", {settings.checkpoint}" if settings.checkpoint else ""
@@ -407,6 +407,6 @@ def _print_sweep(steps: "list[SweepStep]") -> None:
             f"{record.seconds:.2f}",
             f"{max(record.certificate['errors'].values()):.0e}" if record.certificate else "no",
         )
-    Console(highlight=False).print(table)
+    Console(emoji=False, highlight=False).print(table)
     for path, _ in finished:
         typer.echo(path)

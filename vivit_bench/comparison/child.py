@@ -42,10 +42,11 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from vivit_bench.errors import VivitBenchError
+    from vivit_bench.critical_batch.failures import BatchLimitError
+    from vivit_bench.errors import UsageError, VivitBenchError
 
     try:
         main()
-    except VivitBenchError as error:
+    except (VivitBenchError, BatchLimitError) as error:
         print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
+        sys.exit(getattr(error, "exit_code", UsageError.exit_code))

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vivit_bench.errors import VivitBenchError
+from vivit_bench.errors import UsageError, VivitBenchError
 from vivit_bench.hardware import thread_environment
 
 AGREEMENT = {"eigenvalues": 1e-3, "step": 1e-2}
@@ -33,6 +33,8 @@ class EngineRuns:
     result: dict[str, Tensor] = field(default_factory=dict)
     certificate: dict[str, float] = field(default_factory=dict)
     """``certificate_seconds`` and ``certificate_error``, where the engine has a check."""
+    exit_code: int = 0
+    """Of the run that failed."""
     failure: str = ""
     """Why the engine has no figures; empty if it has."""
 
@@ -60,6 +62,10 @@ def compare_engines(
 
     Returns:
         One entry per engine. An engine that fails once is not run again.
+
+    Raises:
+        UsageError: The first engine cannot do the work.
+        VivitBenchError: It failed.
     """
     runs = [EngineRuns(engine) for engine in engines]
     for repeat in range(repeats):
@@ -69,7 +75,9 @@ def compare_engines(
                 told = {"work": {**work, "engine": entry.engine}, "n": n, "threads": threads}
                 _run(entry, {**told, "certify": repeat == 0}, timeout)
     if runs[0].failure:
-        raise VivitBenchError(f"engine {runs[0].engine!r} failed: {runs[0].failure}")
+        usage = runs[0].exit_code == UsageError.exit_code
+        kind = UsageError if usage else VivitBenchError
+        raise kind(f"engine {runs[0].engine!r} failed: {runs[0].failure}")
     return runs
 
 
@@ -92,7 +100,7 @@ def _run(entry: EngineRuns, spec: dict[str, Any], timeout: float) -> None:
             return
         if done.returncode:
             last = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
-            entry.failure = last
+            entry.failure, entry.exit_code = last, done.returncode
             return
         figures = json.loads(done.stdout.splitlines()[-1])
         entry.wall_seconds.append(figures["wall_seconds"])

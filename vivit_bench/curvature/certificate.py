@@ -22,7 +22,7 @@ from vivit_bench.curvature.checks import Checks, Watch
 from vivit_bench.curvature.factors import Direction, ExplicitFactor, Factor
 from vivit_bench.curvature.minibatch import MiniBatch
 from vivit_bench.curvature.passes import Sweep, Totals, add_pulled
-from vivit_bench.curvature.plan import BlockPlan, UnitPlan
+from vivit_bench.curvature.plan import BlockPlan, Plan, UnitPlan
 from vivit_bench.curvature.results import Certificate
 from vivit_bench.curvature.route import disagreement
 from vivit_bench.errors import CertificateError, UsageError
@@ -66,6 +66,7 @@ class Certifier(Checks):
 
     Args:
         batch: The request.
+        plan: How it is computed.
         sweep: Of the samples that carry the curvature.
         samples: Two of them, or all.
         notes: What earlier attempts found.
@@ -77,7 +78,12 @@ class Certifier(Checks):
     active = True
 
     def __init__(
-        self, batch: MiniBatch, sweep: Sweep, samples: Sequence[int], notes: Sequence[str]
+        self,
+        batch: MiniBatch,
+        plan: Plan,
+        sweep: Sweep,
+        samples: Sequence[int],
+        notes: Sequence[str],
     ) -> None:
         self._seconds = 0.0
         self._batch, self._samples, self._notes = batch, list(samples), tuple(notes)
@@ -89,21 +95,24 @@ class Certifier(Checks):
         self._weights = torch.randn(shape, generator=generator, dtype=torch.float64).to(
             batch.device
         )
-        self._company = self._find_company()
+        self._company = self._find_company(plan)
         """Samples that run together with the drawn ones, to see whether they are coupled."""
         with self._timed():
             alone = self._run_alone(sweep)
             self._find_vectors(sweep, alone)
+            self._check_company(alone)
             self._find_gradients(sweep, alone)
         self._block = self._new_block()
 
-    def _find_company(self) -> list[int]:
+    def _find_company(self, plan: Plan) -> list[int]:
         """The drawn samples among the first ones of the mini-batch; all, if all were drawn."""
         batch, drawn = self._batch, set(self._samples)
         if len(drawn) == batch.num_samples and len(drawn) > 1:
             return list(range(batch.batch_size))
+        bytes_each = 2 * plan.route.activations * batch.dtype.itemsize
+        size = min(max(4 * batch.working_bytes // max(bytes_each, 1), len(drawn) + 1), COMPANY)
         others = [n for n in range(batch.batch_size) if n not in drawn]
-        return sorted([*drawn, *others[: COMPANY - len(drawn)]])
+        return sorted([*drawn, *others[: size - len(drawn)]])
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
@@ -114,29 +123,48 @@ class Certifier(Checks):
             self._seconds += time.perf_counter() - start
 
     def _run_alone(self, sweep: Sweep) -> list[Tensor]:
-        """Outputs of the drawn samples with their graphs, one [1, ...] each.
-
-        They must be what the passes produced, and what they are in company.
-        """
+        """Outputs of the drawn samples with their graphs, [1, ...] each: as in the passes."""
         batch = self._batch
         alone = []
         for n in self._samples:
             outputs = batch.plain_forward([n])
             self._compare_outputs(n, outputs, sweep.outputs[n : n + 1])
             alone.append(outputs)
-        self._together = batch.plain_forward(self._company, graph=False)
-        if len(self._together) != len(self._company):
-            raise UsageError("the model's output must have the sample axis first")
-        for n, outputs in zip(self._samples, alone, strict=True):
-            position = self._company.index(n)
-            self._compare_outputs(n, outputs, self._together[position : position + 1])
         return alone
+
+    def _check_company(self, alone: Sequence[Tensor]) -> None:
+        """The drawn samples in one pass with others: the same outputs, and the same v_n."""
+        batch = self._batch
+        together = batch.plain_forward(self._company)
+        if len(together) != len(self._company):
+            raise UsageError("the model's output must have the sample axis first")
+        cotangents = torch.zeros_like(together)
+        for n, outputs, cotangent in zip(self._samples, alone, self._cotangents, strict=True):
+            position = self._company.index(n)
+            self._compare_outputs(n, outputs, together[position : position + 1].detach())
+            cotangents[position] = cotangent[0]
+        found: Direction = {}
+        add_pulled(batch, found, together, cotangents, keep_graph=False)
+        difference = _norm(
+            found[p] - torch.stack([v[p] for v in self._vectors]).sum(0) for p in batch.parameters
+        )
+        error = difference / (self._scale.sum().item() or 1.0)
+        if not error <= self._tolerance:
+            raise CertificateError(
+                "the model couples its samples in the backward pass: derivatives of samples "
+                f"{self._samples[:2]} alone and in company differ by {error:.1e}; call "
+                "model.eval(), and let every sample be differentiated alone (no hook, detach or "
+                "scaling that depends on the others)"
+            )
+        self._note("company", error)
+        self._together = together.detach()
 
     def _find_vectors(self, sweep: Sweep, alone: Sequence[Tensor]) -> None:
         """v_n, their inner products parameter by parameter, and their lengths."""
         batch = self._batch
         noise = batch.factor.noise()
         self._vectors: list[Direction] = []
+        self._cotangents: list[Tensor] = []
         scales = []
         for weights, n, outputs in zip(self._weights, self._samples, alone, strict=True):
             drawn = None if noise is None else noise[n : n + 1]
@@ -146,6 +174,7 @@ class Certifier(Checks):
             vector: Direction = {}
             add_pulled(batch, vector, outputs, cotangent, keep_graph=True)
             self._vectors.append(vector)
+            self._cotangents.append(cotangent)
             scales.append(max(_norm(vector.values()), self._least_scale(cotangent, outputs)))
         self._products = {p: self._inner(self._vectors, p) for p in batch.parameters}
         self._scale = torch.tensor(scales, dtype=torch.float64)
@@ -390,13 +419,15 @@ class Certifier(Checks):
     def lifted(  # noqa: D102
         self,
         what: str,
-        weights: Tensor,
+        weights: Tensor | None,
         directions: Sequence[Direction],
         products: Tensor | None = None,
     ) -> None:
         with self._timed():
             watch = self._watched
-            self._note(what, compare_lifted(watch, watch.inner @ weights.double(), directions))
+            if weights is not None:
+                made = watch.inner @ weights.double()
+                self._note(what, compare_lifted(watch, made, directions))
             if products is not None:
                 expected = watch.coordinates @ products.double()
                 sizes = watch.coordinates.norm(dim=1)[:, None] * products.double().norm(dim=0)
@@ -412,6 +443,17 @@ class Certifier(Checks):
             if len(self._samples) == self._batch.batch_size and totals.gradient is not None:
                 self._compare_mean(totals.gradient)
         worst = max(self._errors, key=lambda what: self._errors[what])
+        if self._errors[worst] == math.inf:
+            raise CertificateError(
+                f"the result could not be checked: {worst} overflows or is NaN; scale inputs, "
+                "targets or weights down, or use float64"
+            )
+        if worst == "inverse" and self._errors[worst] > self._tolerance:
+            raise CertificateError(
+                f"(G + damping I)^-1 x loses its digits: it is off by {self._errors[worst]:.1e}, "
+                f"more than {self._tolerance:.0e}; use a larger damping, float64, or a step with "
+                "a cutoff"
+            )
         if self._errors[worst] > self._tolerance:
             raise CertificateError(
                 f"the result failed its check by plain autograd: {worst} is off by "

@@ -80,7 +80,7 @@ class Checks:
     def lifted(
         self,
         what: str,
-        weights: Tensor,
+        weights: Tensor | None,
         directions: Sequence[Direction],
         products: Tensor | None = None,
     ) -> None:
@@ -88,7 +88,7 @@ class Checks:
 
         Args:
             what: Names them.
-            weights: [m, R].
+            weights: [m, R]; None: only ``products`` are known.
             directions: R of them.
             products: [m, R] with v_n . direction = coordinates_n products, where these are
                 known without the weights.

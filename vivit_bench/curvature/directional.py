@@ -1,5 +1,6 @@
 """Per-sample slopes and curvatures along the GGN eigenvectors (Equation 8)."""
 
+import torch
 from torch import Tensor, nn
 
 from vivit_bench.curvature.certificate import Certify
@@ -105,5 +106,7 @@ def signal_to_noise(values: Tensor) -> Tensor:
         [K] float64; ``inf`` where the variance is zero (N = 1, equal samples), ``nan``
         where the mean is zero as well.
     """
+    if not values.numel():
+        return torch.zeros(values.shape[1], dtype=torch.float64)
     mean = values.double().mean(0)
     return mean.square() / values.double().var(0, correction=0)

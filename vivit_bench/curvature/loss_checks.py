@@ -22,8 +22,12 @@ def check_loss(loss: nn.Module) -> None:
         raise UsageError(
             f"loss {name} is not supported; use CrossEntropyLoss, MSELoss or BCEWithLogitsLoss"
         )
-    own = type(loss).forward is kind.forward and type(loss).__call__ is nn.Module.__call__
-    if not own or "forward" in vars(loss) or loss._forward_hooks or loss._forward_pre_hooks:
+    methods = ("__call__", "_call_impl")
+    own = type(loss).forward is kind.forward and all(
+        getattr(type(loss), name) is getattr(nn.Module, name) for name in methods
+    )
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    if not own or "forward" in vars(loss) or any(getattr(loss, name) for name in hooks):
         raise UsageError(
             f"loss {name} changes what {kind.__name__} computes, so its Hessian is unknown; "
             f"use {kind.__name__} itself"
@@ -32,11 +36,23 @@ def check_loss(loss: nn.Module) -> None:
         raise UsageError(f"loss reduction is {loss.reduction!r}; use 'mean' or 'sum'")
     for attribute in ("weight", "pos_weight"):
         weight = getattr(loss, attribute, None)
-        if weight is not None and not bool((weight >= 0).all() and weight.isfinite().all()):
+        if weight is None:
+            continue
+        if not isinstance(weight, torch.Tensor) or not weight.is_floating_point():
+            raise UsageError(
+                f"{attribute} of {name} is no floating-point tensor; convert it with .float()"
+            )
+        if not bool((weight >= 0).all() and weight.isfinite().all()):
             raise UsageError(
                 f"{attribute} of {name} holds {weight.min().item():g}; weights must be finite "
                 "and not negative, or the GGN has no square root"
             )
+    smoothing = getattr(loss, "label_smoothing", 0.0)
+    if not 0 <= smoothing <= 1:
+        raise UsageError(f"label_smoothing of {name} is {smoothing}; it must lie in 0..1")
+    ignored = getattr(loss, "ignore_index", -100)
+    if isinstance(ignored, bool) or not isinstance(ignored, int):
+        raise UsageError(f"ignore_index of {name} is {ignored!r}; it must be a whole number")
 
 
 def check_targets(loss: nn.Module, output_shape: tuple[int, ...], targets: Tensor) -> Tensor:

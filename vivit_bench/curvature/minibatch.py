@@ -16,7 +16,7 @@ from vivit_bench.curvature.loss_factor import LossFactor, loss_factor
 from vivit_bench.curvature.options import Approximation
 from vivit_bench.curvature.results import BatchInfo
 from vivit_bench.errors import UsageError, VivitBenchError
-from vivit_bench.trees import Tree, leaves, map_tree, num_samples, select
+from vivit_bench.trees import Tree, leaves, map_tree, num_samples
 
 WORKING_BYTES = 48 * 2**20
 """Default working-memory target of one micro-batch's backpropagation; a chunk of V
@@ -25,7 +25,7 @@ takes at most half of it."""
 Patterns = str | Sequence[str]
 """Names of parameters, with ``*`` and ``?`` as in a shell."""
 
-_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+_DROPOUTS = nn.modules.dropout._DropoutNd
 _BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 
 
@@ -133,7 +133,7 @@ class MiniBatch:
             UsageError: They are not finite.
         """
         with torch.set_grad_enabled(graph), blamed_on_model("the model's forward pass"):
-            outputs: Tensor = self.model(select(self.inputs, samples))
+            outputs: Tensor = self.model(_copied(self.inputs, samples))
         if graph and self.has_batch_norm:
             mend_batch_norm(outputs)
         if not outputs.isfinite().all():
@@ -179,13 +179,13 @@ def check_request(
     _check_model(model, names)
     first = next(iter(names))
     inputs, targets = _check_data(inputs, targets, first)
-    if working_bytes < 1:
-        raise UsageError(f"working_bytes is {working_bytes}; it must be at least 1")
+    if isinstance(working_bytes, bool) or not isinstance(working_bytes, int) or working_bytes < 1:
+        raise UsageError(f"working_bytes is {working_bytes!r}; it must be a whole number above 0")
     if first.device.type == "cpu":
         _let_allocator_keep_memory()
     failing = "the model's forward pass on one sample"
     with torch.enable_grad(), batched_backward(model), blamed_on_model(failing):
-        outputs = model(select(inputs, slice(0, 1)))
+        outputs = model(_copied(inputs, slice(0, 1)))
     _check_outputs(outputs, first)
     shape = outputs.shape[1:]
     targets = check_targets(loss, tuple(shape), targets)
@@ -206,6 +206,24 @@ def check_request(
     return batch, outputs
 
 
+def check_patterns(name: str, patterns: object) -> list[str]:
+    """One or several patterns of parameter names as a list.
+
+    Raises:
+        UsageError: They are no text, or there is none.
+    """
+    if isinstance(patterns, str):
+        return [patterns]
+    if isinstance(patterns, list | tuple) and patterns:
+        found = list(patterns)
+        if all(isinstance(pattern, str) for pattern in found):
+            return found
+    raise UsageError(
+        f"{name} is {patterns!r}; give a pattern of parameter names such as 'layer4.*', or a list "
+        "of them"
+    )
+
+
 def named_parameters(
     model: nn.Module, params: Patterns | None = None
 ) -> list[tuple[str, nn.Parameter]]:
@@ -224,7 +242,7 @@ def named_parameters(
     if params is None:
         return [(name, p) for p, name in trainable.items()]
     chosen: set[nn.Parameter] = set()
-    for pattern in [params] if isinstance(params, str) else params:
+    for pattern in check_patterns("params", params):
         found = {p for p, name in trainable.items() if fnmatchcase(name, pattern)}
         if not found:
             known = ", ".join(list(trainable.values())[:4])
@@ -257,7 +275,8 @@ def _check_model(model: nn.Module, names: dict[nn.Parameter, str]) -> None:
     if first.dtype not in (torch.float32, torch.float64):
         raise UsageError(f"parameters are {first.dtype}; use model.float() or model.double()")
     for name, module in model.named_modules():
-        if module.training and isinstance(module, (*_DROPOUTS, _BATCH_NORMS)):
+        random = isinstance(module, _DROPOUTS) and module.p > 0
+        if module.training and (random or isinstance(module, _BATCH_NORMS)):
             raise UsageError(
                 f"module {name!r} ({type(module).__name__}) is in training mode, where samples "
                 "are random or coupled; call model.eval() first"
@@ -286,6 +305,9 @@ def _check_data(inputs: Tree, targets: Tensor, first: nn.Parameter) -> tuple[Tre
                 f"convert with {name}.to({first.dtype})"
             )
     for name, tensor in [*named, ("targets", targets)]:
+        if tensor.layout is not torch.strided or tensor.is_meta:
+            kind = "meta" if tensor.is_meta else str(tensor.layout)
+            raise UsageError(f"{name} are {kind} tensors; pass dense ones, with tensor.to_dense()")
         if tensor.device != first.device:
             raise UsageError(f"{name} are on {tensor.device}, the model is on {first.device}")
         if not tensor.is_floating_point() or tensor.isfinite().all():
@@ -351,6 +373,11 @@ def _check_outputs(outputs: object, first: nn.Parameter) -> None:
         )
 
 
+def _copied(inputs: Tree, samples: slice | list[int]) -> Tree:
+    """Some samples; a model that writes into its input does not change the user's."""
+    return map_tree(lambda t: t[samples].clone(), inputs)
+
+
 def _let_allocator_keep_memory() -> None:
     """Free one large block, unused.
 
@@ -377,6 +404,12 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         for name, buffer in module._buffers.items()
         if buffer is not None
     ]
+    # An embedding with a largest norm writes into its weight when it is called.
+    written = [
+        (module.weight, module.weight.detach().clone())
+        for module in model.modules()
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None
+    ]
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -394,6 +427,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                 if _version(buffer) != version:
                     buffer.copy_(before)
                 module._buffers[name] = buffer
+            for weight, before in written:
+                weight.copy_(before)
 
 
 def _version(buffer: Tensor) -> int:

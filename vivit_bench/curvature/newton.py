@@ -8,12 +8,17 @@ from torch import Tensor, nn
 from vivit_bench.curvature.certificate import Certify
 from vivit_bench.curvature.damping import ConstantDamping, DampingPolicy
 from vivit_bench.curvature.factors import Direction
-from vivit_bench.curvature.minibatch import WORKING_BYTES, MiniBatch, Patterns
+from vivit_bench.curvature.minibatch import (
+    WORKING_BYTES,
+    MiniBatch,
+    Patterns,
+    blamed_on_model,
+)
 from vivit_bench.curvature.options import Approximation, Blocks, approximation_of
 from vivit_bench.curvature.passes import Sweep, complete
 from vivit_bench.curvature.plan import BlockPatterns
 from vivit_bench.curvature.results import NewtonStep
-from vivit_bench.curvature.session import Request, check_cutoff, run
+from vivit_bench.curvature.session import Request, check_cutoff, check_number, run
 from vivit_bench.curvature.slopes import (
     SlopesOfDirections,
     Work,
@@ -75,6 +80,8 @@ def newton_step(
         UsageError: The request cannot be computed; in one line.
         CertificateError: The result failed its check.
     """
+    if not callable(damping):
+        check_number("damping", damping)
     policy: DampingPolicy = damping if callable(damping) else ConstantDamping(damping)
     if cutoff is None:
         if not isinstance(policy, ConstantDamping) or policy.value <= 0:
@@ -146,24 +153,49 @@ def _coefficients(pairs: Eigenpairs, policy: DampingPolicy) -> tuple[Tensor, Ten
     if isinstance(policy, ConstantDamping):
         delta = torch.full_like(pairs.values, policy.value)
     else:
-        delta = policy(gammas, pairs.lambdas()).to(pairs.values)
-        if delta.shape != pairs.values.shape or not (delta >= 0).all():
-            raise UsageError(
-                f"the damping policy returned {list(delta.shape)} values for "
-                f"{len(pairs.values)} directions, or a negative one or NaN"
-            )
+        delta = _chosen_dampings(policy, gammas, pairs)
     return -gammas.mean(0) / (pairs.values + delta), delta
 
 
+def _chosen_dampings(policy: DampingPolicy, gammas: Tensor, pairs: Eigenpairs) -> Tensor:
+    """A policy's answer, [K]; it gets copies, and may be wrong in many ways."""
+    count = len(pairs.values)
+    with blamed_on_model("the damping policy"):
+        delta = policy(gammas.clone(), pairs.lambdas())
+    if not isinstance(delta, Tensor) or delta.shape != pairs.values.shape:
+        got = f"shape {list(delta.shape)}" if isinstance(delta, Tensor) else f"{delta!r}"
+        raise UsageError(
+            f"the damping policy returned {got}; it must return a tensor of {count} dampings, one "
+            "a direction"
+        )
+    if not (delta >= 0).all():
+        raise UsageError(
+            "the damping policy returned a negative damping or NaN; every damping must be >= 0 "
+            "(inf for no step along a direction)"
+        )
+    return delta.to(pairs.values)
+
+
 def _whole_space_step(work: Work, sweep: Sweep, damping: float, with_gradient: bool) -> NewtonStep:
-    work.checks.gradient_pass()
-    totals = complete(work.batch, work.plan, sweep, None, with_gradient=True)
-    assert totals.gradient is not None
-    solved = _solve(work, sweep, [totals.gradient], damping)[0]
+    slopes, gradient = find_slopes(work, sweep, per_sample=False)
+    step: list[Tensor] = []
+    if gradient is not None:
+        totals = complete(work.batch, work.plan, sweep, gradient, with_gradient=True)
+        (step,) = _solve(work, sweep, [gradient], damping)
+    else:
+        # The gradient is V w: no difference of large vectors, however small the damping.
+        shared = shared_gradient(work, sweep, True)
+        assert shared.weights is not None
+        found: Direction = {}
+        for formed in form_systems(work, sweep, slopes, shared.weights):
+            shared.add(formed.gradient)
+            found |= formed.system.solve_in_range(damping, shared.weights)
+        totals = complete(work.batch, work.plan, sweep, shared.found, with_gradient=True)
+        step = in_parameter_format(work.batch, found) or []
     empty = {"": torch.empty(0)}
     return NewtonStep(
         info=work.batch.info(totals.loss),
-        step=[-s for s in solved],
+        step=[-s for s in step],
         eigenvalues=empty,
         dampings=empty,
         gradient=in_parameter_format(work.batch, totals.gradient) if with_gradient else None,
@@ -227,6 +259,7 @@ def inverse_product(
         UsageError: The request cannot be computed, or a vector does not fit the model.
         CertificateError: The result failed its check.
     """
+    check_number("damping", damping)
     if not 0 < damping < float("inf"):
         raise UsageError(f"damping is {damping}; the inverse needs a finite damping above 0")
     request = Request(
@@ -251,13 +284,21 @@ def inverse_product(
 
 def _directions(batch: MiniBatch, vectors: Sequence[Sequence[Tensor]]) -> list[Direction]:
     directions = []
+    if not isinstance(vectors, list | tuple):
+        raise UsageError(
+            f"vectors is a {type(vectors).__name__}; give a list of vectors, each a list of "
+            "tensors shaped like the parameters"
+        )
     for number, vector in enumerate(vectors):
-        shapes = [tuple(t.shape) for t in vector]
+        tensors = isinstance(vector, list | tuple) and all(isinstance(t, Tensor) for t in vector)
+        shapes = [tuple(t.shape) for t in vector] if tensors else f"{type(vector).__name__}"
         if shapes != [tuple(p.shape) for p in batch.parameters]:
             raise UsageError(
                 f"vector {number} has shapes {shapes[:3]}...; give one tensor for each "
                 "parameter, of its shape"
             )
-        tensors = [t.to(p) for t, p in zip(vector, batch.parameters, strict=True)]
-        directions.append(dict(zip(batch.parameters, tensors, strict=True)))
+        if not all(t.isfinite().all() for t in vector):
+            raise UsageError(f"vector {number} contains NaN or infinity")
+        moved = [t.to(p) for t, p in zip(vector, batch.parameters, strict=True)]
+        directions.append(dict(zip(batch.parameters, moved, strict=True)))
     return directions

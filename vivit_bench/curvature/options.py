@@ -74,6 +74,10 @@ class Approximation:
     def __post_init__(self) -> None:
         object.__setattr__(self, "curvature", parse_choice(Curvature, "curvature", self.curvature))
         object.__setattr__(self, "samples", parse_choice(Samples, "samples", self.samples))
+        for name in ("mc_samples", "seed"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise UsageError(f"{name} is {value!r}: must be a whole number")
         if self.mc_samples < 1:
             raise UsageError(f"mc_samples is {self.mc_samples}: must be at least 1")
         if self.curvature is Curvature.EXACT and self.mc_samples != 1:

@@ -8,7 +8,7 @@ from math import prod
 from torch import nn
 
 from vivit_bench.curvature.factors import AffineFactor, Contraction, ExplicitFactor, Factor
-from vivit_bench.curvature.minibatch import MiniBatch, Patterns
+from vivit_bench.curvature.minibatch import MiniBatch, Patterns, check_patterns
 from vivit_bench.curvature.options import Blocks, parse_choice
 from vivit_bench.curvature.route import Route, UseShape
 from vivit_bench.curvature.rules import LINEAR, Tier
@@ -156,7 +156,7 @@ def _group(
         )
     left = dict(batch.names)
     for block, patterns in blocks.items():
-        wanted = [patterns] if isinstance(patterns, str) else list(patterns)
+        wanted = check_patterns(f"block {block!r}", patterns)
         found = [p for p, name in left.items() if any(fnmatchcase(name, w) for w in wanted)]
         if not found:
             raise UsageError(

@@ -149,12 +149,11 @@ class _Convolution(Rule):
 
     def read(self, node: Any, roles: Roles) -> Saved:
         kernel = node._saved_weight.shape[2:]
-        geometry = {
-            "kernel": _sizes(kernel),
-            "stride": _sizes(node._saved_stride),
-            "padding": _sizes(node._saved_padding),
-            "dilation": _sizes(node._saved_dilation),
-        }
+        names = ("stride", "padding", "dilation")
+        geometry = {name: _sizes(getattr(node, f"_saved_{name}")) for name in names}
+        # With padding="valid" one number stands for all axes.
+        geometry = {n: g * len(kernel) if len(g) == 1 else g for n, g in geometry.items()}
+        geometry["kernel"] = _sizes(kernel)
         constants = {"geometry": geometry, "groups": int(node._saved_groups)}
         return Saved({"input": node._saved_input.detach()}, constants)
 

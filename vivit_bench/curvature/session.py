@@ -47,12 +47,23 @@ class Request:
             raise UsageError(f"certify is {self.certify!r}; use True, False or 'all'")
 
 
+def check_number(name: str, value: object) -> None:
+    """Refuse what is no real number.
+
+    Raises:
+        UsageError: With name and value.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UsageError(f"{name} is {value!r}; give a number")
+
+
 def check_cutoff(cutoff: float) -> None:
     """Refuse a cutoff that eigenvalues cannot be compared with.
 
     Raises:
-        UsageError: It is negative or NaN.
+        UsageError: It is no number, negative or NaN.
     """
+    check_number("cutoff", cutoff)
     if not cutoff >= 0:
         raise UsageError(f"cutoff is {cutoff}; eigenvalues are compared with a number >= 0")
 
@@ -95,7 +106,7 @@ def run(
                 del outputs
                 plan = make_plan(batch, route, request.blocks)
                 sweep = sweep_curvature(batch, plan, with_gradient=with_gradient)
-                checks = _checks(request, batch, sweep, notes)
+                checks = _checks(request, batch, plan, sweep, notes)
                 return compute(Work(batch, plan, checks), sweep)
             except LayersDisagree as found:
                 notes += found.notes
@@ -121,7 +132,9 @@ def _check(request: Request) -> tuple[MiniBatch, Tensor]:
     )
 
 
-def _checks(request: Request, batch: MiniBatch, sweep: Sweep, notes: list[str]) -> Checks:
+def _checks(
+    request: Request, batch: MiniBatch, plan: Plan, sweep: Sweep, notes: list[str]
+) -> Checks:
     if request.certify is False:
         return Checks()
     count = batch.num_samples
@@ -130,4 +143,4 @@ def _checks(request: Request, batch: MiniBatch, sweep: Sweep, notes: list[str]) 
     else:
         generator = torch.Generator().manual_seed(batch.approximation.seed)
         samples = sorted(torch.randperm(count, generator=generator)[:2].tolist())
-    return Certifier(batch, sweep, samples, notes)
+    return Certifier(batch, plan, sweep, samples, notes)

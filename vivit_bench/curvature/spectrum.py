@@ -206,8 +206,8 @@ def eigenvectors(
         CertificateError: The result failed its check.
     """
     check_cutoff(cutoff)
-    if k is not None and k < 1:
-        raise UsageError(f"k is {k}; it must be at least 1")
+    if k is not None and (isinstance(k, bool) or not isinstance(k, int) or k < 1):
+        raise UsageError(f"k is {k!r}; it must be a whole number, at least 1")
     request = Request(
         model,
         loss,

@@ -21,10 +21,15 @@ from vivit_bench.curvature.kernels import add_lower, mirror_lower
 from vivit_bench.curvature.passes import Sweep, pull
 from vivit_bench.curvature.plan import BlockPlan, UnitPlan
 from vivit_bench.curvature.slopes import Slopes, SlopesOfDirections, Work
+from vivit_bench.errors import UsageError
 
 ONE_THREAD_ROWS = 4000
 """Below, LAPACK's tridiagonal reduction is faster on one core than on two (measured:
 n = 1152 in 0.09 against 0.23 s, n = 3000 in 0.8 against 1.5 s, n = 5000 in 3.6 against 2.5 s)."""
+
+
+INVERSE = "inverse"
+"""Name of the check of products with the damped inverse."""
 
 
 class System(ABC):
@@ -33,6 +38,11 @@ class System(ABC):
     def __init__(self, work: Work, block: BlockPlan, matrix: Tensor, slopes: Tensor) -> None:
         self.work, self.block = work, block
         self._matrix = matrix
+        if not matrix.diagonal().isfinite().all():
+            raise UsageError(
+                "the GGN is not finite: the backward pass overflows or is NaN for some sample; "
+                "scale inputs, targets or weights down, or use float64"
+            )
         self.slopes = slopes
         """[m, R] float64, products of the gradients with this block's coordinates."""
 
@@ -59,7 +69,8 @@ class System(ABC):
         return torch.cat([values, values.new_zeros(missing)])[: self.block.num_eigenvalues]
 
     def eigenpairs(self, cutoff: float) -> "Eigenpairs":
-        """Eigenvalues above the cutoff and what belongs to them."""
+        """Eigenvalues above the cutoff, and above rounding, and what belongs to them."""
+        rounding = torch.finfo(self._matrix.dtype).eps
         matrix = self._take_double()
         # Eigenvectors spend more of their time in matrix products, which gain from threads.
         with _threads_for(len(matrix), ONE_THREAD_ROWS // 3):
@@ -70,7 +81,8 @@ class System(ABC):
                 torch.linalg.eigh(vectors, UPLO="U", out=(values, vectors))
             else:
                 values, vectors = torch.linalg.eigh(matrix)
-        first = int((values <= cutoff).sum())
+        least = max(cutoff, rounding * values[-1].item())
+        first = int((values <= least).sum())
         values, vectors = values[first:], vectors[:, first:]
         self.work.checks.eigenpairs(values, vectors)
         return Eigenpairs(self, values, vectors)
@@ -78,6 +90,10 @@ class System(ABC):
     @abstractmethod
     def solve(self, damping: float) -> list[Direction]:
         """(G + damping I)^-1 x over the block for every x that the slopes belong to."""
+
+    @abstractmethod
+    def solve_in_range(self, damping: float, weights: Tensor) -> Direction:
+        """(G + damping I)^-1 x over the block for x = V w, [M], where the slopes belong to x."""
 
     @abstractmethod
     def scales(self, values: Tensor) -> Tensor:
@@ -103,13 +119,18 @@ class System(ABC):
         self.work.checks.lifted(what, weights, found, products)
         return found
 
-    def _solve(self, damping: float) -> Tensor:
-        """(matrix + d I)^-1 slopes in float64, [m, R]."""
+    def _solve(self, damping: float, right: Tensor) -> Tensor:
+        """(matrix + d I)^-1 b in float64, [m, R]."""
         mirror_lower(self._matrix)
         matrix = self._take_double()
         matrix.diagonal().add_(damping)
-        weights = torch.cholesky_solve(self.slopes, torch.linalg.cholesky(matrix))
-        self.work.checks.solved(weights, self.slopes, damping)
+        factor, failed = torch.linalg.cholesky_ex(matrix)
+        if failed:  # rounding made an eigenvalue smaller than -d
+            values, vectors = torch.linalg.eigh(matrix)
+            weights = vectors @ ((vectors.t() @ right) / values.clamp(min=damping).unsqueeze(1))
+        else:
+            weights = torch.cholesky_solve(right, factor)
+        self.work.checks.solved(weights, right, damping)
         return weights
 
 
@@ -189,13 +210,21 @@ class GramSystem(System):
 
     def solve(self, damping: float) -> list[Direction]:
         """1/d [x - V (d I + Gt)^-1 V^T x] (Equation S.25)."""
-        weights = self._solve(damping)
-        products = self.lift("inverse", weights)
+        weights = self._solve(damping, self.slopes)
+        products = self.lift("projection", weights)
         parameters = [p for unit in self.block.units for p in unit.parameters]
-        return [
+        solved = [
             {p: (x[p] - product[p]) / damping for p in parameters}
             for x, product in zip(self._directions, products, strict=True)
         ]
+        # V^T of the result is (d I + Gt)^-1 V^T x; the difference above may have cancelled.
+        self.work.checks.lifted(INVERSE, None, solved, weights)
+        return solved
+
+    def solve_in_range(self, damping: float, weights: Tensor) -> Direction:
+        """V (d I + Gt)^-1 w, which is no difference."""
+        solved = self._solve(damping, weights.double().unsqueeze(1))
+        return self.lift("step", solved)[0]
 
 
 class ParameterSystem(System):
@@ -232,7 +261,10 @@ class ParameterSystem(System):
         return found
 
     def solve(self, damping: float) -> list[Direction]:  # noqa: D102
-        return self.lift("inverse", self._solve(damping))
+        return self.lift(INVERSE, self._solve(damping, self.slopes))
+
+    def solve_in_range(self, damping: float, weights: Tensor) -> Direction:  # noqa: D102
+        return self.solve(damping)[0]
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ def _download(spec: DatasetSpec, folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as name:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(
+        Console(emoji=False, stderr=True, highlight=False, soft_wrap=True).print(
             f"downloading {spec.title} to {folder}", markup=False
         )
         with _quiet(), _network_timeout():

@@ -36,7 +36,7 @@ def print_comparison(rows: Sequence[dict[str, Any]]) -> None:
             f"{row['peak_ratio']:.2f}",
             difference,
         )
-    console = Console()
+    console = Console(emoji=False)
     console.print(table)
     for row in rows:
         if "certificate_seconds" in row:
@@ -69,7 +69,7 @@ def save_comparison(rows: Sequence[dict[str, Any]], settings: dict[str, Any], ou
 
 def print_floor(floor: dict[str, float], wall_seconds: float) -> None:
     """Print how far a run is from the Gram products at the GEMM rate plus the eigensolver."""
-    Console().print(
+    Console(emoji=False).print(
         f"floor {floor['floor_seconds']:.2f} s = Gram products {floor['gram_seconds']:.2f} s "
         f"at {floor['gemm_gflops']:.0f} GFLOP/s + eigensolver {floor['solver_seconds']:.2f} s; "
         f"measured {wall_seconds:.2f} s, {wall_seconds / floor['floor_seconds']:.1f} times the "
