@@ -967,7 +967,9 @@ class Judge:
     ) -> None:
         expected = torch.linalg.eigvalsh(ggn).flip(0)
         count = min(columns, len(ggn))
-        scale = max(scale, ggn.trace().item()) / 10
+        # The reference's loss Hessian is the difference of numbers near 1 where p is.
+        rounding = self.floor * self.reference.jacobians.square().sum((1, 2)).max().item()
+        scale = max(scale, ggn.trace().item(), rounding) / 10
         self.close(what, found, expected[:count], scale)
         self.close(f"{what}: what is left out", expected[count:], 0 * expected[count:], scale)
 
@@ -1108,7 +1110,8 @@ class Judge:
         )
         if [s.shape for s in result.step] != [p.shape for p in self.chosen]:
             raise WrongAnswerError(f"shapes of the step: {[tuple(s.shape) for s in result.step]}")
-        scale = self.reference.gradients.abs().max().item() / 100 / damping
+        # A gradient that is all rounding is a step of its size over the damping.
+        scale = max(self.reference.gradients.abs().max().item() / 100, self.floor) / damping
         self.close("Newton step", flat(result.step), expected, scale)
         self.check_gradient(result.gradient)
 

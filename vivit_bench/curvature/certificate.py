@@ -69,6 +69,7 @@ class Certifier(Checks):
         plan: How it is computed.
         sweep: Of the samples that carry the curvature.
         samples: Two of them, or all.
+        everything: The whole mini-batch is their company.
         notes: What earlier attempts found.
 
     Raises:
@@ -83,6 +84,7 @@ class Certifier(Checks):
         plan: Plan,
         sweep: Sweep,
         samples: Sequence[int],
+        everything: bool,
         notes: Sequence[str],
     ) -> None:
         self._seconds = 0.0
@@ -95,7 +97,7 @@ class Certifier(Checks):
         self._weights = torch.randn(shape, generator=generator, dtype=torch.float64).to(
             batch.device
         )
-        self._company = self._find_company(plan)
+        self._company = self._find_company(plan, everything)
         """Samples that run together with the drawn ones, to see whether they are coupled."""
         with self._timed():
             alone = self._run_alone(sweep)
@@ -104,10 +106,10 @@ class Certifier(Checks):
             self._find_gradients(sweep, alone)
         self._block = self._new_block()
 
-    def _find_company(self, plan: Plan) -> list[int]:
-        """The drawn samples among the first ones of the mini-batch; all, if all were drawn."""
+    def _find_company(self, plan: Plan, everything: bool) -> list[int]:
+        """The drawn samples among the first ones of the mini-batch, or all of it."""
         batch, drawn = self._batch, set(self._samples)
-        if len(drawn) == batch.num_samples and len(drawn) > 1:
+        if everything:
             return list(range(batch.batch_size))
         bytes_each = 2 * plan.route.activations * batch.dtype.itemsize
         size = min(max(4 * batch.working_bytes // max(bytes_each, 1), len(drawn) + 1), COMPANY)

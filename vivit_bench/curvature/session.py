@@ -143,4 +143,4 @@ def _checks(
     else:
         generator = torch.Generator().manual_seed(batch.approximation.seed)
         samples = sorted(torch.randperm(count, generator=generator)[:2].tolist())
-    return Certifier(batch, plan, sweep, samples, notes)
+    return Certifier(batch, plan, sweep, samples, request.certify == "all", notes)
