@@ -97,7 +97,8 @@ class Certifier(Checks):
         self._weights = torch.randn(shape, generator=generator, dtype=torch.float64).to(
             batch.device
         )
-        self._company = self._find_company(plan, everything)
+        self._everything = everything
+        self._company = self._find_company(plan)
         """Samples that run together with the drawn ones, to see whether they are coupled."""
         with self._timed():
             alone = self._run_alone(sweep)
@@ -106,10 +107,10 @@ class Certifier(Checks):
             self._find_gradients(sweep, alone)
         self._block = self._new_block()
 
-    def _find_company(self, plan: Plan, everything: bool) -> list[int]:
+    def _find_company(self, plan: Plan) -> list[int]:
         """The drawn samples among the first ones of the mini-batch, or all of it."""
         batch, drawn = self._batch, set(self._samples)
-        if everything:
+        if self._everything:
             return list(range(batch.batch_size))
         bytes_each = 2 * plan.route.activations * batch.dtype.itemsize
         size = min(max(4 * batch.working_bytes // max(bytes_each, 1), len(drawn) + 1), COMPANY)
@@ -145,6 +146,11 @@ class Certifier(Checks):
             position = self._company.index(n)
             self._compare_outputs(n, outputs, together[position : position + 1].detach())
             cotangents[position] = cotangent[0]
+        if self._everything:  # also those that carry no curvature
+            for position in range(batch.num_samples, batch.batch_size):
+                alone_too = batch.plain_forward([position], graph=False)
+                beside = together[position : position + 1].detach()
+                self._compare_outputs(position, alone_too, beside)
         found: Direction = {}
         add_pulled(batch, found, together, cotangents, keep_graph=False)
         difference = _norm(
