@@ -1049,7 +1049,8 @@ class Judge:
         numbers = (info.num_params, info.batch_size, info.num_samples)
         if numbers != (len(ggn), tree_len(self.case.inputs), self.count):
             raise WrongAnswerError(f"info: {numbers}")
-        self.close("trace", result.trace, ggn.trace())
+        rounding = self.floor * self.reference.jacobians.square().sum((1, 2)).max().item()
+        self.close("trace", result.trace, ggn.trace(), rounding)
         self.close("sum of the eigenvalues", result.eigenvalues.sum(), result.trace)
         self.close("loss", info.loss, self.reference.loss)
         self.check_gradient(result.gradient)

@@ -108,7 +108,8 @@ def dense(
             ]
         )
 
-    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+    eager = torch.compiler.set_stance("force_eager")  # compiled graphs differentiate once only
+    with torch.enable_grad(), torch.random.fork_rng(devices=[]), eager:
         # Twice each, and the first read: PyTorch's backward pass of batch normalisation is
         # wrong for a batch of one whose incoming gradient is transposed.
         singles = [model(tree_map(lambda t, n=n: t[[n, n]], inputs))[:1] for n in range(count)]
