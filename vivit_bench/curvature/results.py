@@ -31,8 +31,9 @@ class Certificate:
     """What a result's check by plain autograd compared, and how far off it was.
 
     Covered: the loss and its Hessian at the outputs of the whole mini-batch; for the drawn
-    samples their outputs, their blocks of the Gram matrix layer by layer, and the products of
-    what is handed out with their vectors. Samples that were not drawn are not seen.
+    samples their outputs and derivatives alone and in company of others, their blocks of the Gram
+    matrix layer by layer, and the products of what is handed out with their vectors. Not seen:
+    samples that were not drawn, and what plain autograd itself gets wrong.
     """
 
     samples: tuple[int, ...]

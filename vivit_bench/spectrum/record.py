@@ -15,7 +15,7 @@ from vivit_bench.errors import UsageError
 from vivit_bench.spectrum.settings import SpectrumSettings
 from vivit_bench.store import Provenance, check_writable, write_atomic
 
-FORMAT = "vivit-bench spectrum 1"
+FORMAT = "vivit-bench spectrum 2"
 
 _COLUMNS = ["index", "eigenvalue"]
 _BLOCK_COLUMNS = ["block", *_COLUMNS]
