@@ -18,6 +18,7 @@ from vivit_bench.critical_batch.outcomes import Outcome
 from vivit_bench.critical_batch.spec import TrialSpec
 from vivit_bench.critical_batch.trial import run_trial
 from vivit_bench.critical_batch.workloads import EngineWorkload
+from vivit_bench.curvature.options import Precision
 from vivit_bench.errors import UsageError
 from vivit_bench.noise import Choices, OptimizerName, run_noise
 from vivit_bench.noise.data import chunks, load_run_data
@@ -27,7 +28,6 @@ from vivit_bench.problems.describe import describe_problem, layer_rows
 from vivit_bench.problems.fingerprint import batch_fingerprint, model_fingerprint
 from vivit_bench.problems.own_data import as_own_data
 from vivit_bench.spectrum import compute_spectrum
-from vivit_bench.spectrum.settings import Precision
 from vivit_bench.spectrum.workload import load_workload
 from vivit_bench.trees import leaves
 

@@ -10,12 +10,11 @@ import torch
 from torch import nn
 
 from vivit_bench import curvature, spectrum
-from vivit_bench.curvature.options import Curvature, Samples
+from vivit_bench.curvature.options import Curvature, Precision, Samples
 from vivit_bench.curvature.results import BatchInfo, Spectrum
 from vivit_bench.errors import UsageError, VivitBenchError
 from vivit_bench.problems.fingerprint import batch_fingerprint, model_fingerprint
 from vivit_bench.spectrum import SweepEvent, SweepStep, Workload, sweep_spectra
-from vivit_bench.spectrum.settings import Precision
 
 ALL_FOUR = [
     ("exact", "full"),

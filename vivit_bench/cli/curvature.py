@@ -29,8 +29,7 @@ from vivit_bench.cli.options import (
     print_certificate,
 )
 from vivit_bench.cli.tensors import check_tensor_file, save_tensors
-from vivit_bench.curvature.options import Approximation, Blocks, Curvature, Samples
-from vivit_bench.spectrum.settings import Precision
+from vivit_bench.curvature.options import Approximation, Blocks, Curvature, Precision, Samples
 from vivit_bench.store import check_writable
 
 if TYPE_CHECKING:

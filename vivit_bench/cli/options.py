@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vivit_bench.curvature.options import Curvature, Samples
+from vivit_bench.curvature.options import Curvature, Precision, Samples
 from vivit_bench.problems.sources import DataSource
-from vivit_bench.spectrum.settings import Precision
 
 if TYPE_CHECKING:
     from vivit_bench.curvature import Certificate

@@ -32,9 +32,8 @@ from vivit_bench.cli.options import (
     SeedOption,
     ThreadsOption,
 )
-from vivit_bench.curvature.options import Blocks, Curvature, Samples
+from vivit_bench.curvature.options import Blocks, Curvature, Precision, Samples
 from vivit_bench.errors import UsageError
-from vivit_bench.spectrum.settings import Precision
 
 if TYPE_CHECKING:
     from rich.progress import Progress

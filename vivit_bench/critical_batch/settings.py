@@ -14,12 +14,8 @@ from vivit_bench.curvature.options import Approximation, Curvature, Samples
 from vivit_bench.errors import UsageError
 from vivit_bench.hardware import OPENMP_WAITING, parse_device
 from vivit_bench.peers import Quantity, get_engine
-from vivit_bench.problems.sources import (
-    DataSource,
-    check_source,
-    default_source,
-    is_user_problem,
-)
+from vivit_bench.problems.catalogue import is_user_problem
+from vivit_bench.problems.sources import DataSource, check_source, default_source
 from vivit_bench.store.provenance import Provenance, code_fingerprint, library_version
 
 DEFAULT_MAX_BATCH = 32_768

@@ -16,6 +16,13 @@ class Curvature(StrEnum):
     """``mc_samples`` gradients under labels drawn from the model's prediction."""
 
 
+class Precision(StrEnum):
+    """Floating-point type of model, data and matrix products."""
+
+    FLOAT32 = "float32"
+    FLOAT64 = "float64"
+
+
 class Samples(StrEnum):
     """Which samples of the mini-batch carry the curvature."""
 

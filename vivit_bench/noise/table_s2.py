@@ -7,8 +7,7 @@ from importlib import resources
 
 from vivit_bench.errors import UsageError
 from vivit_bench.noise.settings import OptimizerName
-from vivit_bench.problems.catalogue import find_spec
-from vivit_bench.problems.sources import is_user_problem
+from vivit_bench.problems.catalogue import find_spec, is_user_problem
 
 SAME_NETWORK = {"mnist_2c2d": "fmnist_2c2d"}
 """Problems the paper did not train, and the one of the same network whose values they take."""

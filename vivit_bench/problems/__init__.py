@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from vivit_bench.lazy import lazy_getattr
 from vivit_bench.problems.catalogue import ProblemInfo, list_problems
+from vivit_bench.problems.datasets import data_folder
 from vivit_bench.problems.sources import (
     DataSource,
     available_sources,
-    data_folder,
     default_source,
 )
 

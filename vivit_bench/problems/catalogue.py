@@ -1,12 +1,12 @@
 """DeepOBS's problems as a table (no torch), and the look-up of their names."""
 
 import difflib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from vivit_bench.errors import UsageError
-from vivit_bench.problems.datasets import DATASETS, DatasetSpec
-from vivit_bench.problems.sources import data_folder, is_user_problem
+from vivit_bench.problems.datasets import DATASETS, DatasetSpec, data_folder
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,11 @@ class ProblemInfo:
     dataset: str
     data_path: str | None
     data_present: bool
+
+
+def is_user_problem(name: str) -> bool:
+    """Whether ``name`` means a file of the user's rather than a DeepOBS problem."""
+    return ":" in name or name.endswith(".py") or os.sep in name
 
 
 def list_problems(data_dir: Path | None = None) -> list[ProblemInfo]:

@@ -1,5 +1,6 @@
 """The data sets of DeepOBS's problems: shapes, normalisation, files on disk (no torch)."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,3 +127,24 @@ DATASETS: dict[str, DatasetSpec] = {
         ),
     )
 }
+
+
+DATA_VARIABLE = "VIVIT_BENCH_DATA"
+
+
+def data_folder(data_dir: Path | None = None) -> Path:
+    """The folder real data sets live in.
+
+    Args:
+        data_dir: The user's choice.
+
+    Returns:
+        ``data_dir``, else the environment's ``VIVIT_BENCH_DATA``, else ``vivit-bench``
+        below ``XDG_CACHE_HOME`` or ``~/.cache``. It need not exist.
+    """
+    if data_dir is not None:
+        return data_dir.expanduser()
+    if chosen := os.environ.get(DATA_VARIABLE):
+        return Path(chosen).expanduser()
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "vivit-bench"

@@ -14,9 +14,8 @@ from rich.console import Console
 from torch import Tensor
 
 from vivit_bench.errors import VivitBenchError
-from vivit_bench.problems.datasets import DatasetSpec
+from vivit_bench.problems.datasets import DATA_VARIABLE, DatasetSpec
 from vivit_bench.problems.messages import describe
-from vivit_bench.problems.sources import DATA_VARIABLE
 
 Split = Literal["train", "test"]
 

@@ -1,16 +1,13 @@
 """Where a mini-batch comes from, and which source fits which problem (no torch)."""
 
-import os
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from vivit_bench.errors import UsageError
+from vivit_bench.problems.catalogue import find_spec, is_user_problem
 
 if TYPE_CHECKING:
     from vivit_bench.problems.problem import Problem
-
-DATA_VARIABLE = "VIVIT_BENCH_DATA"
 
 MORE_OWN_DATA = "return a function batch(n, seed) as its data"
 """How a user's problem gets batches of any size, for messages."""
@@ -29,29 +26,6 @@ class DataSource(StrEnum):
     """The data a user's problem brings."""
 
 
-def data_folder(data_dir: Path | None = None) -> Path:
-    """The folder real data sets live in.
-
-    Args:
-        data_dir: The user's choice.
-
-    Returns:
-        ``data_dir``, else the environment's ``VIVIT_BENCH_DATA``, else ``vivit-bench``
-        below ``XDG_CACHE_HOME`` or ``~/.cache``. It need not exist.
-    """
-    if data_dir is not None:
-        return data_dir.expanduser()
-    if chosen := os.environ.get(DATA_VARIABLE):
-        return Path(chosen).expanduser()
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "vivit-bench"
-
-
-def is_user_problem(name: str) -> bool:
-    """Whether ``name`` means a file of the user's rather than a DeepOBS problem."""
-    return ":" in name or name.endswith(".py") or os.sep in name
-
-
 def available_sources(problem: "Problem | str") -> list[DataSource]:
     """The sources that fit a problem, the best first.
 
@@ -64,8 +38,6 @@ def available_sources(problem: "Problem | str") -> list[DataSource]:
     Raises:
         UsageError: Unknown DeepOBS name.
     """
-    from vivit_bench.problems.catalogue import find_spec
-
     name = problem if isinstance(problem, str) else problem.name
     if is_user_problem(name):
         if not isinstance(problem, str) and not problem.float_inputs:

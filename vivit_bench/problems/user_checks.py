@@ -104,8 +104,12 @@ def check_outputs(name: str, model: nn.Module, loss: nn.Module, batch: Batch) ->
     Raises:
         UsageError: With the reason.
     """
-    device = next(model.parameters()).device
-    inputs = map_tree(lambda t: t.to(device), batch[0])
+    like = next(model.parameters())
+
+    def fit(tensor: Tensor) -> Tensor:
+        return tensor.to(like.device, like.dtype if tensor.is_floating_point() else tensor.dtype)
+
+    inputs = map_tree(fit, batch[0])
     samples = len(batch[1])
     try:
         # As the engine runs it: without gradients, transformers take another path.
@@ -124,7 +128,7 @@ def check_outputs(name: str, model: nn.Module, loss: nn.Module, batch: Batch) ->
     shape = tuple(outputs.shape[1:])
     targets = check_targets(name, loss, shape, batch[1])
     try:
-        loss(outputs.detach(), targets.to(device))
+        loss(outputs.detach(), fit(targets))
     except Exception as error:
         raise UsageError(f"{name}: the loss failed, {describe(error)}") from error
     return shape

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vivit_bench.arguments import DEFAULT_CUTOFF, check_cutoff
-from vivit_bench.curvature.options import Approximation, Blocks, Curvature, Samples
+from vivit_bench.curvature.options import Approximation, Blocks, Curvature, Precision, Samples
 from vivit_bench.errors import VivitBenchError
 from vivit_bench.hardware import cpu_threads, memory_errors
 from vivit_bench.spectrum.record import SpectrumRecord
-from vivit_bench.spectrum.settings import Precision, SpectrumSettings
+from vivit_bench.spectrum.settings import SpectrumSettings
 from vivit_bench.spectrum.workload import Workload, load_workload
 from vivit_bench.store import provenance
 

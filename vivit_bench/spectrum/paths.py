@@ -9,8 +9,7 @@ from pathlib import Path
 from vivit_bench.arguments import DEFAULT_RESULTS_DIR, problem_slug
 from vivit_bench.curvature.options import VARIANTS, Blocks, Curvature, Samples
 from vivit_bench.errors import UsageError
-from vivit_bench.problems.catalogue import find_spec
-from vivit_bench.problems.sources import is_user_problem
+from vivit_bench.problems.catalogue import find_spec, is_user_problem
 from vivit_bench.spectrum.settings import SpectrumSettings
 
 

@@ -5,14 +5,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-from vivit_bench.curvature.options import Approximation, Blocks, Curvature, Samples
-
-
-class Precision(StrEnum):
-    """Floating-point type of model, data and matrix products."""
-
-    FLOAT32 = "float32"
-    FLOAT64 = "float64"
+from vivit_bench.curvature.options import Approximation, Blocks, Curvature, Precision, Samples
 
 
 @dataclass(frozen=True)

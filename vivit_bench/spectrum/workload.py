@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vivit_bench.arguments import DEFAULT_CUTOFF, check_cutoff
-from vivit_bench.curvature.options import Blocks, Curvature, Samples
+from vivit_bench.curvature.options import Blocks, Curvature, Precision, Samples
 from vivit_bench.hardware import parse_device
 from vivit_bench.problems.fingerprint import batch_fingerprint, model_fingerprint
-from vivit_bench.spectrum.settings import Precision, SpectrumSettings
+from vivit_bench.spectrum.settings import SpectrumSettings
 from vivit_bench.trees import Tree, map_tree, num_samples
 
 if TYPE_CHECKING:

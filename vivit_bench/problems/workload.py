@@ -1,0 +1,180 @@
+"""A problem with its data, device and precision: what every experiment computes on."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from vivit_bench.curvature.options import Precision
+from vivit_bench.errors import UsageError
+from vivit_bench.hardware import parse_device
+from vivit_bench.problems.sources import DataSource, check_source, default_source
+from vivit_bench.trees import Tree, map_tree
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from torch.nn import Module
+
+    from vivit_bench.problems.problem import Problem
+
+Purpose = Literal["memory", "real"]
+
+
+@dataclass(frozen=True)
+class WorkloadSpec:
+    """What a user says of model and data; None stands for a default of the problem.
+
+    Raises:
+        UsageError: A value that needs no problem to be refused.
+    """
+
+    problem: str
+    """DeepOBS name or ``path/to/file.py:function``, as the user typed it."""
+    batch_size: int | None = None
+    """N."""
+    data: DataSource | None = None
+    data_dir: Path | None = None
+    seed: int = 0
+    """Of parameters and mini-batch."""
+    checkpoint: Path | None = None
+    """File with the parameters of a trained model."""
+    dtype: Precision = Precision.FLOAT32
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.batch_size is not None and self.batch_size < 1:
+            raise UsageError(f"--batch-size {self.batch_size}: must be at least 1")
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"--seed {self.seed}: must lie in 0 .. 2^63 - 1")
+        object.__setattr__(self, "device", parse_device(self.device))
+        object.__setattr__(self, "dtype", Precision(self.dtype))
+        if self.data is not None:
+            object.__setattr__(self, "data", DataSource(self.data))
+            check_source(self.problem, self.data)
+
+    def record(self) -> dict[str, Any]:
+        """The settings that determine numbers, JSON-ready (not where the data folder is)."""
+        return {
+            "problem": self.problem,
+            "batch_size": self.batch_size,
+            "data": None if self.data is None else self.data.value,
+            "seed": self.seed,
+            "checkpoint": None if self.checkpoint is None else str(self.checkpoint),
+            "dtype": self.dtype.value,
+            "device": self.device,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Workload:
+    """A loaded problem on its device, in its precision; `load_workload` makes it."""
+
+    spec: WorkloadSpec
+    """With every default filled in."""
+    problem: "Problem"
+    """Its model and loss are those of the workload."""
+    model_fingerprint: str
+    """Hash of model, parameters, buffers and loss, before any conversion."""
+
+    @property
+    def model(self) -> "Module":
+        """In evaluation mode."""
+        return self.problem.model
+
+    @property
+    def loss(self) -> "Module":
+        """The loss."""
+        return self.problem.loss
+
+    @property
+    def num_params(self) -> int:
+        """D."""
+        return self.problem.num_params
+
+    @property
+    def batch_size(self) -> int:
+        """N of `request`."""
+        assert self.spec.batch_size is not None
+        return self.spec.batch_size
+
+    @property
+    def request(self) -> "tuple[Module, Module, Tree, Tensor]":
+        """(model, loss, inputs, targets), as the engine takes them; the batch is kept."""
+        return self.model, self.loss, *self._converted(self._own_batch)
+
+    @property
+    def batch_fingerprint(self) -> str:
+        """Hash of the mini-batch of `request`, before any conversion."""
+        from vivit_bench.problems.fingerprint import batch_fingerprint
+
+        return batch_fingerprint(*self._own_batch)
+
+    @cached_property
+    def _own_batch(self) -> "tuple[Tree, Tensor]":
+        return self._raw_batch(self.batch_size)
+
+    def batch(self, n: int) -> "tuple[Tree, Tensor]":
+        """Inputs [n, ...] and targets [n, ...], on the device; labels in int64.
+
+        Raises:
+            TooFewSamplesError: The data end before.
+            UsageError: The data are not what they should be.
+            VivitBenchError: The data set is missing and cannot be downloaded.
+        """
+        return self._converted(self._raw_batch(n))
+
+    def _converted(self, batch: "tuple[Tree, Tensor]") -> "tuple[Tree, Tensor]":
+        inputs, targets = batch
+        return map_tree(self._convert, inputs), self._convert(targets)
+
+    def _raw_batch(self, n: int) -> "tuple[Tree, Tensor]":
+        from vivit_bench.problems.data import load_batch
+
+        assert self.spec.data is not None
+        return load_batch(self.problem, n, self.spec.data, self.spec.data_dir, self.spec.seed)
+
+    def _convert(self, tensor: "Tensor") -> "Tensor":
+        kind = _float_type(self.spec.dtype) if tensor.is_floating_point() else tensor.dtype
+        return tensor.to(self.spec.device, kind)
+
+
+def load_workload(spec: WorkloadSpec, purpose: Purpose = "real") -> Workload:
+    """Load a problem, and fill in the defaults of what its user did not say.
+
+    Args:
+        spec: What was said.
+        purpose: See `default_source`.
+
+    Returns:
+        The workload. No mini-batch is made before it is asked for.
+
+    Raises:
+        UsageError: A wrong name, value, file or device.
+    """
+    from vivit_bench.problems.fingerprint import model_fingerprint
+    from vivit_bench.problems.load import load_problem
+
+    problem = load_problem(spec.problem, seed=spec.seed, checkpoint=spec.checkpoint)
+    source = default_source(problem, purpose) if spec.data is None else spec.data
+    check_source(problem, source)
+    size = problem.spectrum_batch_size if spec.batch_size is None else spec.batch_size
+    fingerprint = model_fingerprint(spec.problem, problem.model, problem.loss)
+    converted = replace(
+        problem,
+        model=_module(problem.model, spec),
+        loss=_module(problem.loss, spec),
+    )
+    return Workload(replace(spec, data=source, batch_size=size), converted, fingerprint)
+
+
+def _module(module: "Module", spec: WorkloadSpec) -> "Module":
+    """In place. Unlike ``to(dtype)``, complex buffers (rotary embeddings) stay complex."""
+    module = module.to(spec.device)
+    return module.double() if spec.dtype is Precision.FLOAT64 else module.float()
+
+
+def _float_type(dtype: Precision) -> "torch.dtype":
+    import torch
+
+    return torch.float64 if dtype is Precision.FLOAT64 else torch.float32
