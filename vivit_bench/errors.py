@@ -22,3 +22,15 @@ class UsageError(VivitBenchError):
 
 class CertificateError(VivitBenchError):
     """A result failed its check by plain autograd; nothing of it is returned or stored."""
+
+
+class StorageError(VivitBenchError):
+    """A file cannot be written, or what was written is gone."""
+
+
+class Stopped(BaseException):
+    """A signal asks the process to end; not an `Exception`, so that nothing swallows it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number

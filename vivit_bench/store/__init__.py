@@ -1,7 +1,41 @@
-"""Records, provenance and atomic files."""
+"""Results on disk: the only room that opens result files for writing."""
 
-from vivit_bench.store.atomic import check_writable, write_atomic
-from vivit_bench.store.differences import differences
-from vivit_bench.store.provenance import Provenance, provenance
+from vivit_bench.store.files import check_writable, write_atomic, write_output
+from vivit_bench.store.identity import Identity, State, check_name, differences
+from vivit_bench.store.journal import Journal, read_journal
+from vivit_bench.store.policy import Action, Decision, Found, decide
+from vivit_bench.store.provenance import Provenance, code_fingerprint, environment, provenance
+from vivit_bench.store.run import (
+    Run,
+    StoredRun,
+    find_run,
+    load_run,
+    open_run,
+    stored_runs,
+)
 
-__all__ = ["Provenance", "check_writable", "differences", "provenance", "write_atomic"]
+__all__ = [
+    "Action",
+    "Decision",
+    "Found",
+    "Identity",
+    "Journal",
+    "Provenance",
+    "Run",
+    "State",
+    "StoredRun",
+    "check_name",
+    "check_writable",
+    "code_fingerprint",
+    "decide",
+    "differences",
+    "environment",
+    "find_run",
+    "load_run",
+    "open_run",
+    "provenance",
+    "read_journal",
+    "stored_runs",
+    "write_atomic",
+    "write_output",
+]

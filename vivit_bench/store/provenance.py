@@ -1,5 +1,6 @@
 """What is recorded with every result: machine, libraries, code, time."""
 
+import ast
 import functools
 import hashlib
 import os
@@ -32,9 +33,9 @@ def provenance() -> Provenance:
 
     Returns:
         Flat dictionary. ``None`` stands for what is absent (no GPU, no git, a library
-        that is not installed). ``time`` is UTC in ISO 8601; ``ram_bytes`` in bytes.
+        that is not installed). ``started_at`` is now, UTC in ISO 8601.
     """
-    return {**_static_provenance(), "time": datetime.now(UTC).isoformat(timespec="seconds")}
+    return {**_static_provenance(), "started_at": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
 @functools.cache
@@ -63,21 +64,56 @@ def library_version(distribution: str) -> str | None:
 
 
 @functools.cache
-def code_fingerprint(rooms: tuple[str, ...] = (".",)) -> str:
-    """Hash of the package's own sources (12 hex digits).
+def code_fingerprint(rooms: tuple[str, ...] = ("",)) -> str:
+    """Hash of the package's own syntax, without docstrings and comments (12 hex digits).
 
-    Unlike the git commit it changes with uncommitted edits, and it exists in an
-    installation without git.
+    Unlike the git commit it changes with uncommitted edits of the code, not with those of its
+    layout and words, and it exists in an installation without git.
 
     Args:
-        rooms: Subpackages to hash, for results that the others cannot change.
+        rooms: Subpackages and modules (without ``.py``) that can change a result.
     """
     root = Path(vivit_bench.__file__).parent
+    files = {file for room in rooms for file in (root / room).rglob("*.py")}
+    files |= {path for room in rooms if (path := root / f"{room}.py").is_file()}
     digest = hashlib.sha256()
-    for file in sorted(file for room in rooms for file in (root / room).rglob("*.py")):
+    for file in sorted(files):
         digest.update(str(file.relative_to(root)).encode())
-        digest.update(file.read_bytes())
+        digest.update(ast.dump(_without_docstrings(file)).encode())
     return digest.hexdigest()[:12]
+
+
+def environment(rooms: tuple[str, ...], libraries: tuple[str, ...], **others: Any) -> Provenance:
+    """What must be the same for results to belong together.
+
+    Args:
+        rooms: See `code_fingerprint`.
+        libraries: Names of `provenance`'s facts.
+        others: Further facts, such as fingerprints of data.
+
+    Returns:
+        Flat, JSON-ready.
+    """
+    facts = provenance()
+    return {"code": code_fingerprint(rooms), **{name: facts[name] for name in libraries}, **others}
+
+
+def _without_docstrings(file: Path) -> ast.Module:
+    tree = ast.parse(file.read_bytes())
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [part for part in body if not _is_text(part)]  # type: ignore[attr-defined]
+    return tree
+
+
+def _is_text(node: ast.AST) -> bool:
+    """Whether a statement is a lone string: a docstring, or one below an attribute."""
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
 
 
 def _git_commit() -> str | None:

@@ -1,0 +1,347 @@
+"""Runs on disk: addresses, locks, states, damage, and what --fresh may touch."""
+
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vivit_bench.errors import Stopped, StorageError, UsageError, VivitBenchError
+from vivit_bench.store import (
+    Action,
+    Identity,
+    State,
+    find_run,
+    load_run,
+    open_run,
+    stored_runs,
+    write_atomic,
+)
+from vivit_bench.store import files as store_files
+from vivit_bench.store.run import DamagedRunError
+
+IDENTITY = Identity(
+    experiment="toy",
+    label="mnist_mlp_exact",
+    settings={"problem": "mnist_mlp", "n": 8, "grid": (1, 2)},
+    environment={"code": "abc", "torch": "2"},
+    owns=("table.csv", "records.jsonl", "parts/step_*.npz"),
+)
+
+
+def finish(results: Path, identity: Identity = IDENTITY, **options: Any) -> Path:
+    with open_run(results, identity, **options) as run:
+        if not run.is_returned:
+            run.write("table.csv", "a\n1\n")
+            run.write("parts/step_1.npz", b"12")
+            run.finish({"largest": 1.5}, ["table.csv"])
+        return run.folder
+
+
+def action(results: Path, identity: Identity = IDENTITY, **options: Any) -> Action:
+    with open_run(results, identity, **options) as run:
+        return run.action
+
+
+def test_a_run_starts_goes_on_and_is_returned(tmp_path: Path) -> None:
+    assert action(tmp_path) is Action.START
+    assert action(tmp_path) is Action.RESUME
+    folder = finish(tmp_path)
+    assert action(tmp_path) is Action.RETURN
+    stored = load_run(folder, "toy")
+    assert stored.is_finished
+    assert stored.results == {"largest": 1.5}
+    assert stored.read("table.csv") == b"a\n1\n"
+    assert stored.settings == {"problem": "mnist_mlp", "n": 8, "grid": [1, 2]}
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]  # no lock is left
+
+
+def test_different_settings_have_different_addresses(tmp_path: Path) -> None:
+    other = replace(IDENTITY, settings={**IDENTITY.settings, "n": 9})
+    assert IDENTITY.address != other.address
+    assert IDENTITY.address.startswith("mnist_mlp_exact-")
+    first, second = finish(tmp_path), finish(tmp_path, other)
+    assert first != second
+    assert load_run(first, "toy").settings["n"] == 8
+
+
+@pytest.mark.parametrize("label", ["a/b.py:f", "ü" * 300, "../..", "", "x" * 500, "..", "a\nb"])
+def test_any_label_gives_one_short_component(label: str) -> None:
+    address = replace(IDENTITY, label=label).address
+    assert address == Path(address).name
+    assert len(address.encode()) <= 200
+    assert not address.startswith(".")
+
+
+def test_labels_that_look_alike_do_not_collide(tmp_path: Path) -> None:
+    one = replace(IDENTITY, label="a/b.py:f", settings={"problem": "a/b.py:f"})
+    two = replace(IDENTITY, label="a-b.py:f", settings={"problem": "a-b.py:f"})
+    assert finish(tmp_path, one) != finish(tmp_path, two)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../x", "a/b", "/tmp/x", "..", ".", "", " ", "a\nb", "a\0b", "a\\b", "x" * 201, ".hidden",
+     "a.replaced-1"],
+)  # fmt: skip
+def test_a_name_is_one_harmless_component(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="--name"):
+        action(tmp_path, name=name or " ")
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_other_conditions_are_named_and_kept(tmp_path: Path) -> None:
+    folder = finish(tmp_path)
+    before = (folder / "run.json").read_bytes()
+    changed = replace(IDENTITY, environment={"code": "xyz", "torch": "2"})
+    with pytest.raises(UsageError, match=r"code abc -> xyz.*--fresh"):
+        action(tmp_path, changed)
+    assert (folder / "run.json").read_bytes() == before
+
+
+def test_other_settings_under_a_chosen_name_are_refused(tmp_path: Path) -> None:
+    finish(tmp_path, name="mine")
+    other = replace(IDENTITY, settings={**IDENTITY.settings, "n": 9})
+    with pytest.raises(UsageError, match="n 8 -> 9"):
+        action(tmp_path, other, name="mine")
+
+
+def test_fresh_keeps_the_old_run_until_the_new_one_is_finished(tmp_path: Path) -> None:
+    folder = finish(tmp_path)
+    assert action(tmp_path, fresh=True) is Action.START
+    (old,) = folder.parent.glob("*.replaced-*")
+    assert (old / "table.csv").read_text() == "a\n1\n"
+    assert [run.folder for run in stored_runs(tmp_path, "toy")[0]] == [folder]
+    finish(tmp_path)
+    assert not list(folder.parent.glob("*.replaced-*"))
+
+
+def test_fresh_removes_only_what_a_run_has_written(tmp_path: Path) -> None:
+    folder = finish(tmp_path)
+    (folder / "notes.txt").write_text("mine")
+    (folder / ".run.json.bak").write_text("mine")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "step_9.npz").write_text("mine")
+    (folder / "link").symlink_to(elsewhere)
+    finish(tmp_path, fresh=True)
+    (old,) = folder.parent.glob("*.replaced-*")
+    assert (old / "notes.txt").read_text() == (old / ".run.json.bak").read_text() == "mine"
+    assert not (old / "table.csv").exists()
+    assert (elsewhere / "step_9.npz").read_text() == "mine"
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_what_is_not_ours_is_left_alone(tmp_path: Path, fresh: bool) -> None:
+    root = tmp_path / "toy"
+    (root / "mine").mkdir(parents=True)
+    (root / "mine" / "table.csv").write_text("precious")
+    other = tmp_path / "other"
+    finish(tmp_path / "second")
+    other.mkdir()
+    (root / "link").symlink_to(other)
+    (root / "file").write_text("precious")
+    for name in ("mine", "link", "file"):
+        with pytest.raises(UsageError, match="is no run of vivit-bench"):
+            action(tmp_path, name=name, fresh=fresh)
+    assert (root / "mine" / "table.csv").read_text() == "precious"
+    assert (root / "file").read_text() == "precious"
+    assert not list(other.iterdir())
+
+
+def test_nothing_is_written_through_a_linked_experiment(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    (tmp_path / "toy").symlink_to(target)
+    with pytest.raises(UsageError, match="symbolic link"):
+        action(tmp_path)
+    assert not list(target.iterdir())
+
+
+def test_one_process_has_a_run(tmp_path: Path) -> None:
+    with open_run(tmp_path, IDENTITY), pytest.raises(VivitBenchError, match="another process"):
+        action(tmp_path)
+    assert action(tmp_path) is Action.RESUME
+
+
+def test_a_lock_file_that_its_holder_removes_locks_nobody_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = finish(tmp_path)
+    lock = folder.with_name(f".{folder.name}.lock")
+    real, calls = fcntl.flock, []
+
+    def removed_meanwhile(handle: int, mode: int) -> None:
+        real(handle, mode)
+        if not calls:
+            lock.unlink()
+        calls.append(os.fstat(handle).st_ino)
+
+    monkeypatch.setattr(fcntl, "flock", removed_meanwhile)
+    assert action(tmp_path) is Action.RETURN
+    assert len(calls) == 2
+
+
+def _edit(change: Callable[[dict[str, Any]], object]) -> Callable[[bytes], bytes]:
+    def edit(content: bytes) -> bytes:
+        values = json.loads(content)
+        change(values)
+        return json.dumps(values).encode()
+
+    return edit
+
+
+HEADER_DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda content: b"",
+    "cut": lambda content: content[: len(content) // 2],
+    "not UTF-8": lambda content: b"\xff\xfe\x00" + content,
+    "a list": lambda content: b"[1, 2]",
+    "a number": lambda content: b"7",
+    "deep": lambda content: b"[" * 100_000,
+    "another format": lambda content: content.replace(b"run 1", b"run 0"),
+    "other settings": _edit(lambda values: values["settings"].update(n=9)),
+    "another state": _edit(lambda values: values.update(state="running")),
+    "no check": _edit(lambda values: values.pop("check")),
+    "another checksum": _edit(lambda values: values["files"].update({"table.csv": "0"})),
+}
+
+
+@pytest.mark.parametrize("damage", HEADER_DAMAGES)
+def test_a_damaged_header_is_named_and_never_accepted(tmp_path: Path, damage: str) -> None:
+    folder = finish(tmp_path)
+    path = folder / "run.json"
+    path.write_bytes(HEADER_DAMAGES[damage](path.read_bytes()))
+    with pytest.raises(DamagedRunError, match=r"run\.json.*--fresh") as refused:
+        action(tmp_path)
+    assert "\n" not in str(refused.value)
+    with pytest.raises(DamagedRunError, match=r"run\.json"):
+        load_run(folder, "toy")
+    runs, notes = stored_runs(tmp_path, "toy")
+    assert not runs
+    assert len(notes) == 1
+    assert finish(tmp_path, fresh=True) == folder
+    assert len(list(folder.parent.glob("*.replaced-*"))) == 1  # not known to be ours: kept
+
+
+TABLE_DAMAGES: dict[str, Callable[[Path], object]] = {
+    "edited": lambda path: path.write_text("a\n2\n"),
+    "cut": lambda path: path.write_text("a\n"),
+    "empty": lambda path: path.write_text(""),
+    "missing": lambda path: path.unlink(),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+}
+
+
+@pytest.mark.parametrize("damage", TABLE_DAMAGES)
+def test_a_damaged_table_is_named_and_never_accepted(tmp_path: Path, damage: str) -> None:
+    folder = finish(tmp_path)
+    TABLE_DAMAGES[damage](folder / "table.csv")
+    with pytest.raises(DamagedRunError, match=r"table\.csv.*--fresh"):
+        action(tmp_path)
+    with pytest.raises(VivitBenchError, match=r"table\.csv.*--fresh"):
+        load_run(folder, "toy").read("table.csv")
+
+
+def test_a_finished_run_that_is_to_go_further_is_running_again(tmp_path: Path) -> None:
+    folder = finish(tmp_path)
+    with open_run(tmp_path, IDENTITY, more_wanted=lambda stored: True) as run:
+        assert run.action is Action.RESUME
+        run.write("table.csv", "a\n1\n2\n")
+    assert load_run(folder, "toy").state is State.RUNNING
+    assert action(tmp_path) is Action.RESUME
+
+
+def test_a_failure_is_the_result(tmp_path: Path) -> None:
+    with open_run(tmp_path, IDENTITY) as run:
+        run.finish({"failure": "it diverged"}, [], state=State.FAILED)
+    with pytest.raises(VivitBenchError, match="it diverged"):
+        action(tmp_path)
+    assert action(tmp_path, fresh=True) is Action.START
+
+
+def test_an_interrupted_run_says_what_it_keeps(tmp_path: Path) -> None:
+    with pytest.raises(Stopped) as stopped, open_run(tmp_path, IDENTITY) as run:
+        raise Stopped(15)
+    (note,) = stopped.value.__notes__
+    assert str(run.folder) in note
+    assert "goes on" in note
+
+
+def test_a_folder_removed_meanwhile_is_not_said_to_be_stored(tmp_path: Path) -> None:
+    with open_run(tmp_path, IDENTITY) as run:
+        (run.folder / "run.json").unlink()
+        run.folder.rmdir()
+        with pytest.raises(StorageError, match="was removed"):
+            run.write("table.csv", "a")
+        with pytest.raises(StorageError, match="was removed"):
+            run.finish({}, [])
+
+
+def test_what_a_kill_leaves_of_a_file_is_removed(tmp_path: Path) -> None:
+    with open_run(tmp_path, IDENTITY) as run:
+        (run.folder / ".abc.vivit-bench-tmp").write_text("half")
+    with open_run(tmp_path, IDENTITY) as run:
+        assert [path.name for path in run.folder.iterdir()] == ["run.json"]
+
+
+@pytest.mark.parametrize("call", range(12))
+def test_a_full_disk_at_any_call_leaves_what_was_there(
+    tmp_path: Path, call: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every call that can fail fails once; then the same command ends as if nothing was."""
+    count = [0]
+
+    def fails_once(real: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any, **options: Any) -> Any:
+            count[0] += 1
+            if count[0] == call + 1:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return real(*arguments, **options)
+
+        return wrapped
+
+    earlier = finish(tmp_path, replace(IDENTITY, settings={"n": 0}))
+    before = {path: path.read_bytes() for path in earlier.rglob("*") if path.is_file()}
+    for name in ("write", "fsync", "replace"):
+        monkeypatch.setattr(store_files.os, name, fails_once(getattr(os, name)))
+    monkeypatch.setattr(store_files.tempfile, "mkstemp", fails_once(store_files.tempfile.mkstemp))
+    with pytest.raises(StorageError, match=r"No space left.*intact"):
+        finish(tmp_path)
+    monkeypatch.undo()
+    assert {path: path.read_bytes() for path in earlier.rglob("*") if path.is_file()} == before
+    folder = finish(tmp_path)
+    assert load_run(folder, "toy").damage() == ""
+    assert not list(tmp_path.rglob("*.vivit-bench-tmp"))
+
+
+def test_runs_are_found_by_name_label_or_folder(tmp_path: Path) -> None:
+    folder = finish(tmp_path)
+    for name in (folder.name, "mnist_mlp_exact", str(folder), folder.name[:-3]):
+        assert find_run(name, tmp_path, "toy", "toy run").folder.samefile(folder)
+    finish(tmp_path, replace(IDENTITY, settings={**IDENTITY.settings, "n": 9}))
+    with pytest.raises(UsageError, match=r"several runs.*n 8 -> 9|several runs.*n 9 -> 8"):
+        find_run("mnist_mlp_exact", tmp_path, "toy", "toy run")
+    with pytest.raises(UsageError, match="there are mnist_mlp_exact"):
+        find_run("mnist_mpl", tmp_path, "toy", "toy run")
+    with pytest.raises(UsageError, match="make one with: toy run"):
+        find_run("x" * 5000, tmp_path / "none", "toy", "toy run")
+
+
+def test_a_run_of_another_experiment_is_told(tmp_path: Path) -> None:
+    folder = finish(tmp_path)
+    with pytest.raises(UsageError, match="a run of toy, not of noise"):
+        load_run(folder, "noise")
+
+
+def test_files_get_the_users_permissions(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_atomic(tmp_path / "file", "x")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640

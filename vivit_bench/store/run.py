@@ -1,0 +1,441 @@
+"""One stored result: a folder with ``run.json`` and the files that it vouches for."""
+
+import contextlib
+import difflib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from vivit_bench.errors import StorageError, UsageError, VivitBenchError
+from vivit_bench.store.files import remove_temporary, sha256, storage_errors, write_atomic
+from vivit_bench.store.identity import Identity, State, canonical, check_name, differences
+from vivit_bench.store.journal import Journal
+from vivit_bench.store.policy import Action, Decision, Found, decide
+from vivit_bench.store.provenance import provenance
+
+FORMAT = "vivit-bench run 1"
+HEADER = "run.json"
+_REPLACED = ".replaced-"
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """What ``run.json`` says of a run."""
+
+    folder: Path
+    experiment: str
+    label: str
+    state: State
+    settings: dict[str, Any]
+    environment: dict[str, Any]
+    provenance: dict[str, Any]
+    results: dict[str, Any] = field(default_factory=dict)
+    """Of a finished or failed run: what the experiment wants to tell, JSON-ready."""
+    files: dict[str, str] = field(default_factory=dict)
+    """Name -> SHA-256 of the files that the results consist of."""
+    owns: tuple[str, ...] = ()
+    """Patterns of the files the run may write."""
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the results are whole."""
+        return self.state is State.FINISHED
+
+    def read(self, name: str) -> bytes:
+        """A file of the run, checked against its checksum.
+
+        Raises:
+            VivitBenchError: It is missing or not the one that the header describes.
+        """
+        if damage := self._damage_of(name):
+            raise VivitBenchError(f"{damage}; run it again with --fresh")
+        return (self.folder / name).read_bytes()
+
+    def damage(self) -> str:
+        """The first file that is not as the header describes it; empty if all are."""
+        return next(filter(None, map(self._damage_of, self.files)), "")
+
+    def _damage_of(self, name: str) -> str:
+        path = self.folder / name
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            return f"{path} cannot be read ({error.strerror or error})"
+        if name in self.files and sha256(content) != self.files[name]:
+            return f"{path} is not the file that {HEADER} describes (edited or cut short)"
+        return ""
+
+    def to_json(self) -> str:
+        """The content of ``run.json``, with a checksum of its own."""
+        values = {
+            "format": FORMAT,
+            **{name: value for name, value in asdict(self).items() if name != "folder"},
+        }
+        text = json.dumps({**values, "check": sha256(canonical(values))}, indent=2)
+        return text + "\n"
+
+
+class DamagedRunError(VivitBenchError):
+    """``run.json`` is there, and is not what was written."""
+
+
+class Run:
+    """A run that this process writes; `open_run` makes it."""
+
+    def __init__(self, stored: StoredRun, action: Action) -> None:
+        self.folder = stored.folder
+        self.stored = stored
+        """The header as it is on disk."""
+        self.action = action
+        self._journals: list[Journal] = []
+
+    @property
+    def is_returned(self) -> bool:
+        """Whether the stored result is the result, and there is nothing to do."""
+        return self.action is Action.RETURN
+
+    def journal(self, name: str) -> Journal:
+        """A journal of the run, open until the run is."""
+        journal = Journal(self.folder / name)
+        self._journals.append(journal)
+        return journal
+
+    def write(self, name: str, content: str | bytes) -> None:
+        """Replace a file of the run; on disk when this returns."""
+        self._check_folder()
+        path = self.folder / name
+        if path.parent != self.folder and path.parent.is_symlink():
+            raise StorageError(f"{path.parent} is a symbolic link: nothing is written through it")
+        write_atomic(path, content)
+
+    def update(self, **facts: Any) -> None:
+        """Add facts to the results of a run that goes on."""
+        self._write_header(replace(self.stored, results={**self.stored.results, **facts}))
+
+    def finish(
+        self, results: Mapping[str, Any], files: Sequence[str], *, state: State = State.FINISHED
+    ) -> StoredRun:
+        """Vouch for the files, and remove what a run before left at this address.
+
+        Args:
+            results: For the header.
+            files: Names of the files that the results consist of; they exist.
+            state: How it ended.
+
+        Returns:
+            The header.
+        """
+        self._check_folder()
+        with storage_errors(self.folder):
+            sums = {name: sha256((self.folder / name).read_bytes()) for name in files}
+        self._write_header(replace(self.stored, state=state, results=dict(results), files=sums))
+        for old in _moved_aside(self.folder):
+            _remove(old, self.stored.experiment)
+        return self.stored
+
+    def close(self) -> None:
+        """Close the journals."""
+        for journal in self._journals:
+            journal.close()
+        self._journals.clear()
+
+    def _write_header(self, stored: StoredRun) -> None:
+        self._check_folder()
+        write_atomic(self.folder / HEADER, stored.to_json())
+        self.stored = stored
+
+    def _check_folder(self) -> None:
+        if not self.folder.is_dir() or self.folder.is_symlink():
+            raise StorageError(
+                f"{self.folder} was removed while the run was under way; what it measured is "
+                "lost, the same command starts anew"
+            )
+
+
+@contextlib.contextmanager
+def open_run(
+    results_dir: Path,
+    identity: Identity,
+    *,
+    name: str | None = None,
+    fresh: bool = False,
+    more_wanted: Callable[[StoredRun], bool] = lambda stored: False,
+    note: Callable[[str], None] = lambda text: None,
+) -> Iterator[Run]:
+    """The run of some settings, for this process alone: new, gone on with, or finished.
+
+    Args:
+        results_dir: Folder of all results.
+        identity: What is to be run.
+        name: Of the run's folder; default: the identity's address.
+        fresh: Start over. The old run is moved aside, and removed when the new one is finished.
+        more_wanted: Whether a finished run is to go on (under a larger time-out, say).
+        note: Told what is done with a run that is there.
+
+    Yields:
+        The run; its ``action`` is START, RESUME or RETURN.
+
+    Raises:
+        UsageError: The name is none, the folder is not ours, or its run is of other settings or
+            conditions.
+        VivitBenchError: Another process has the run, it is damaged, or it failed before.
+        StorageError: The folder cannot be made.
+    """
+    folder = results_dir / identity.experiment / (check_name(name) if name else identity.address)
+    with storage_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.parent.is_symlink():
+        raise UsageError(f"{folder.parent} is a symbolic link: nothing is written through it")
+    with _lock(folder):
+        found, stored = _look(folder, identity, more_wanted)
+        decision = decide(found, fresh)
+        _refuse(folder, found, decision, stored)
+        if decision.replace:
+            note(f"{folder} is moved to {_move_aside(folder).name} until this run is finished")
+        run = _begin(folder, identity, stored, decision)
+        if run.is_returned:
+            note(f"finished already: {folder} (--fresh runs it again)")
+        elif run.action is Action.RESUME:
+            note(f"going on with {folder}")
+        try:
+            yield run
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                error.add_note(f"{folder} keeps what was done; the same command goes on with it")
+            raise
+        finally:
+            run.close()
+
+
+def load_run(folder: Path, experiment: str) -> StoredRun:
+    """Read a run's header, in whatever state it is.
+
+    Raises:
+        UsageError: There is none.
+        DamagedRunError: It is not what was written.
+    """
+    try:
+        stored = _read_header(folder)
+    except DamagedRunError as error:
+        raise DamagedRunError(f"{error}; run it again with --fresh") from error
+    if stored.experiment != experiment:
+        raise UsageError(f"{folder} holds a run of {stored.experiment}, not of {experiment}")
+    return stored
+
+
+def find_run(name: str, results_dir: Path, experiment: str, command: str) -> StoredRun:
+    """A stored run by its folder, its name or the readable start of its name.
+
+    Args:
+        name: What the user typed.
+        results_dir: Folder of all results.
+        experiment: Whose runs.
+        command: What makes one, for messages.
+
+    Raises:
+        UsageError: No run is called so, or several are.
+        DamagedRunError: It is damaged.
+    """
+    root = results_dir / experiment
+    for folder in (root / name, Path(name)):
+        if _exists(folder / HEADER):
+            return load_run(folder, experiment)
+    stored, _ = stored_runs(results_dir, experiment)
+    same = [run for run in stored if name == run.label or run.folder.name.startswith(name)]
+    if len(exact := [run for run in same if run.label == name]) == 1:
+        same = exact
+    if len(same) == 1:
+        return same[0]
+    if same:
+        listed = "; ".join(
+            f"{run.folder.name} ({differences(same[0].settings, run.settings) or 'the first'})"
+            for run in same[:6]
+        )
+        raise UsageError(f"{name}: several runs are called so: {listed}")
+    names = [run.label for run in stored]
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[:5]
+    hint = f"there are {', '.join(near)}" if near else f"make one with: {command}"
+    raise UsageError(f"{name[:100]}: no run of this name in {root}; {hint}")
+
+
+def stored_runs(results_dir: Path, experiment: str) -> tuple[list[StoredRun], list[str]]:
+    """All runs of an experiment, the newest last, and a line on each that is damaged."""
+    runs, notes = [], []
+    for path in sorted((results_dir / experiment).glob(f"*/{HEADER}")):
+        if _REPLACED in path.parent.name:
+            continue
+        try:
+            runs.append(load_run(path.parent, experiment))
+        except VivitBenchError as error:
+            notes.append(f"left out: {error}")
+    return sorted(runs, key=lambda run: str(run.provenance.get("started_at"))), notes
+
+
+def _look(
+    folder: Path, identity: Identity, more_wanted: Callable[[StoredRun], bool]
+) -> tuple[Found, StoredRun | None]:
+    """What lies at an address."""
+    if not _exists(folder):
+        return Found(), None
+    if folder.is_symlink() or not folder.is_dir():
+        return Found(foreign=True), None
+    if not _exists(folder / HEADER):
+        # A run that was killed before its header was written leaves an empty folder.
+        remove_temporary(folder)
+        return Found(foreign=any(folder.iterdir())), None
+    try:
+        stored = _read_header(folder)
+    except DamagedRunError as error:
+        return Found(damage=str(error)), None
+    if stored.experiment != identity.experiment:
+        return Found(foreign=True), None
+    settings = json.loads(canonical(identity.settings))
+    environment = json.loads(canonical(identity.environment))
+    finished = stored.state is not State.RUNNING
+    found = Found(
+        state=stored.state,
+        damage=stored.damage() if finished else "",
+        settings=differences(stored.settings, settings),
+        environment=differences(stored.environment, environment),
+        more_wanted=stored.is_finished and more_wanted(stored),
+    )
+    return found, stored
+
+
+def _refuse(folder: Path, found: Found, decision: Decision, stored: StoredRun | None) -> None:
+    if decision.action is Action.REFUSE and found.damage:
+        raise DamagedRunError(decision.reason)
+    if decision.action is Action.REFUSE:
+        raise UsageError(f"{folder} {decision.reason}")
+    if decision.action is Action.FAIL:
+        assert stored is not None
+        raise VivitBenchError(f"{stored.results.get('failure')} ({folder}; --fresh tries again)")
+
+
+def _begin(folder: Path, identity: Identity, stored: StoredRun | None, decision: Decision) -> Run:
+    if decision.action is not Action.START:
+        assert stored is not None
+        if decision.action is Action.RESUME:
+            remove_temporary(folder)
+            if stored.state is not State.RUNNING:  # from here on its files change
+                going_on = replace(stored, state=State.RUNNING, files={})
+                write_atomic(folder / HEADER, going_on.to_json())
+                return Run(going_on, decision.action)
+        return Run(stored, decision.action)
+    with storage_errors(folder):
+        folder.mkdir(exist_ok=True)
+    facts = provenance()
+    new = StoredRun(
+        folder=folder,
+        experiment=identity.experiment,
+        label=identity.label,
+        state=State.RUNNING,
+        settings=json.loads(canonical(identity.settings)),
+        environment=json.loads(canonical(identity.environment)),
+        provenance=facts,
+        owns=identity.owns,
+    )
+    write_atomic(folder / HEADER, new.to_json())
+    return Run(new, Action.START)
+
+
+def _read_header(folder: Path) -> StoredRun:
+    path = folder / HEADER
+    try:
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(f"no run in {folder}") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DamagedRunError(f"{path} cannot be read ({reason})") from error
+    try:
+        values = json.loads(content)
+        check = values.pop("check")
+        if values["format"] != FORMAT:
+            raise DamagedRunError(f"{path} is of format {values['format']!r}, not {FORMAT!r}")
+        if sha256(canonical(values)) != check:
+            raise DamagedRunError(f"{path} was edited or cut short")
+        values.pop("format")
+        values |= {"state": State(values["state"]), "owns": tuple(values["owns"])}
+        return StoredRun(folder=folder, **values)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise DamagedRunError(f"{path} is no header of a run") from error
+
+
+def _move_aside(folder: Path) -> Path:
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
+    target = folder.with_name(f"{folder.name}{_REPLACED}{stamp}")
+    with storage_errors(folder):
+        os.rename(folder, target)
+    return target
+
+
+def _moved_aside(folder: Path) -> list[Path]:
+    start = f"{folder.name}{_REPLACED}"
+    return [path for path in folder.parent.iterdir() if path.name.startswith(start)]
+
+
+def _remove(folder: Path, experiment: str) -> None:
+    """Remove a run that was moved aside: its own files, and the folder if nothing else is left.
+
+    A damaged one is kept: what is not known to be ours is never removed.
+    """
+    try:
+        stored = load_run(folder, experiment)
+    except VivitBenchError:
+        return
+    if folder.is_symlink():
+        return
+    owned = (*stored.owns, *stored.files)
+    for path in sorted(folder.rglob("*"), reverse=True):
+        inside = str(path.relative_to(folder))
+        if path.is_symlink() or not path.is_file() or path.parent.is_symlink():
+            continue
+        if any(fnmatchcase(inside, pattern) for pattern in owned):
+            path.unlink(missing_ok=True)
+    others = [path for path in folder.rglob("*") if path != folder / HEADER and not path.is_dir()]
+    if not others:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Keep other processes from a run; the lock ends with the process, however it ends."""
+    path = folder.with_name(f".{folder.name}.lock")
+    while True:
+        with storage_errors(path):
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(handle)
+            raise VivitBenchError(
+                f"another process is running {folder.name} (it has {path}); wait for it"
+            ) from None
+        # Its last holder may have removed the file after it was opened here.
+        with contextlib.suppress(FileNotFoundError):
+            if os.fstat(handle).st_ino == path.stat().st_ino:
+                break
+        os.close(handle)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        os.close(handle)
+
+
+def _exists(path: Path) -> bool:
+    """Whether something is there, a broken link too; names no file can have do not exist."""
+    try:
+        path.lstat()
+    except (OSError, ValueError):
+        return False
+    return True
