@@ -36,9 +36,9 @@ lint: $(STAMP)
 
 # Figure 3: bootstrap damping on the noisy quadratic.
 figure-3: $(STAMP)
-	$(RUN) quadratic run
-	$(RUN) quadratic plot
-	$(RUN) quadratic table
+	$(RUN) quadratic run --name figure_3
+	$(RUN) quadratic plot figure_3
+	$(RUN) quadratic table figure_3
 
 # Figures 2 and S.6 to S.10: noise along the GGN's eigenvectors while DeepOBS problems are trained
 # with the paper's hyperparameters, on the real data sets (many hours on a CPU; interrupted, the

@@ -7,11 +7,10 @@ import pytest
 import torch
 
 from vivit_bench.quadratic import Draw, OptimizerName, Quadratic, RouteName, Settings
-from vivit_bench.quadratic.build import make_oracle, make_route
 from vivit_bench.quadratic.experiment import Repetition, run_repetition
 from vivit_bench.quadratic.model import NoisyOracle
 from vivit_bench.quadratic.optimizers import BootstrapNewton, ConstantNewton, Optimizer, Sgd
-from vivit_bench.quadratic.routes import NetworkRoute, SamplerRoute
+from vivit_bench.quadratic.routes import NetworkRoute, SamplerRoute, make_route
 
 SMALL = Settings(
     repeats=2,
@@ -85,7 +84,7 @@ def test_repetition_does_not_depend_on_the_other_optimizers() -> None:
 def test_repetitions_and_seeds_differ_but_start_equal() -> None:
     runs = [run_repetition(SMALL, 0), run_repetition(SMALL, 1)]
     runs.append(run_repetition(with_changes(seed=1), 0))
-    start = make_oracle(SMALL).quadratic.loss(torch.full((4,), 100.0, dtype=torch.float64))
+    start = SMALL.oracle().quadratic.loss(torch.full((4,), 100.0, dtype=torch.float64))
     for label in runs[0].losses:
         assert {run.losses[label][0] for run in runs} == {start}
         assert len({run.losses[label][-1] for run in runs}) == 3

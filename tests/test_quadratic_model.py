@@ -6,10 +6,9 @@ from torch import Tensor
 
 from vivit_bench.errors import UsageError
 from vivit_bench.quadratic import Draw, NoisyOracle, Quadratic, Settings
-from vivit_bench.quadratic.build import make_oracle
 from vivit_bench.quadratic.model import CURVATURE_FLOOR
 
-PAPER = make_oracle(Settings())
+PAPER = Settings().oracle()
 START = torch.full((20,), 100.0, dtype=torch.float64)
 
 
@@ -42,7 +41,7 @@ def test_stated_snr_limits_hold_and_are_attained() -> None:
 
 def test_sampler_reproduces_the_stated_snrs() -> None:
     """Measured as in B.2 on many samples; the weakest direction sits at the limits, 2 and 0.02."""
-    many = make_oracle(Settings(batch_size=200_000))
+    many = Settings(batch_size=200_000).oracle()
     gammas, lambdas = many.sample(START, Draw(seed=0))
     torch.testing.assert_close(sampled_snr(gammas), many.gradient_snr(START), rtol=0.03, atol=0)
     # The Gamma of shape 0.02 has a kurtosis of 300: its SNR is known to several percent only.
@@ -73,7 +72,7 @@ def test_curvatures_are_positive_with_a_floor() -> None:
 
 
 def test_no_variance_gives_the_means() -> None:
-    oracle = make_oracle(Settings(gradient_variance=0, curvature_variance=0, batch_size=3))
+    oracle = Settings(gradient_variance=0, curvature_variance=0, batch_size=3).oracle()
     gammas, lambdas = oracle.sample(START, Draw(seed=0))
     assert torch.equal(gammas, oracle.quadratic.gradient(START).expand(3, 20))
     assert torch.equal(lambdas, oracle.curvatures.expand(3, 20))

@@ -10,14 +10,14 @@ import pytest
 from typer.testing import CliRunner
 
 import vivit_bench.quadratic.records as records
-import vivit_bench.quadratic.runner as runner
 from vivit_bench.cli.quadratic import app
 from vivit_bench.errors import UsageError, VivitBenchError
 from vivit_bench.quadratic import OptimizerName, Settings, load_results, run_experiment
 from vivit_bench.quadratic.experiment import Repetition, run_repetition
-from vivit_bench.quadratic.records import Journal, Results, results_from
+from vivit_bench.quadratic.records import JOURNAL, Results, tables_of
 from vivit_bench.report.quadratic import curve_table, final_table, format_table, quantiles
 from vivit_bench.report.quadratic_figures import draw_dampings, draw_losses
+from vivit_bench.store import load_run
 
 INF = float("inf")
 SMALL = Settings(
@@ -38,23 +38,37 @@ def made_up(losses: dict[str, list[list[float]]], dampings: list[list[float]]) -
         Repetition(r, {label: rows[r] for label, rows in losses.items()}, dampings)
         for r in range(count)
     ]
-    return results_from(SMALL, repetitions, seconds=1.0)
+    return Results(SMALL.record(), *tables_of(SMALL, repetitions), 1.0, Path())
 
 
 def test_stored_run_comes_back(tmp_path: Path) -> None:
     results = run_experiment(SMALL, tmp_path)
-    loaded = load_results(tmp_path)
-    pd.testing.assert_frame_equal(loaded.losses, results.losses, rtol=1e-11)
-    pd.testing.assert_frame_equal(loaded.dampings, results.dampings, rtol=1e-5)
+    stored = load_run(results.folder, "quadratic")
+    loaded = load_results(stored)
+    pd.testing.assert_frame_equal(loaded.losses, results.losses)
     assert loaded.settings == json.loads(json.dumps(SMALL.record()))
-    assert loaded.provenance["torch"]
+    assert stored.provenance["torch"]
     assert len(loaded.losses) == 4 * 4 * 4
     assert len(loaded.dampings) == 4 * 3 * 2
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
+    assert set(loaded.dampings["direction"]) == {1, 2}
+    assert loaded.dampings.groupby("direction")["curvature"].first().tolist() == [5.0, 9.0]
+    assert sorted(path.name for path in results.folder.iterdir()) == [
         "dampings.csv",
         "losses.csv",
+        "repetitions.jsonl",
         "run.json",
     ]
+
+
+def test_a_finished_run_is_returned_and_said_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run_experiment(SMALL, tmp_path)
+    monkeypatch.setattr(records, "run_repetition", None)  # nothing is computed
+    notes: list[str] = []
+    again = run_experiment(SMALL, tmp_path, note=notes.append)
+    pd.testing.assert_frame_equal(again.losses, first.losses)
+    assert "finished already" in notes[0]
 
 
 @pytest.mark.parametrize("torn", [False, True])
@@ -71,77 +85,70 @@ def test_interrupted_run_goes_on_where_it_stopped(
         ran.append(index)
         return run_repetition(settings, index)
 
-    monkeypatch.setattr(runner, "run_repetition", interrupted)
-    folder = tmp_path / "parts"
+    monkeypatch.setattr(records, "run_repetition", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run_experiment(SMALL, folder)
+        run_experiment(SMALL, tmp_path / "parts")
     if torn:
-        journal = Journal(folder, SMALL).path
+        (journal,) = (tmp_path / "parts").rglob(JOURNAL)
         journal.write_bytes(journal.read_bytes()[:-20])
-    seen: list[int] = []
-    again = run_experiment(SMALL, folder, progress=seen.append)
+    again = run_experiment(SMALL, tmp_path / "parts")
     assert ran == ([0, 1, 2, 1, 2, 3] if torn else [0, 1, 2, 2, 3])
-    assert seen[0] == (1 if torn else 2)
-    pd.testing.assert_frame_equal(again.losses, whole.losses, check_exact=True)
-    pd.testing.assert_frame_equal(again.dampings, whole.dampings, check_exact=True)
+    for name in ("losses.csv", "dampings.csv"):
+        assert (again.folder / name).read_bytes() == (whole.folder / name).read_bytes()
 
 
-def test_infinite_and_undefined_values_survive_the_journal(tmp_path: Path) -> None:
-    journal = Journal(tmp_path, SMALL)
-    stored = Repetition(3, {"sgd": [1.0, INF]}, [[INF, float("nan")]])
-    journal.append(stored, 0.5)
-    (found, seconds) = journal.read()[3]
-    assert (found.losses, seconds) == (stored.losses, 0.5)
-    np.testing.assert_array_equal(found.dampings, stored.dampings)
-
-
-def test_partial_runs_of_other_settings_stay_apart(tmp_path: Path) -> None:
-    Journal(tmp_path, SMALL).append(run_repetition(SMALL, 0), 1.0)
-    other = Settings(**{**vars(SMALL), "seed": 1})
-    assert Journal(tmp_path, other).read() == {}
-    run_experiment(other, tmp_path)
-    assert list(Journal(tmp_path, SMALL).read()) == [0]
-
-
-def test_partial_runs_of_other_code_stay_apart_until_replaced(
+def test_infinite_and_undefined_values_survive_the_journal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Journal(tmp_path, SMALL).append(run_repetition(SMALL, 0), 1.0)
-    facts = records.provenance()
-    monkeypatch.setattr(records, "provenance", lambda: {**facts, "code": "other"})
-    assert Journal(tmp_path, SMALL).read() == {}
-    run_experiment(SMALL, tmp_path)
-    assert list(tmp_path.glob("partial-*")) == []
+    losses = {"sgd": [1.0, INF, INF, INF], "bootstrap": [1.0, 2.0, INF, INF]}
+    made = [Repetition(index, losses, [[INF, float("nan")]]) for index in range(4)]
+
+    def interrupted(settings: Settings, index: int) -> Repetition:
+        if index == 2:
+            raise KeyboardInterrupt
+        return made[index]
+
+    monkeypatch.setattr(records, "run_repetition", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(SMALL, tmp_path)
+    monkeypatch.setattr(records, "run_repetition", lambda settings, index: made[index])
+    results = run_experiment(SMALL, tmp_path)
+    assert results.losses["loss"].tolist()[:4] == [1.0, INF, INF, INF]
+    assert results.dampings["damping"].tolist() == [INF] * 4
 
 
-def test_finished_run_of_other_settings_is_replaced_on_request_only(tmp_path: Path) -> None:
+def test_two_settings_in_one_folder_stay_apart(tmp_path: Path) -> None:
     other = Settings(**{**vars(SMALL), "repeats": 2, "dampings": (1.0,)})
-    run_experiment(SMALL, tmp_path)
-    message = r"repeats 4 -> 2, dampings 0.1,10.0 -> 1.0"
-    with pytest.raises(UsageError, match=message):
-        run_experiment(other, tmp_path)
-    assert load_results(tmp_path).settings["repeats"] == 4
-    run_experiment(other, tmp_path, fresh=True)
-    assert load_results(tmp_path).settings["repeats"] == 2
+    first, second = run_experiment(SMALL, tmp_path), run_experiment(other, tmp_path)
+    assert first.folder != second.folder
+    assert load_results(load_run(first.folder, "quadratic")).settings["repeats"] == 4
 
 
-def test_missing_and_mismatched_files_get_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="vivit-bench quadratic run"):
-        load_results(tmp_path)
-    run_experiment(SMALL, tmp_path)
-    with (tmp_path / "losses.csv").open("a") as file:
+def test_a_run_of_other_code_is_named_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run_experiment(SMALL, tmp_path)
+    facts = records.environment(records._ROOMS, records._LIBRARIES)
+    monkeypatch.setattr(records, "environment", lambda *_: {**facts, "code": "other"})
+    with pytest.raises(UsageError, match=r"code \w+ -> other.*--fresh"):
+        run_experiment(SMALL, tmp_path)
+    assert load_run(first.folder, "quadratic").damage() == ""
+
+
+def test_an_edited_table_is_refused(tmp_path: Path) -> None:
+    folder = run_experiment(SMALL, tmp_path).folder
+    with (folder / "losses.csv").open("a") as file:
         file.write("sgd,9,0,1\n")
     with pytest.raises(VivitBenchError, match=r"losses.csv is not the file"):
-        load_results(tmp_path)
-    (tmp_path / "run.json").write_text("{")
-    with pytest.raises(VivitBenchError, match="not JSON"):
-        load_results(tmp_path)
+        load_results(load_run(folder, "quadratic"))
 
 
-def test_folder_that_cannot_be_made_gets_one_line(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match="choose another --results-dir"):
-        run_experiment(SMALL, tmp_path / "file" / "quadratic")
+def test_an_unfinished_run_has_no_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "run_repetition", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_experiment(SMALL, tmp_path, name="half")
+    with pytest.raises(UsageError, match="is not finished"):
+        load_results(load_run(tmp_path / "quadratic" / "half", "quadratic"))
 
 
 def test_table_ranks_and_counts_divergence() -> None:
@@ -196,16 +203,17 @@ def test_command_line_runs_plots_and_tables(tmp_path: Path) -> None:
     done = cli.invoke(app, ["run", *options, *where])
     assert done.exit_code == 0, done.output
     assert "bootstrap" in done.stdout
-    settings = load_results(tmp_path / "quadratic").settings
+    (folder,) = (tmp_path / "quadratic").iterdir()
+    settings = load_run(folder, "quadratic").settings
     assert settings["grid_points"] == 7
     assert settings["optimizers"] == ["sgd", "bootstrap"]
     for command, names in (("plot", ["figure_3.png", "dampings.pdf"]), ("table", ["table.csv"])):
         done = cli.invoke(app, [command, *where])
         assert done.exit_code == 0, done.output
         for name in names:
-            assert (tmp_path / "quadratic" / name).stat().st_size > 0
+            assert (folder / name).stat().st_size > 0
             assert name in done.stdout
-    table = pd.read_csv(io.StringIO((tmp_path / "quadratic" / "table.csv").read_text()))
+    table = pd.read_csv(io.StringIO((folder / "table.csv").read_text()))
     assert set(table["optimizer"]) == {"sgd", "bootstrap"}
 
 

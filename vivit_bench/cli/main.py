@@ -1,15 +1,18 @@
 """The ``vivit-bench`` command and the one place where errors become exit codes."""
 
 import importlib
+import io
 import os
+import signal
 import sys
 import warnings
+from typing import NoReturn
 
 import typer
 from rich.console import Console
 
 from vivit_bench import __version__
-from vivit_bench.errors import VivitBenchError
+from vivit_bench.errors import Stopped, VivitBenchError
 from vivit_bench.hardware import OPENMP_WAITING
 
 app = typer.Typer(
@@ -19,6 +22,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 # One module per command group, each with an ``app``; the order is that of --help.
 _GROUPS = {
@@ -51,19 +56,59 @@ def env() -> None:
 
 
 def main() -> None:
-    """Run the command line; errors of the user are one line on stderr."""
+    """Run the command line; whatever a user can cause is one line on stderr and an exit code.
+
+    2 for what was typed, 1 for what failed, 128 + the signal's number for signals.
+    """
     if not OPENMP_WAITING.keys() & os.environ.keys():
         os.environ.update(OPENMP_WAITING)  # read when the libraries are loaded
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files need not be text
+            stream.reconfigure(errors="backslashreplace")
     for name, module in _GROUPS.items():
         app.add_typer(importlib.import_module(module).app, name=name)
     app.command("compare-engines")(
         importlib.import_module("vivit_bench.cli.compare").compare_engines
     )
+    before = {number: signal.signal(number, _stop) for number in _SIGNALS}
     try:
         app()
+        sys.stdout.flush()
     except VivitBenchError as error:
-        Console(emoji=False, stderr=True, soft_wrap=True, highlight=False).print(
-            f"vivit-bench: {error}", markup=False
-        )
-        sys.exit(error.exit_code)
+        _end(str(error), error.exit_code)
+    except Stopped as stopped:
+        _end(f"stopped by {_name(stopped)}; {'; '.join(_notes(stopped))}", 128 + stopped.number)
+    except MemoryError:
+        _end("not enough memory; try a smaller --batch-size", VivitBenchError.exit_code)
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(VivitBenchError.exit_code)
+    except OSError as error:
+        _end(f"{error.filename or 'output'}: {error.strerror or error}", VivitBenchError.exit_code)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stop(number: int, _: object) -> None:
+    """End in order at the first signal; a second one ends at once."""
+    signal.signal(number, signal.SIG_DFL)
+    raise Stopped(number)
+
+
+def _name(stopped: Stopped) -> str:
+    return signal.Signals(stopped.number).name
+
+
+def _notes(stopped: Stopped) -> list[str]:
+    """What is kept, from whoever was at work; innermost first."""
+    return list(dict.fromkeys(getattr(stopped, "__notes__", []))) or ["nothing was stored"]
+
+
+def _end(message: str, code: int) -> NoReturn:
+    line = " ".join(message.split())
+    Console(emoji=False, stderr=True, soft_wrap=True, highlight=False).print(
+        f"vivit-bench: {line}", markup=False
+    )
+    sys.exit(code)

@@ -10,8 +10,7 @@ import typer
 
 from vivit_bench.arguments import DEFAULT_RESULTS_DIR
 from vivit_bench.errors import UsageError
-from vivit_bench.quadratic.options import OptimizerName, RouteName
-from vivit_bench.quadratic.settings import Settings
+from vivit_bench.quadratic.settings import OptimizerName, RouteName, Settings
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -59,6 +58,11 @@ ResultsDirOption = Annotated[
     Path,
     typer.Option(help="Folder of all results; these are in its folder 'quadratic'."),
 ]
+RunArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="[RUN]", help="Name of a stored run.", show_default="the only one"),
+]
+_COMMAND = "vivit-bench quadratic run"
 
 
 @app.command()
@@ -114,10 +118,13 @@ def run(
             "the defaults."
         ),
     ] = Settings.route,
+    name: Annotated[
+        str | None,
+        typer.Option(help="Of the run's folder.", show_default="made of the settings"),
+    ] = None,
     results_dir: ResultsDirOption = DEFAULT_RESULTS_DIR,
     fresh: Annotated[
-        bool,
-        typer.Option("--fresh", help="Start over, and replace a finished run of other settings."),
+        bool, typer.Option("--fresh", help="Start over, and replace the run of these settings.")
     ] = False,
 ) -> None:
     """Run SGD, global dampings and bootstrap damping on a noisy quadratic (appendix B.5).
@@ -144,28 +151,34 @@ def run(
         seed=seed,
         route=route,
     )
-    from vivit_bench.quadratic.runner import run_experiment
+    from vivit_bench.quadratic.records import run_experiment
     from vivit_bench.report.quadratic import final_table, format_table
 
-    folder = results_dir / "quadratic"
     with _progress(repeats) as progress:
-        results = run_experiment(settings, folder, fresh=fresh, progress=progress)
+        results = run_experiment(
+            settings,
+            results_dir,
+            name=name,
+            fresh=fresh,
+            progress=progress,
+            note=lambda text: typer.echo(text, err=True),
+        )
     typer.echo(format_table(final_table(results)))
-    typer.echo(f"{results.seconds:.1f} s of computing; results in {folder}")
+    typer.echo(f"{results.seconds:.1f} s of computing; results in {results.folder}")
 
 
 @app.command()
-def plot(results_dir: ResultsDirOption = DEFAULT_RESULTS_DIR) -> None:
+def plot(run: RunArgument = None, results_dir: ResultsDirOption = DEFAULT_RESULTS_DIR) -> None:
     """Draw Figure 3, the loss curves, and the dampings that the bootstrap chose."""
-    from vivit_bench.quadratic.records import load_results
+    from vivit_bench.quadratic.records import EXPERIMENT, load_results
     from vivit_bench.report.quadratic import curve_table
     from vivit_bench.report.quadratic_figures import plot_results
-    from vivit_bench.store import write_atomic
+    from vivit_bench.store import find_run, write_output
 
-    folder = results_dir / "quadratic"
-    results = load_results(folder)
+    results = load_results(find_run(run, results_dir, EXPERIMENT, _COMMAND))
+    folder = results.folder
     paths = plot_results(results, folder)
-    write_atomic(folder / "figure_3.csv", curve_table(results).to_csv(index=False))
+    write_output(folder / "figure_3.csv", curve_table(results).to_csv(index=False))
     for path in [*paths, folder / "figure_3.csv"]:
         typer.echo(path)
     if not len(results.dampings):
@@ -173,22 +186,23 @@ def plot(results_dir: ResultsDirOption = DEFAULT_RESULTS_DIR) -> None:
 
 
 @app.command()
-def table(results_dir: ResultsDirOption = DEFAULT_RESULTS_DIR) -> None:
+def table(run: RunArgument = None, results_dir: ResultsDirOption = DEFAULT_RESULTS_DIR) -> None:
     """Rank the optimizers by their final loss; printed, and stored as CSV and Markdown."""
-    from vivit_bench.quadratic.records import DIVERGED_ABOVE, load_results
+    from vivit_bench.quadratic.records import DIVERGED_ABOVE, EXPERIMENT, load_results
     from vivit_bench.report.quadratic import final_table, format_table
-    from vivit_bench.store import write_atomic
+    from vivit_bench.store import find_run, write_output
 
-    folder = results_dir / "quadratic"
-    final = final_table(load_results(folder))
-    write_atomic(folder / "table.csv", final.to_csv(index=False))
+    results = load_results(find_run(run, results_dir, EXPERIMENT, _COMMAND))
+    folder = results.folder
+    final = final_table(results)
+    write_output(folder / "table.csv", final.to_csv(index=False))
     note = (
         "Loss after the last step, over the repetitions. Best in: share of repetitions in which "
         "no other optimizer ends lower. Diverged: share that ends with a loss not finite or above "
         f"{DIVERGED_ABOVE:g} times the initial one."
     )
     markdown = format_table(final, markdown=True)
-    write_atomic(folder / "table.md", f"{markdown}\n\n{note}\n")
+    write_output(folder / "table.md", f"{markdown}\n\n{note}\n")
     typer.echo(f"{format_table(final)}\n\n{note}")
     for name in ("table.csv", "table.md"):
         typer.echo(folder / name)

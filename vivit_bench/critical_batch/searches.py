@@ -101,7 +101,7 @@ def make_row(
         "checkpoint": cell.checkpoint,
         "message": result.message,
     }
-    machine = {name: provenance[name] for name in _FROM_PROVENANCE}
+    machine = {name: provenance.get(name) for name in _FROM_PROVENANCE}
     time = max(trial.time for trial in result.trials)
     return {**facts, **machine, "code": environment["code"], "time": time, "key": key}
 

@@ -6,15 +6,13 @@ Names are loaded on first use, so that a command's options do not import torch.
 from typing import TYPE_CHECKING
 
 from vivit_bench.lazy import lazy_getattr
-from vivit_bench.quadratic.options import OptimizerName, RouteName
-from vivit_bench.quadratic.settings import Settings
+from vivit_bench.quadratic.settings import OptimizerName, RouteName, Settings
 
 if TYPE_CHECKING:
     from vivit_bench.quadratic.experiment import Repetition, run_repetition
     from vivit_bench.quadratic.model import Draw, NoisyOracle, Quadratic
     from vivit_bench.quadratic.network import labelled_data, linear_network, loss_constant
-    from vivit_bench.quadratic.records import Results, load_results
-    from vivit_bench.quadratic.runner import run_experiment
+    from vivit_bench.quadratic.records import Results, load_results, run_experiment
 
 _LAZY = {
     "Draw": "model",
@@ -26,7 +24,7 @@ _LAZY = {
     "linear_network": "network",
     "load_results": "records",
     "loss_constant": "network",
-    "run_experiment": "runner",
+    "run_experiment": "records",
     "run_repetition": "experiment",
 }
 

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vivit_bench.quadratic.build import make_optimizers, make_oracle, make_route
 from vivit_bench.quadratic.model import Draw, Quadratic
-from vivit_bench.quadratic.optimizers import BootstrapNewton, Optimizer
-from vivit_bench.quadratic.routes import Route
+from vivit_bench.quadratic.optimizers import BootstrapNewton, Optimizer, make_optimizers
+from vivit_bench.quadratic.routes import Route, make_route
 from vivit_bench.quadratic.settings import Settings
 
 
@@ -32,7 +31,7 @@ def run_repetition(settings: Settings, index: int) -> Repetition:
     repetition, step). A trajectory depends neither on the other optimisers asked for nor on
     other repetitions.
     """
-    quadratic = make_oracle(settings).quadratic
+    quadratic = settings.oracle().quadratic
     route = make_route(settings)
     losses: dict[str, list[float]] = {}
     dampings: list[list[float]] = []

@@ -6,10 +6,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from vivit_bench.curvature.damping import BootstrapDamping, ConstantDamping
+from vivit_bench.curvature.damping import BootstrapDamping, ConstantDamping, log_grid
 from vivit_bench.quadratic.model import Draw
-from vivit_bench.quadratic.options import OptimizerName
 from vivit_bench.quadratic.routes import DampedStep, Route
+from vivit_bench.quadratic.settings import OptimizerName, Settings
 
 
 class Optimizer(Protocol):
@@ -74,3 +74,17 @@ class BootstrapNewton:
         seed = draw.bootstrap_seed()
         policy = BootstrapDamping(self.grid, self.resamples, self.percentile, seed)
         return route.newton_step(theta, draw, policy)
+
+
+def make_optimizers(settings: Settings) -> list[Optimizer]:
+    """The optimisers to compare, in the order of the results."""
+    built: list[Optimizer] = []
+    for name in settings.optimizers:
+        if name is OptimizerName.SGD:
+            built.append(Sgd(settings.learning_rate))
+        elif name is OptimizerName.CONSTANT:
+            built += [ConstantNewton(value) for value in settings.dampings]
+        else:
+            grid = log_grid(settings.grid_low, settings.grid_high, settings.grid_points)
+            built.append(BootstrapNewton(grid, settings.resamples, settings.percentile))
+    return built

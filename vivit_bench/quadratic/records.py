@@ -1,14 +1,8 @@
-"""Results of the noisy-quadratic experiment on disk, finished and under way.
+"""The noisy-quadratic experiment on disk: a repetition a line while it runs, then two tables."""
 
-Finished: ``losses.csv``, ``dampings.csv`` and, written last, ``run.json`` with the settings,
-the provenance and the checksums of the two. Under way: a journal with one durable line per
-repetition, named after everything that could change the numbers, so that the same command goes
-on where it was interrupted and nothing else is ever mixed in.
-"""
-
-import hashlib
-import json
-import os
+import io
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,17 +11,19 @@ import numpy as np
 import pandas as pd
 
 from vivit_bench.errors import UsageError, VivitBenchError
-from vivit_bench.quadratic.experiment import Repetition
+from vivit_bench.quadratic.experiment import Repetition, run_repetition
 from vivit_bench.quadratic.model import CURVATURE_FLOOR
 from vivit_bench.quadratic.routes import CUTOFF
 from vivit_bench.quadratic.settings import Settings
-from vivit_bench.store import Provenance, provenance, write_atomic
+from vivit_bench.store import Identity, Run, StoredRun, environment, open_run
 
-FORMAT = 1
+EXPERIMENT = "quadratic"
 DIVERGED_ABOVE = 10.0
 """A repetition has diverged if its final loss is not finite or above this many times its first."""
-LOSSES, DAMPINGS, RUN = "losses.csv", "dampings.csv", "run.json"
-_SAME = ("code", "python", "torch", "numpy", "host", "cpu")
+LOSSES, DAMPINGS, JOURNAL = "losses.csv", "dampings.csv", "repetitions.jsonl"
+_ROOMS = ("quadratic", "curvature", "trees", "errors")
+_LIBRARIES = ("python", "torch", "numpy", "host", "cpu")
+_REPORTS = ("figure_3.*", "losses.p*", "dampings.p*", "table.*")
 
 
 @dataclass(frozen=True)
@@ -39,15 +35,89 @@ class Results:
     losses: pd.DataFrame
     """Columns optimizer, repetition, step (0 is the start), loss."""
     dampings: pd.DataFrame
-    """The bootstrap's choices: columns repetition, step (from 1), direction (from 0), curvature
+    """The bootstrap's choices: columns repetition, step (from 1), direction (from 1), curvature
     (the true one), damping (``inf``: no step). Trivial directions have no row."""
     seconds: float
     """Computing time of all repetitions."""
-    provenance: Provenance
+    folder: Path
 
 
-def results_from(settings: Settings, repetitions: list[Repetition], seconds: float) -> Results:
-    """Tables from the repetitions, in their order."""
+def run_experiment(
+    settings: Settings,
+    results_dir: Path,
+    *,
+    name: str | None = None,
+    fresh: bool = False,
+    progress: Callable[[int], None] = lambda done: None,
+    note: Callable[[str], None] = lambda text: None,
+) -> Results:
+    """Run all repetitions, or return them if they are stored; interrupted, the same call goes on.
+
+    Args:
+        settings: What to run.
+        results_dir: Folder of all results.
+        name: Of the run; default: an address of its own for every settings.
+        fresh: Start over.
+        progress: Called with the number of finished repetitions, first with those an
+            interrupted run left.
+        note: Told what is done with a run that is there.
+
+    Raises:
+        UsageError: The run that is there is of other settings or conditions.
+        VivitBenchError: It is damaged, or another process has it.
+        StorageError: Something cannot be written; what is stored is kept.
+    """
+    identity = Identity(
+        experiment=EXPERIMENT,
+        label=f"{settings.route}_n{settings.batch_size}",
+        settings=settings.record(),
+        environment=environment(_ROOMS, _LIBRARIES),
+        owns=(LOSSES, DAMPINGS, JOURNAL, *_REPORTS),
+    )
+    with open_run(results_dir, identity, name=name, fresh=fresh, note=note) as run:
+        if not run.is_returned:
+            _run(run, settings, progress, note)
+        return load_results(run.stored)
+
+
+def _run(
+    run: Run, settings: Settings, progress: Callable[[int], None], note: Callable[[str], None]
+) -> None:
+    journal = run.journal(JOURNAL)
+    for text in journal.notes:
+        note(text)
+    done = {entry["index"]: entry for entry in journal.entries}
+    progress(len(done))
+    for index in range(settings.repeats):
+        if index not in done:
+            started = time.perf_counter()
+            repetition = run_repetition(settings, index)
+            done[index] = {**asdict(repetition), "seconds": time.perf_counter() - started}
+            journal.append(done[index])
+            progress(len(done))
+    entries = [done[index] for index in range(settings.repeats)]
+    seconds = sum(entry.pop("seconds") for entry in map(dict, entries))
+    repetitions = [
+        Repetition(**{name: value for name, value in entry.items() if name != "seconds"})
+        for entry in entries
+    ]
+    losses, dampings = tables_of(settings, repetitions)
+    # To 12 and 6 significant digits.
+    run.write(LOSSES, losses.to_csv(index=False, float_format="%.12g"))
+    run.write(DAMPINGS, dampings.to_csv(index=False, float_format="%.6g"))
+    facts = {
+        "seconds": round(seconds, 2),
+        "diverged_above_times_initial_loss": DIVERGED_ABOVE,
+        "curvature_floor": CURVATURE_FLOOR,
+        "cutoff": CUTOFF,
+    }
+    run.finish(facts, [LOSSES, DAMPINGS])
+
+
+def tables_of(
+    settings: Settings, repetitions: list[Repetition]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Losses and dampings of the repetitions, in their order; see `Results`."""
     losses = [
         (label, repetition.index, step, loss)
         for label in repetitions[0].losses
@@ -55,128 +125,37 @@ def results_from(settings: Settings, repetitions: list[Repetition], seconds: flo
         for step, loss in enumerate(repetition.losses[label])
     ]
     dampings = [
-        (repetition.index, step, direction, settings.curvatures[direction], damping)
+        (repetition.index, step, direction, settings.curvatures[direction - 1], damping)
         for repetition in repetitions
         for step, row in enumerate(repetition.dampings, start=1)
-        for direction, damping in enumerate(row)
+        for direction, damping in enumerate(row, start=1)
         if not np.isnan(damping)
     ]
-    return Results(
-        settings.record(),
+    return (
         pd.DataFrame(losses, columns=["optimizer", "repetition", "step", "loss"]),
         pd.DataFrame(dampings, columns=["repetition", "step", "direction", "curvature", "damping"]),
-        seconds,
-        provenance(),
     )
 
 
-def save_results(results: Results, folder: Path) -> None:
-    """Write the three files; losses to 12 significant digits, dampings to 6."""
-    contents = {
-        LOSSES: results.losses.to_csv(index=False, float_format="%.12g"),
-        DAMPINGS: results.dampings.to_csv(index=False, float_format="%.6g"),
-    }
-    record = {
-        "format": FORMAT,
-        "settings": results.settings,
-        "diverged_above_times_initial_loss": DIVERGED_ABOVE,
-        "curvature_floor": CURVATURE_FLOOR,
-        "cutoff": CUTOFF,
-        "seconds": round(results.seconds, 2),
-        "sha256": {name: _sha256(text.encode()) for name, text in contents.items()},
-        "provenance": results.provenance,
-    }
-    for name, text in contents.items():
-        write_atomic(folder / name, text)
-    write_atomic(folder / RUN, json.dumps(record, indent=2) + "\n")
-
-
-def load_results(folder: Path) -> Results:
+def load_results(stored: StoredRun) -> Results:
     """Read a finished run.
 
     Raises:
-        UsageError: If there is none.
-        VivitBenchError: If the files do not belong together (a run was interrupted while it
-            replaced them, or a file was edited).
+        UsageError: It is not finished.
+        VivitBenchError: A table is missing, edited or cut short.
     """
-    record = read_run(folder)
-    if record is None:
-        raise UsageError(f"no finished run in {folder}: vivit-bench quadratic run makes one")
-    for name, digest in record["sha256"].items():
-        path = folder / name
-        if not path.exists() or _sha256(path.read_bytes()) != digest:
-            raise VivitBenchError(
-                f"{path} is not the file that {RUN} describes: run vivit-bench quadratic run again"
-            )
-    return Results(
-        record["settings"],
-        pd.read_csv(folder / LOSSES, dtype={"loss": float}),
-        pd.read_csv(folder / DAMPINGS, dtype={"curvature": float, "damping": float}),
-        record["seconds"],
-        record["provenance"],
-    )
-
-
-def read_run(folder: Path) -> dict[str, Any] | None:
-    """The ``run.json`` of a finished run, None if there is none."""
-    path = folder / RUN
+    if not stored.is_finished:
+        raise UsageError(
+            f"{stored.folder} is not finished: the same vivit-bench quadratic run goes on with it"
+        )
+    texts = [io.BytesIO(stored.read(name)) for name in (LOSSES, DAMPINGS)]
     try:
-        record = json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise VivitBenchError(f"{path} is not JSON ({error}): remove it and run again") from None
-    if record.get("format") != FORMAT:
-        raise VivitBenchError(f"{path} has format {record.get('format')}, not {FORMAT}: run again")
-    return record
-
-
-class Journal:
-    """Repetitions finished so far, each durable before the next begins.
-
-    Args:
-        folder: Where results go.
-        settings: They name the file, together with the code, the libraries and the machine.
-    """
-
-    def __init__(self, folder: Path, settings: Settings) -> None:
-        facts = provenance()
-        self._stem = f"partial-{_hash_of(settings.record())}"
-        environment = _hash_of({name: facts[name] for name in _SAME})
-        self.path = folder / f"{self._stem}-{environment}.jsonl"
-
-    def read(self) -> dict[int, tuple[Repetition, float]]:
-        """Index -> repetition and its seconds; a last line cut off by a crash is dropped."""
-        if not self.path.exists():
-            return {}
-        found = {}
-        lines = self.path.read_bytes().split(b"\n")
-        for line in lines[:-1]:
-            entry = json.loads(line)
-            seconds = entry.pop("seconds")
-            found[entry["index"]] = (Repetition(**entry), seconds)
-        if lines[-1]:
-            write_atomic(self.path, b"".join(line + b"\n" for line in lines[:-1]))
-        return found
-
-    def append(self, repetition: Repetition, seconds: float) -> None:
-        """Add a repetition; on disk when this returns."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        line = json.dumps({**asdict(repetition), "seconds": seconds})
-        with self.path.open("a") as file:
-            file.write(line + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-    def remove(self) -> None:
-        """Forget the repetitions, and those of the same settings under other code or libraries."""
-        for path in self.path.parent.glob(f"{self._stem}-*.jsonl"):
-            path.unlink()
-
-
-def _hash_of(record: dict[str, Any]) -> str:
-    return _sha256(json.dumps(record, sort_keys=True).encode())[:8]
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+        return Results(
+            stored.settings,
+            pd.read_csv(texts[0], dtype={"loss": float}),
+            pd.read_csv(texts[1], dtype={"curvature": float, "damping": float}),
+            stored.results["seconds"],
+            stored.folder,
+        )
+    except (ValueError, KeyError) as error:
+        raise VivitBenchError(f"{stored.folder} holds no tables of this experiment") from error

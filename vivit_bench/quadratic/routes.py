@@ -16,6 +16,7 @@ from vivit_bench.curvature import newton_step
 from vivit_bench.curvature.damping import DampingPolicy
 from vivit_bench.quadratic.model import Draw, NoisyOracle
 from vivit_bench.quadratic.network import labelled_data, linear_network
+from vivit_bench.quadratic.settings import RouteName, Settings
 
 CUTOFF = 1e-4
 """Directions of smaller mean curvature are trivial: no step along them."""
@@ -96,3 +97,9 @@ class NetworkRoute:
         gammas, lambdas = self.oracle.sample(theta, draw)
         inputs, targets = labelled_data(gammas, lambdas, self.oracle.directions, theta)
         return linear_network(theta), inputs, targets, lambdas
+
+
+def make_route(settings: Settings) -> Route:
+    """The route to the oracle's mini-batches."""
+    oracle = settings.oracle()
+    return SamplerRoute(oracle) if settings.route is RouteName.SAMPLER else NetworkRoute(oracle)

@@ -14,8 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from vivit_bench.quadratic.options import OptimizerName
 from vivit_bench.quadratic.records import Results
+from vivit_bench.quadratic.settings import OptimizerName
 from vivit_bench.report.figures import STYLE, save_figure
 from vivit_bench.report.quadratic import curve_table
 

@@ -230,11 +230,11 @@ def load_run(folder: Path, experiment: str) -> StoredRun:
     return stored
 
 
-def find_run(name: str, results_dir: Path, experiment: str, command: str) -> StoredRun:
+def find_run(name: str | None, results_dir: Path, experiment: str, command: str) -> StoredRun:
     """A stored run by its folder, its name or the readable start of its name.
 
     Args:
-        name: What the user typed.
+        name: What the user typed; None: the only run there is.
         results_dir: Folder of all results.
         experiment: Whose runs.
         command: What makes one, for messages.
@@ -244,11 +244,20 @@ def find_run(name: str, results_dir: Path, experiment: str, command: str) -> Sto
         DamagedRunError: It is damaged.
     """
     root = results_dir / experiment
-    for folder in (root / name, Path(name)):
-        if _exists(folder / HEADER):
-            return load_run(folder, experiment)
-    stored, _ = stored_runs(results_dir, experiment)
-    same = [run for run in stored if name == run.label or run.folder.name.startswith(name)]
+    if name is not None:
+        for folder in (root / name, Path(name)):
+            if _exists(folder / HEADER):
+                return load_run(folder, experiment)
+    stored, damaged = stored_runs(results_dir, experiment)
+    if name is None:
+        if not stored:
+            raise UsageError(
+                "; ".join([f"no run in {root}", *damaged, f"make one with: {command}"])
+            )
+        same = stored
+        name = "no RUN is named"
+    else:
+        same = [run for run in stored if name == run.label or run.folder.name.startswith(name)]
     if len(exact := [run for run in same if run.label == name]) == 1:
         same = exact
     if len(same) == 1:
@@ -258,7 +267,7 @@ def find_run(name: str, results_dir: Path, experiment: str, command: str) -> Sto
             f"{run.folder.name} ({differences(same[0].settings, run.settings) or 'the first'})"
             for run in same[:6]
         )
-        raise UsageError(f"{name}: several runs are called so: {listed}")
+        raise UsageError(f"{name}: there are several, name one: {listed}")
     names = [run.label for run in stored]
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[:5]
     hint = f"there are {', '.join(near)}" if near else f"make one with: {command}"
