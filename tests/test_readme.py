@@ -1,0 +1,57 @@
+"""What the README says in Python runs as it stands."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+README = Path(__file__).parents[1] / "README.md"
+BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+
+
+class Net(nn.Module):
+    """A small network with a head, as the README's reader has one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.fc = nn.Linear(5, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.body(x).relu())
+
+
+def names_of_the_reader() -> dict[str, object]:
+    torch.manual_seed(0)
+    model, loss = Net(), nn.CrossEntropyLoss()
+    inputs, targets = torch.randn(12, 5), torch.randint(3, (12,))
+
+    def train_step(model: nn.Module, inputs: Tensor, targets: Tensor) -> None:
+        value: Tensor = loss(model(inputs), targets)
+        value.backward()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter -= 0.1 * parameter.grad
+                parameter.grad = None
+
+    return {
+        "model": model,
+        "loss": loss,
+        "inputs": inputs,
+        "targets": targets,
+        "held_out_inputs": inputs,
+        "held_out_targets": targets,
+        "batches": [(inputs, targets)] * 10,
+        "train_step": train_step,
+    }
+
+
+def test_there_are_blocks() -> None:
+    assert len(BLOCKS) >= 2
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_a_block_runs(block: str, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(block, str(README), "exec"), names_of_the_reader())
+    assert capsys.readouterr().out.strip()
