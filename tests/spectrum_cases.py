@@ -1,29 +1,24 @@
 """Made-up spectra for the tests of storage, figures and comparisons."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from vivit_bench.curvature.options import Blocks, Curvature, Samples
-from vivit_bench.spectrum import Precision, SpectrumRecord, SpectrumSettings
+from vivit_bench.curvature.options import Approximation, Blocks, Precision
+from vivit_bench.problems.workload import WorkloadSpec
+from vivit_bench.spectrum import SpectrumRecord, SpectrumSettings
 from vivit_bench.spectrum.record import merge_blocks
 
 SETTINGS = SpectrumSettings(
-    problem="cifar10_3c3d",
-    batch_size=128,
-    curvature=Curvature.EXACT,
-    samples=Samples.FULL,
-    mc_samples=1,
-    blocks=Blocks.NONE,
-    cutoff=1e-4,
-    data="deepobs",
-    seed=0,
-    checkpoint=None,
-    dtype=Precision.FLOAT32,
-    device="cpu",
+    WorkloadSpec("cifar10_3c3d", batch_size=128, data="deepobs", dtype=Precision.FLOAT32),
+    Approximation(),
 )
+
+
+def settings_with(**changes: Any) -> SpectrumSettings:
+    """`SETTINGS` with other values, by their names in the flat record."""
+    return SpectrumSettings.from_json({**SETTINGS.to_json(), **changes})
 
 
 def make_record(
@@ -40,7 +35,7 @@ def make_record(
         settings["blocks"] = Blocks.LAYER
     finite = values[np.isfinite(values)]
     return SpectrumRecord(
-        settings=replace(SETTINGS, **settings),
+        settings=settings_with(**settings),
         eigenvalues=values,
         blocks=parts,
         num_params=num_params,

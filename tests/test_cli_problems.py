@@ -24,12 +24,14 @@ def test_list_fits_80_columns_with_every_name_whole(tmp_path):
     assert max(map(len, table)) <= 80
     assert [line.split()[0] for line in table[2:]] == list(PROBLEMS)
     assert "1,387,108" in next(line for line in table if "allcnnc" in line)
-    assert f"Data folder: {tmp_path}" in lines  # on one line, however long
+    assert str(tmp_path) in "\n".join(lines)  # on one line, however long
 
 
 def test_list_as_csv_and_json_agree(tmp_path):
-    rows = list(csv.DictReader(io.StringIO(run("list", "--csv", "--data-dir", str(tmp_path)))))
-    records = json.loads(run("list", "--json", "--data-dir", str(tmp_path)))
+    rows = list(
+        csv.DictReader(io.StringIO(run("list", "--format", "csv", "--data-dir", str(tmp_path))))
+    )
+    records = json.loads(run("list", "--format", "json", "--data-dir", str(tmp_path)))
     assert [row["name"] for row in rows] == [row["name"] for row in records] == list(PROBLEMS)
     for row, record in zip(rows, records, strict=True):
         assert row["input_shape"] == "x".join(map(str, record["input_shape"]))
@@ -37,13 +39,8 @@ def test_list_as_csv_and_json_agree(tmp_path):
         assert row["data_present"] == str(record["data_present"])
 
 
-def test_list_refuses_two_formats():
-    with pytest.raises(UsageError, match="--csv and --json"):
-        run("list", "--csv", "--json")
-
-
 def test_show_counts_every_parameter_once():
-    record = json.loads(run("show", "cifar10_3c3d", "--json"))
+    record = json.loads(run("show", "cifar10_3c3d", "--format", "json"))
     assert sum(layer["num_params"] for layer in record["layers"]) == record["num_params"] == 895_210
     assert record["layers"][0] == {
         "layer": "conv1.0",

@@ -5,7 +5,6 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,8 @@ import torch
 from command_line import Outcome, Run, group_runner
 from spectrum_cases import make_record
 
-from vivit_bench.spectrum import Precision, compute_spectrum, load_spectrum, load_workload
+from vivit_bench.problems.workload import WorkloadSpec, load_workload
+from vivit_bench.spectrum import compute_spectrum, load_spectrum
 from vivit_bench.spectrum.paths import default_path
 
 EXAMPLE = Path(__file__).parent.parent / "scripts" / "examples" / "small_cnn.py"
@@ -74,14 +74,14 @@ def test_real_digits_of_a_deepobs_problem_in_a_process_of_its_own(tmp_path: Path
     record = load_spectrum(tmp_path / "mlp.csv")
     assert len(record.eigenvalues) == 16
     assert record.threads == 1
-    assert record.settings.data == "mnist5k"
+    assert record.settings.workload.data == "mnist5k"
 
 
 def test_layer_blocks_in_float64(run: Run):
     run("compute", DIGITS, "--batch-size", 2, "--blocks", "layer", "--dtype", "float64")
     record = load_spectrum(Path(f"results/spectrum/{DIGITS_SLUG}_exact_full_layer_n2.csv"))
     assert len(record.blocks) == 3
-    full = compute_spectrum(DIGITS, batch_size=2, dtype=record.settings.dtype)
+    full = compute_spectrum(DIGITS, batch_size=2, dtype=record.settings.workload.dtype)
     assert record.trace == pytest.approx(full.trace, rel=1e-10)
     assert record.num_zeros == 3_818 - 3 * 18
 
@@ -112,17 +112,18 @@ def test_sweep_plot_and_compare(run: Run):
     assert all(Path(name).stat().st_size > 1000 for name in plotted.out.split())
 
     names = [f"{DIGITS_SLUG}_{variant}" for variant in ("exact_full", "mc_full")]
-    compared = run("compare", *names, "--top", 3, "--csv", "c.csv", "--markdown", "c.md")
+    compared = run("compare", *names, "--top", 3)
     assert compared.code == 0, compared.err
     assert "eigenvalue 3" in compared.out
     assert "eigenvalue 4" not in compared.out
-    assert max(map(len, compared.out.splitlines())) <= 100
+    assert max(map(len, compared.out.splitlines())) <= 80
+    assert run("compare", *names, "--top", 3, "--output", "c.csv").out == ""
     with open("c.csv", newline="") as file:
         rows = {row["quantity"]: row for row in csv.DictReader(file)}
     exact, mc = (load_spectrum(f"results/spectrum/{name}_n16.csv") for name in names)
     assert float(rows["eigenvalue 1"]["a"]) == exact.eigenvalues[0]
     assert float(rows["eigenvalue 1"]["b"]) == mc.eigenvalues[0]
-    assert Path("c.md").read_text().startswith("| quantity")
+    assert run("compare", *names, "--format", "markdown").out.startswith("| quantity")
 
 
 def test_replacing_other_settings_is_said(run: Run):
@@ -195,7 +196,7 @@ def test_plot_warns_of_eigenvalues_that_are_not_finite(run: Run):
 def test_compare_warns_of_different_problems_and_refuses_different_sizes(run: Run):
     record = make_record()
     record.save("a.csv")
-    replace(record, settings=replace(record.settings, problem="mnist_mlp")).save("b.csv")
+    make_record(problem="mnist_mlp").save("b.csv")
     make_record(num_params=50).save("c.csv")
     outcome = run("compare", "a.csv", "b.csv")
     assert outcome.code == 0
@@ -212,7 +213,7 @@ def test_compute_also_writes_leading_eigenvectors(run: Run):
     stored = load_spectrum(Path(f"results/spectrum/{DIGITS_SLUG}_exact_full_n8.csv"))
     vectors = torch.load("v/e.pt", weights_only=True)
     assert vectors.pop("eigenvalues").numpy() == pytest.approx(stored.eigenvalues[:3])
-    work = load_workload(DIGITS, batch_size=8, dtype=Precision.FLOAT64)
+    work = load_workload(WorkloadSpec(DIGITS, batch_size=8, dtype="float64"))
     assert list(vectors) == [name for name, _ in work.model.named_parameters()]
     e = torch.cat([v.flatten(1) for v in vectors.values()], 1)
     assert torch.allclose(e @ e.t(), torch.eye(3, dtype=e.dtype), atol=1e-10)

@@ -35,7 +35,7 @@ def test_run_plot_and_table(run: Run) -> None:
     assert "learning rate 0.05: as given" in done.err
     assert "128 training samples, 6 of 16 held out for the monitor, 16 test samples" in done.err
     assert done.err.count("monitor loss") == 3
-    assert "3 calls, median" in done.out
+    assert "monitoring calls     3" in done.out
     assert str(FOLDER) in done.out
     directions = pd.read_csv(FOLDER / "directions.csv")
     assert sorted(directions["step"].unique()) == [0, 3, 16]
@@ -58,7 +58,7 @@ def test_run_plot_and_table(run: Run) -> None:
     assert pd.read_csv(io.StringIO(table.out))["step"].tolist() == [0, 3, 16]
     assert (FOLDER / "table.csv").read_text() == table.out
     assert "K: directions with" in run("table", FOLDER).out
-    assert run("table", FOLDER, "--format", "markdown").out.startswith("|   step |")
+    assert run("table", FOLDER, "--format", "markdown").out.startswith("| step |")
     assert run("table", FOLDER, "--format", "latex").out.startswith(r"\begin{tabular}")
 
 

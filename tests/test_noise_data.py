@@ -7,6 +7,7 @@ import pytest
 import torch
 from noise_cases import CHOICES, with_changes, write_tiny
 
+from vivit_bench.curvature import Approximation
 from vivit_bench.errors import UsageError
 from vivit_bench.noise import parse_positions as positions
 from vivit_bench.noise import run_noise
@@ -70,7 +71,9 @@ def test_every_epoch_has_each_sample_once_in_an_order_of_its_own() -> None:
         ({"checkpoints": 26}, "give at most 25"),
         ({"at": positions("0")}, "--checkpoints and --at exclude each other"),
         ({"checkpoints": None, "at": positions("4epochs")}, "after the last step 24"),
-        ({"mc_samples": 2}, "--curvature mc"),
+        ({"approximation": Approximation(seed=1)}, "a run has one"),
+        ({"seed": -1}, "--seed -1"),
+        ({"seed": 2**63}, "2\\^63"),
         ({"cutoff": 0.0}, "--cutoff"),
         ({"device": "tpu"}, "--device tpu: write cpu, cuda"),
         ({"data": DataSource.SYNTHETIC}, "no splits"),

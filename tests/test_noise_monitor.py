@@ -11,7 +11,7 @@ from noise_cases import small_network
 from oracle import Dense, dense, relative_error
 from torch import Tensor, nn
 
-from vivit_bench.curvature import BatchInfo, DirectionalDerivatives, Samples
+from vivit_bench.curvature import Approximation, BatchInfo, DirectionalDerivatives
 from vivit_bench.errors import UsageError
 from vivit_bench.noise import NoiseMonitor, direction_table, measure
 from vivit_bench.noise.measurement import Measurement
@@ -43,7 +43,7 @@ def check_against_oracle(seen: Measurement, oracle: Dense, tolerance: float, sam
     gammas, lambdas = oracle.gradients @ vectors, oracle.curvatures(vectors, samples)
     norm = oracle.mean_gradient.square().sum()
     expected = {
-        "lambda": values,
+        "eigenvalue": values,
         "gamma": gammas.mean(0).abs(),
         "alignment": gammas.mean(0) ** 2 / norm,
         "snr_gamma": biased_snr(gammas),
@@ -85,7 +85,7 @@ def test_oracle_at_initialisation_and_after_steps(case: Case, dtype: torch.dtype
 def test_frac_takes_the_curvature_of_an_eighth_and_the_gradient_of_all() -> None:
     model, loss, x, y = next(c for c in CASES if c.name == "cnn").build(torch.float64)
     x, y = torch.cat([x, x + 0.3, -x]), torch.cat([y, y, y])
-    seen = measure(model, loss, x, y, samples=Samples.FRAC)
+    seen = measure(model, loss, x, y, Approximation("exact", "frac"))
     assert seen.derivatives.gammas.shape[0] == 18
     assert seen.derivatives.lambdas.shape[0] == 2
     check_against_oracle(seen, dense(model, loss, x, y), 1e-6, 2)
@@ -93,7 +93,7 @@ def test_frac_takes_the_curvature_of_an_eighth_and_the_gradient_of_all() -> None
 
 def test_monte_carlo_depends_on_its_seed_alone() -> None:
     model, loss, x, y = next(c for c in CASES if c.name == "cnn").build(torch.float64)
-    seen = [measure(model, loss, x, y, curvature="mc", mc_samples=3, seed=s) for s in (0, 0, 1)]
+    seen = [measure(model, loss, x, y, Approximation("mc", "full", 3, s)) for s in (0, 0, 1)]
     assert seen[0].directions.equals(seen[1].directions)
     assert not seen[0].directions.equals(seen[2].directions)
     assert seen[0].derivatives.info.num_columns == 3 * len(x)
@@ -165,14 +165,14 @@ def test_tables_of_a_monitor() -> None:
     assert list(table) == [
         "step",
         "direction",
-        "lambda",
+        "eigenvalue",
         "gamma",
         "alignment",
         "snr_gamma",
         "snr_lambda",
     ]
     assert table["step"].tolist() == [2] * len(first.directions) + [3] * len(second.directions)
-    assert table["direction"].tolist() == 2 * list(range(len(first.directions)))
+    assert table["direction"].tolist() == 2 * list(range(1, len(first.directions) + 1))
     summary = monitor.summary()
     assert summary["step"].tolist() == [2, 3]
     assert summary["num_columns"].tolist() == [12, 12]

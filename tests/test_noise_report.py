@@ -1,5 +1,6 @@
 """Tables and figures of noise runs, finished or not."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,10 @@ from vivit_bench.report.noise import (
     choose_checkpoints,
     directions_for,
     find_run,
-    format_table,
     state_note,
-    table_notes,
-    write_table,
 )
 from vivit_bench.report.noise_figures import draw_directions, draw_training, run_title
-from vivit_bench.report.table_format import TableFormat
+from vivit_bench.report.tables import TableFormat, render
 
 INF, NAN = float("inf"), float("nan")
 STEPS = (0, 1, 10, 40)
@@ -32,8 +30,8 @@ def made_up(folder: Path, *, accuracy: bool = True, **header: Any) -> NoiseRun:
         {
             "step": np.repeat(STEPS[:3], 3),
             "epoch": np.repeat(STEPS[:3], 3) / 20,
-            "direction": 3 * [0, 1, 2],
-            "lambda": [4.0, 0.2, 1e-3] * 3,
+            "direction": 3 * [1, 2, 3],
+            "eigenvalue": [4.0, 0.2, 1e-3] * 3,
             "gamma": [-0.5, 0.1, 0.0] * 3,
             "alignment": [0.9, 0.05, 0.0] * 3,
             "snr_gamma": [0.5, 2.0, NAN] * 3,
@@ -83,17 +81,17 @@ def made_up(folder: Path, *, accuracy: bool = True, **header: Any) -> NoiseRun:
 
 
 def test_table_has_a_line_per_checkpoint(tmp_path: Path) -> None:
-    table = checkpoint_table(made_up(tmp_path))
-    assert table["step"].tolist() == list(STEPS)
-    first, last = table.iloc[0], table.iloc[-1]
+    rows = checkpoint_table(made_up(tmp_path)).rows
+    assert [row["step"] for row in rows] == list(STEPS)
+    first, last = rows[0], rows[-1]
     assert (first["train_loss"], first["test_loss"], first["test_accuracy"]) == (2.3, 2.4, 0.1)
-    assert (first["num_directions"], first["largest_lambda"]) == (3, 4.0)
+    assert (first["num_directions"], first["largest_eigenvalue"]) == (3, 4.0)
     assert first["directions_for_bulk"] == 1
     assert first["leading_snr_gamma"] == 1.25  # of the C = 2 largest curvatures
     assert first["leading_snr_lambda"] == INF
     assert first["zero_variance"] == 2
-    assert pd.isna(last["directions_for_bulk"])
-    assert pd.isna(last["largest_lambda"])
+    assert last["directions_for_bulk"] is None
+    assert last["largest_eigenvalue"] is None
 
 
 @pytest.mark.parametrize(
@@ -102,34 +100,33 @@ def test_table_has_a_line_per_checkpoint(tmp_path: Path) -> None:
 )
 def test_directions_for_nine_tenths(alignment: list[float], expected: int | None) -> None:
     found = directions_for(pd.Series(alignment, dtype=float), 0.9)
-    assert found is pd.NA if expected is None else found == expected
+    assert found == expected
 
 
 def test_formats(tmp_path: Path) -> None:
-    run = made_up(tmp_path)
-    table = checkpoint_table(run)
-    csv = format_table(table, TableFormat.CSV).splitlines()
+    table = checkpoint_table(made_up(tmp_path))
+    csv = render(table, TableFormat.CSV).splitlines()
     assert csv[0].startswith("step,epoch,train_loss")
     assert len(csv) == 1 + len(STEPS)
-    assert format_table(table, TableFormat.MARKDOWN).startswith("|   step |")
-    latex = format_table(table, TableFormat.LATEX)
+    assert json.loads(render(table, TableFormat.JSON))[0]["leading_snr_lambda"] == "Infinity"
+    markdown = render(table, TableFormat.MARKDOWN)
+    assert markdown.startswith("| step |")
+    assert "above 0.0001" in markdown
+    latex = render(table, TableFormat.LATEX)
     assert r"\toprule" in latex
     assert r"97.5\%" in latex
-    terminal = format_table(table, TableFormat.TERMINAL)
-    assert terminal.splitlines()[0].split()[:2] == ["step", "epoch"]
+    terminal = render(table, TableFormat.TABLE, 80)
+    assert terminal.splitlines()[2].split()[:2] == ["step", "epoch"]
     assert "97.5%" in terminal
     assert "nan" not in terminal
-    assert max(map(len, terminal.splitlines())) < 150
-    paths = write_table(run, table)
-    assert [path.name for path in paths] == ["table.csv", "table.md", "table.tex"]
-    assert "above 0.0001" in paths[1].read_text()
+    assert max(map(len, terminal.splitlines())) <= 80
 
 
 def test_unfinished_and_diverged_runs_say_so(tmp_path: Path) -> None:
     assert state_note(made_up(tmp_path)) == ""
-    assert "goes on" in table_notes(made_up(tmp_path, state="running"))
+    assert "goes on" in checkpoint_table(made_up(tmp_path, state="running")).notes[-1]
     diverged = made_up(tmp_path, state="diverged", diverged_at={"step": 41, "loss": "nan"})
-    assert "diverged: loss nan at step 41" in table_notes(diverged)
+    assert "diverged: loss nan at step 41" in checkpoint_table(diverged).notes[-1]
 
 
 def test_checkpoints_are_chosen_by_place(tmp_path: Path) -> None:

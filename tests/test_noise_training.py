@@ -20,6 +20,7 @@ import vivit_bench.noise.records as records
 import vivit_bench.noise.runner as runner
 import vivit_bench.noise.state as state
 import vivit_bench.noise.training as training
+from vivit_bench.curvature import Approximation
 from vivit_bench.errors import CertificateError, UsageError, VivitBenchError
 from vivit_bench.noise import Choices, Listener, OptimizerName, load_run, monitoring_cost, run_noise
 from vivit_bench.noise import parse_positions as positions
@@ -71,8 +72,8 @@ def test_a_run_and_its_files(tmp_path: Path) -> None:
     assert (run.checkpoints["num_columns"] == 6 * 2).all()
     for step, count in run.checkpoints[["step", "num_directions"]].to_numpy():
         directions = run.at(step)
-        assert directions["direction"].tolist() == list(range(int(count)))
-        assert directions["lambda"].is_monotonic_decreasing
+        assert directions["direction"].tolist() == list(range(1, int(count) + 1))
+        assert directions["eigenvalue"].is_monotonic_decreasing
         arrays = np.load(run.folder / "per_sample" / f"step_{step:08.0f}.npz")
         assert arrays["gammas"].shape == arrays["lambdas"].shape == (6, count)
         np.testing.assert_allclose(arrays["gammas"].mean(0), directions["gamma"], rtol=1e-6)
@@ -344,7 +345,9 @@ def test_squared_error_and_approximations(tmp_path: Path) -> None:
     assert run.curves["test_accuracy"].isna().all()
     assert run.curves["train_loss"].iloc[-1] < run.curves["train_loss"].iloc[0]
     assert (run.checkpoints["num_columns"] == 6 * 3).all()
-    approximate = with_changes(curvature="mc", samples="frac", mc_samples=2, monitor_batch_size=16)
+    approximate = with_changes(
+        approximation=Approximation("mc", "frac", mc_samples=2), monitor_batch_size=16
+    )
     run = run_noise(approximate, tmp_path / "mc")
     assert (run.checkpoints["num_columns"] == 2 * 2).all()
     arrays = np.load(run.folder / "per_sample" / "step_00000000.npz")

@@ -27,8 +27,8 @@ from vivit_bench.problems import DataSource, Problem, load_batch, load_dataset, 
 from vivit_bench.problems.describe import describe_problem, layer_rows
 from vivit_bench.problems.fingerprint import batch_fingerprint, model_fingerprint
 from vivit_bench.problems.own_data import as_own_data
+from vivit_bench.problems.workload import WorkloadSpec, load_workload
 from vivit_bench.spectrum import compute_spectrum
-from vivit_bench.spectrum.workload import load_workload
 from vivit_bench.trees import leaves
 
 EXAMPLE = Path(__file__).parent.parent / "scripts" / "examples" / "transformer.py"
@@ -374,15 +374,14 @@ def test_a_spectrums_workload_has_one_precision(write: Write, dtype: Precision) 
     lines = "class Rotated(Bag):\n    def __init__(self):\n        super().__init__()\n"
     lines += "        self.register_buffer('phases', torch.tensor([1j]))"
     loss = "nn.CrossEntropyLoss(torch.ones(2))"
-    workload = load_workload(
-        write(f"Rotated(), {loss}, Items(tree)", lines), batch_size=6, dtype=dtype
-    )
+    problem = write(f"Rotated(), {loss}, Items(tree)", lines)
+    workload = load_workload(WorkloadSpec(problem, batch_size=6, dtype=dtype))
+    model, weighted, inputs, targets = workload.request
     floating = getattr(torch, dtype.value)
-    assert workload.inputs["tokens"].dtype == torch.int64
-    assert workload.inputs["more"][0].dtype == workload.loss.weight.dtype == floating
-    assert workload.settings().batch_size == 6
-    assert workload.model.phases.is_complex()
-    workload.loss(workload.model(workload.inputs), workload.targets)
+    assert inputs["tokens"].dtype == torch.int64
+    assert inputs["more"][0].dtype == weighted.weight.dtype == floating
+    assert model.phases.is_complex()
+    weighted(model(inputs), targets)
 
 
 def evaluated(model: nn.Module, loss: nn.Module, inputs: Any, targets: Tensor) -> Any:

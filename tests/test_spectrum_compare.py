@@ -1,41 +1,54 @@
-"""Distances of spectra are over all D eigenvalues, the exact zeros among them."""
+"""Distances of spectra are between the eigenvalues above the cutoff."""
 
 import csv
 import io
 import math
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from spectrum_cases import make_record
 
 from vivit_bench.errors import UsageError
-from vivit_bench.report.spectrum_comparison import comparison_csv, comparison_markdown
-from vivit_bench.spectrum import SpectrumRecord, compare_spectra, spectral_distance
+from vivit_bench.report.spectrum import comparison_table
+from vivit_bench.report.tables import TableFormat, render
+from vivit_bench.spectrum import compare_spectra, spectral_distance
 
-EIGENVALUES = st.lists(st.floats(-1e-6, 1e3), max_size=12).map(lambda x: sorted(x, reverse=True))
-
-
-def all_logs(record: SpectrumRecord, cutoff: float) -> np.ndarray:
-    """All D eigenvalues, clipped, on the log axis, sorted: the definition written out."""
-    values = np.concatenate([record.eigenvalues, np.zeros(record.num_zeros)])
-    return np.sort(np.log10(np.maximum(values, cutoff)))
+CUTOFF = 1e-4
+EIGENVALUES = st.lists(st.floats(-1e-6, 1e3), max_size=12)
 
 
 @settings(deadline=None)
-@given(EIGENVALUES, EIGENVALUES, st.integers(12, 50), st.sampled_from([1e-4, 1e-2]))
-def test_distance_is_mean_gap_of_all_sorted_log_eigenvalues(
-    first: list[float], second: list[float], num_params: int, cutoff: float
+@given(EIGENVALUES, EIGENVALUES, st.integers(12, 10**6))
+def test_distance_is_symmetric_and_does_not_depend_on_the_number_of_parameters(
+    first: list[float], second: list[float], num_params: int
 ):
-    a, b = (make_record(values, num_params=num_params) for values in (first, second))
-    expected = np.abs(all_logs(a, cutoff) - all_logs(b, cutoff)).mean()
-    assert spectral_distance(a, b, cutoff) == pytest.approx(expected, abs=1e-12)
+    small = [make_record(values, num_params=12) for values in (first, second)]
+    large = [make_record(values, num_params=num_params) for values in (first, second)]
+    distance = spectral_distance(*small, CUTOFF)
+    assert distance >= 0
+    assert spectral_distance(*reversed(small), CUTOFF) == pytest.approx(distance)
+    assert spectral_distance(*large, CUTOFF) == distance
+    assert spectral_distance(small[0], small[0], CUTOFF) == 0
 
 
-def test_distance_without_any_zero_eigenvalue():
-    a, b = make_record([10.0, 1.0], num_params=2), make_record([100.0, 1.0], num_params=2)
-    assert spectral_distance(a, b, 1e-4) == pytest.approx(0.5)
+@pytest.mark.parametrize(
+    ("a", "b", "decades"),
+    [
+        ([3.0, 0.5, 0.02], [30.0, 5.0, 0.2], 1.0),
+        ([0.02, 3.0, 0.5], [0.2, 5.0, 30.0], 1.0),  # the order in the record does not matter
+        # Four directions against two, which go on at the cutoff: (1 + 0 + 3 + 2) / 4.
+        ([1e2, 1e1, 1e-1, 1e-2], [1e1, 1e1], 1.5),
+        ([1e2, 1e1, 1e-1, 1e-2], [1e1, 1e1, 1e-4, -1e-9, 0.0], 1.5),  # not above the cutoff
+        ([10.0, 1.0], [100.0, 1.0], 0.5),
+        ([1.0], [], 4.0),
+        ([1e-5], [1e-7, 0.0], 0.0),
+        ([], [], 0.0),
+    ],
+)
+def test_distance_by_hand(a: list[float], b: list[float], decades: float):
+    records = [make_record(values, num_params=10) for values in (a, b)]
+    assert spectral_distance(*records, CUTOFF) == pytest.approx(decades)
 
 
 def test_leading_errors_continue_with_exact_zeros():
@@ -63,21 +76,16 @@ def test_models_of_different_size_are_refused():
 
 def test_csv_has_all_digits_and_one_row_a_quantity():
     third = 1 / 3
-    comparison = compare_spectra(make_record([1.0]), make_record([third]), top=1, cutoff=1e-4)
-    rows = list(csv.DictReader(io.StringIO(comparison_csv(comparison))))
+    records = make_record([1.0]), make_record([third])
+    comparison = compare_spectra(*records, top=1, cutoff=1e-4)
+    table = comparison_table(comparison, *records, 1e-4)
+    rows = list(csv.DictReader(io.StringIO(render(table, TableFormat.CSV))))
     assert [row["quantity"] for row in rows] == [
         "eigenvalue 1",
         "trace",
         "above cutoff",
-        "log10 density",
+        "distance above cutoff",
     ]
     assert float(rows[0]["b"]) == third
     assert float(rows[0]["value"]) == 1 - third
     assert float(rows[3]["value"]) == comparison.distance
-
-
-def test_markdown_is_a_table_of_equal_columns():
-    comparison = compare_spectra(make_record(), make_record([1.0]), top=3, cutoff=1e-4)
-    lines = comparison_markdown(comparison).splitlines()
-    assert len(lines) == 2 + 3 + 3
-    assert {line.count("|") for line in lines} == {6}

@@ -36,7 +36,7 @@ def test_default_path():
 def test_variants_of_one_problem_and_block_structure_only(tmp_path: Path):
     full = store(tmp_path)
     layer = store(tmp_path, blocks=Blocks.LAYER)
-    store(tmp_path, problem="cifar10_3c3d_exact")
+    store(tmp_path, problem="cifar10_3c3d_exact.py:full", data="own")
     variant = (Curvature.EXACT, Samples.FULL)
     found = stored_variants("cifar10_3c3d", Blocks.NONE, None, tmp_path)
     assert found[variant] == full

@@ -37,7 +37,7 @@ def test_eigenvalues_keep_every_bit(tmp_path_factory: pytest.TempPathFactory, va
 
 def test_everything_else_survives(tmp_path: Path):
     original = make_record(
-        mc_samples=2, curvature=Curvature.MC, checkpoint="weights.pt", num_params=7
+        mc_samples=2, curvature=Curvature.MC, checkpoint="weights.pt", device="cuda:3", num_params=7
     )
     loaded = roundtrip(original, tmp_path)
     for name in ("settings", "num_params", "num_zeros", "trace", "loss", "provenance", "seconds"):

@@ -1,5 +1,6 @@
 """A sweep keeps what still holds, computes the rest, and loses nothing when interrupted."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -7,14 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from spectrum_cases import settings_with
 from torch import nn
 
 from vivit_bench import curvature, spectrum
-from vivit_bench.curvature.options import Curvature, Precision, Samples
+from vivit_bench.curvature.options import Approximation, Precision, Samples
 from vivit_bench.curvature.results import BatchInfo, Spectrum
 from vivit_bench.errors import UsageError, VivitBenchError
 from vivit_bench.problems.fingerprint import batch_fingerprint, model_fingerprint
-from vivit_bench.spectrum import SweepEvent, SweepStep, Workload, sweep_spectra
+from vivit_bench.problems.problem import Problem
+from vivit_bench.problems.workload import Workload, WorkloadSpec
+from vivit_bench.spectrum import SpectrumSettings, SweepEvent, SweepStep, sweep_spectra
 
 ALL_FOUR = [
     ("exact", "full"),
@@ -49,28 +53,42 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> StubEngine:
     return stub
 
 
+class StubWorkload(Workload):
+    """Its mini-batch is called what the spec's data folder is called."""
+
+    @property
+    def batch_fingerprint(self) -> str:
+        return str(self.spec.data_dir)
+
+
 @pytest.fixture
 def workload() -> Workload:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model, inputs = nn.Linear(3, 3), torch.rand(4, 3)
-    targets = torch.tensor([0, 1, 2, 0])
-    return Workload(
-        problem="mnist_mlp",
+        model = nn.Linear(784, 10)
+    problem = Problem(
+        name="mnist_logreg",
         model=model,
         loss=nn.CrossEntropyLoss(),
-        inputs=inputs,
-        targets=targets,
-        num_params=12,
-        data="synthetic",
-        data_dir=None,
-        seed=0,
-        checkpoint=None,
-        dtype=Precision.FLOAT32,
-        device="cpu",
-        model_fingerprint="model",
-        batch_fingerprint="batch",
+        num_params=7850,
+        input_shape=(1, 28, 28),
+        output_shape=(10,),
+        target_shape=(),
+        target_dtype=torch.int64,
+        default_batch_size=4,
+        spectrum_batch_size=4,
+        default_epochs=1,
     )
+    spec = WorkloadSpec("mnist_logreg", batch_size=4, data="synthetic")
+    return StubWorkload(spec, problem, "model")
+
+
+def with_changes(workload: Workload, **changes: Any) -> Workload:
+    return replace(workload, spec=replace(workload.spec, **changes))
+
+
+def exact(workload: Workload) -> SpectrumSettings:
+    return SpectrumSettings(workload.spec, Approximation())
 
 
 def sweep(workload: Workload, folder: Path, **options: Any) -> list[SweepStep]:
@@ -115,17 +133,24 @@ def test_interrupted_sweep_goes_on(engine: StubEngine, workload: Workload, tmp_p
         ({"seed": 1}, "seed 0 (now 1)"),
         ({"data": "mnist5k"}, "data synthetic (now mnist5k)"),
         ({"dtype": Precision.FLOAT64}, "dtype float32 (now float64)"),
-        ({"model_fingerprint": "trained"}, "another model"),
-        ({"batch_fingerprint": "other"}, "another mini-batch"),
+        ({"data_dir": Path("other")}, "another mini-batch"),
     ],
 )
 def test_spectra_of_another_workload_are_computed_again(
     engine: StubEngine, workload: Workload, tmp_path: Path, change: dict[str, Any], reason: str
 ):
     sweep(workload, tmp_path)
-    steps = sweep(replace(workload, **change), tmp_path)
+    steps = sweep(with_changes(workload, **change), tmp_path)
     assert engine.variants == ALL_FOUR * 2
     assert all(reason in step.stale for step in steps if step.event is SweepEvent.STARTED)
+
+
+def test_spectra_of_a_trained_model_are_computed_again(
+    engine: StubEngine, workload: Workload, tmp_path: Path
+):
+    sweep(workload, tmp_path)
+    steps = sweep(replace(workload, model_fingerprint="trained"), tmp_path)
+    assert "another model" in steps[0].stale
 
 
 def test_other_mc_samples_leave_the_exact_variants_alone(
@@ -174,7 +199,7 @@ def test_lack_of_memory_is_one_line(
 
     monkeypatch.setattr(curvature, "eigenvalues", fail)
     with pytest.raises(VivitBenchError, match=r"not enough memory.*--batch-size"):
-        spectrum.compute_on(workload, workload.settings())
+        spectrum.compute_on(workload, exact(workload))
 
 
 def test_other_runtime_errors_are_not_taken_for_lack_of_memory(
@@ -185,15 +210,34 @@ def test_other_runtime_errors_are_not_taken_for_lack_of_memory(
 
     monkeypatch.setattr(curvature, "eigenvalues", fail)
     with pytest.raises(RuntimeError, match="shapes do not match"):
-        spectrum.compute_on(workload, workload.settings())
+        spectrum.compute_on(workload, exact(workload))
 
 
 def test_settings_that_make_no_sense_are_refused(workload: Workload):
     with pytest.raises(UsageError, match="exact curvature draws no samples"):
-        workload.settings(Curvature.EXACT, mc_samples=2)
+        settings_with(mc_samples=2)
     for cutoff in (0.0, -1.0, float("inf"), float("nan")):
         with pytest.raises(UsageError, match="--cutoff"):
-            workload.settings(cutoff=cutoff)
+            SpectrumSettings(workload.spec, Approximation(), cutoff=cutoff)
+    with pytest.raises(UsageError, match="a spectrum has one"):
+        SpectrumSettings(workload.spec, Approximation(seed=1))
+    with pytest.raises(UsageError, match="need a batch size"):
+        SpectrumSettings(WorkloadSpec("mnist_mlp"), Approximation())
+
+
+def test_settings_survive_their_flat_record():
+    for changes in (
+        {"curvature": "mc", "mc_samples": 3, "seed": 5, "dtype": "float64", "device": "cuda:7"},
+        {"blocks": {"head": ["fc.*"]}, "params": ["layer4.*"], "checkpoint": "w.pt"},
+        {"blocks": "layer", "samples": "frac", "cutoff": 1e-3},
+    ):
+        settings = settings_with(**changes)
+        record = settings.to_json()
+        assert {key: record[key] for key in changes} == changes
+        assert SpectrumSettings.from_json(json.loads(json.dumps(record))) == settings
+    for wrong in ({**record, "colour": 1}, {k: v for k, v in record.items() if k != "seed"}):
+        with pytest.raises((KeyError, TypeError), match=r"colour|seed"):
+            SpectrumSettings.from_json(wrong)
 
 
 def test_model_fingerprint_sees_parameters_buffers_structure_and_frozen_layers():

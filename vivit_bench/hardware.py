@@ -27,8 +27,27 @@ MOST_THREADS = 1024
 """OpenMP crashes on absurd numbers."""
 
 
+def device_name(text: str) -> str:
+    """Check how ``--device`` is written: ``cpu``, ``cuda`` (the first one) or ``cuda:i``.
+
+    Whether this machine has it is not asked, so that a result of another machine can be read.
+
+    Returns:
+        ``cpu`` or ``cuda:i``.
+
+    Raises:
+        UsageError: Another word.
+    """
+    if text == "cpu":
+        return text
+    name, colon, index = text.partition(":")
+    if name != "cuda" or (colon and not (index.isascii() and index.isdecimal())):
+        raise UsageError(f"--device {text}: write cpu, cuda or cuda:0, cuda:1, ...")
+    return f"cuda:{index.lstrip('0') or 0}"
+
+
 def parse_device(text: str) -> str:
-    """Check ``--device``: ``cpu``, ``cuda`` (the first one) or ``cuda:i``.
+    """Check ``--device`` and that this machine has it.
 
     Returns:
         ``cpu`` or ``cuda:i``.
@@ -36,20 +55,19 @@ def parse_device(text: str) -> str:
     Raises:
         UsageError: Another word, or a device this machine does not have.
     """
-    if text == "cpu":
-        return text
-    name, colon, index = text.partition(":")
-    if name != "cuda" or (colon and not index.isdecimal()):
-        raise UsageError(f"--device {text}: write cpu, cuda or cuda:0, cuda:1, ...")
+    name = device_name(text)
+    if name == "cpu":
+        return name
     import torch
 
     if not torch.cuda.is_available():
         raise UsageError(f"--device {text}: PyTorch sees no CUDA device here; use --device cpu")
-    number = int(index) if colon else 0
     count = torch.cuda.device_count()
-    if number >= count:
+    # Compared by length first: Python refuses to convert thousands of digits.
+    index = name.partition(":")[2]
+    if len(index) > len(str(count)) or int(index) >= count:
         raise UsageError(f"--device {text}: there are {count} devices, cuda:0 to cuda:{count - 1}")
-    return f"cuda:{number}"
+    return name
 
 
 @contextmanager

@@ -1,5 +1,7 @@
-"""Arguments and options that several command groups share."""
+"""Arguments and options of the commands: one name, one default and one meaning everywhere."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,10 +10,19 @@ import typer
 
 from vivit_bench.curvature.options import Curvature, Precision, Samples
 from vivit_bench.problems.sources import DataSource
+from vivit_bench.report.tables import TableFormat
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from vivit_bench.curvature import Certificate
     from vivit_bench.curvature.certificate import Certify
+
+# Groups of options in a command's help.
+APPROXIMATION = "Approximation"
+MODEL_AND_DATA = "Model and data"
+MACHINE = "Machine"
+OUTPUT = "Results"
 
 
 class Check(StrEnum):
@@ -27,29 +38,91 @@ class Check(StrEnum):
         return "all" if self is Check.ALL else self is Check.TWO
 
 
-def print_certificate(certificate: "Certificate | None") -> None:
+def examples(*lines: str) -> str:
+    """The end of a command's help: what one may type, a line each."""
+    return "\n\n".join(["Examples:", *(f"vivit-bench {line}" for line in lines)])
+
+
+def print_certificate(certificate: "Certificate | None", quiet: bool = False) -> None:
     """What was checked, in one line on stderr."""
-    typer.echo("not certified" if certificate is None else certificate.line(), err=True)
+    if not quiet:
+        typer.echo("not certified" if certificate is None else certificate.line(), err=True)
+
+
+def progress_console(quiet: bool) -> "Console":
+    """Where a command tells what it is doing: stderr, or nowhere."""
+    from rich.console import Console
+
+    return Console(emoji=False, stderr=True, highlight=False, quiet=quiet)
+
+
+@contextmanager
+def engine_on(problem: str, device: str, threads: int | None) -> Iterator[None]:
+    """Run the engine inside: its threads, and one line where memory runs out."""
+    from vivit_bench.hardware import cpu_threads, memory_errors
+
+    advice = "try a smaller --batch-size, or --samples frac"
+    with cpu_threads(threads), memory_errors(f"{problem} on {device}", advice):
+        yield
+
+
+def complete_problem(incomplete: str) -> list[str]:
+    """Names of DeepOBS's problems, for the shell."""
+    from vivit_bench.problems.catalogue import PROBLEMS
+
+    return [name for name in PROBLEMS if name.startswith(incomplete)]
+
+
+def complete_engine(incomplete: str) -> list[str]:
+    """Names of engines, for the shell."""
+    from vivit_bench.peers import engine_names
+
+    return [name for name in engine_names() if name.startswith(incomplete)]
+
+
+def complete_spectrum(context: typer.Context, incomplete: str) -> list[str]:
+    """Names of stored spectra, for the shell."""
+    stored = _results_dir(context).joinpath("spectrum").glob("*.json")
+    return sorted(path.stem for path in stored if path.stem.startswith(incomplete))
+
+
+def complete_run(context: typer.Context, incomplete: str) -> list[str]:
+    """Names of stored noise runs, for the shell."""
+    stored = _results_dir(context).joinpath("noise").glob("*/run.json")
+    return sorted(p.parent.name for p in stored if p.parent.name.startswith(incomplete))
+
+
+def _results_dir(context: typer.Context) -> Path:
+    return Path(context.params.get("results_dir") or "results")
 
 
 ProblemArgument = Annotated[
     str,
     typer.Argument(
-        metavar="PROBLEM", help="DeepOBS name, or path/to/file.py:function for your own."
+        metavar="PROBLEM",
+        help="DeepOBS name, or path/to/file.py:function for your own.",
+        autocompletion=complete_problem,
     ),
 ]
-BatchSizeOption = Annotated[
-    int | None,
-    typer.Option(min=1, help="Mini-batch size N.", show_default="the problem's, mostly 128"),
-]
+
 CurvatureOption = Annotated[
-    Curvature, typer.Option(help="Exact loss Hessian or its Monte-Carlo approximation.")
+    Curvature,
+    typer.Option(
+        help="Exact loss Hessian or its Monte-Carlo approximation.", rich_help_panel=APPROXIMATION
+    ),
 ]
 SamplesOption = Annotated[
-    Samples, typer.Option(help="Curvature of the whole mini-batch or of its first N // 8.")
+    Samples,
+    typer.Option(
+        help="Curvature of the whole mini-batch or of its first N // 8.",
+        rich_help_panel=APPROXIMATION,
+    ),
 ]
 McSamplesOption = Annotated[
-    int, typer.Option(min=1, help="Label draws per sample for --curvature mc.")
+    int,
+    typer.Option(
+        min=1, help="Label draws per sample for --curvature mc.", rich_help_panel=APPROXIMATION
+    ),
 ]
 BlocksOption = Annotated[
     list[str] | None,
@@ -57,6 +130,7 @@ BlocksOption = Annotated[
         help="none: the full GGN. layer: its diagonal blocks, one a layer. NAME=PATTERN, "
         "repeatable: blocks by parameter names, such as 'head=fc.*'.",
         show_default="none",
+        rich_help_panel=APPROXIMATION,
     ),
 ]
 ParamsOption = Annotated[
@@ -65,36 +139,124 @@ ParamsOption = Annotated[
         metavar="PATTERN",
         help="Names of the parameters that count, such as 'layer4.*'; repeatable.",
         show_default="all trainable ones",
+        rich_help_panel=APPROXIMATION,
+    ),
+]
+CutoffOption = Annotated[
+    float,
+    typer.Option(
+        help="Eigenvalues above it are counted as directions.", rich_help_panel=APPROXIMATION
     ),
 ]
 CertifyOption = Annotated[
-    Check, typer.Option(help="Samples on which the result is compared with plain autograd.")
+    Check,
+    typer.Option(
+        help="Samples on which the result is compared with plain autograd.",
+        rich_help_panel=APPROXIMATION,
+    ),
 ]
-CutoffOption = Annotated[
-    float, typer.Option(help="Eigenvalues above it are counted as directions.")
+
+BatchSizeOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Mini-batch size N.",
+        show_default="the problem's, mostly 128",
+        rich_help_panel=MODEL_AND_DATA,
+    ),
 ]
 DataOption = Annotated[
     DataSource | None,
     typer.Option(
-        help="Where the mini-batch comes from.",
+        help="Where samples come from.",
         show_default="deepobs; own for a problem of your own",
+        rich_help_panel=MODEL_AND_DATA,
     ),
 ]
+MemoryDataOption = Annotated[
+    DataSource | None,
+    typer.Option(
+        help="Where samples come from.",
+        show_default="synthetic; own for a problem of your own",
+        rich_help_panel=MODEL_AND_DATA,
+    ),
+]
+"""Of commands whose results do not depend on the values of the data."""
 DataDirOption = Annotated[
     Path | None,
     typer.Option(
-        help="Folder of the data sets.", show_default="$VIVIT_BENCH_DATA or the user's cache"
+        help="Folder of the data sets.",
+        show_default="$VIVIT_BENCH_DATA or the user's cache",
+        rich_help_panel=MODEL_AND_DATA,
     ),
 ]
 SeedOption = Annotated[
-    int, typer.Option(help="Seed of parameters, mini-batch and Monte-Carlo draws.")
+    int,
+    typer.Option(
+        help="Of everything random: parameters, data, draws; 0 .. 2^63 - 1.",
+        rich_help_panel=MODEL_AND_DATA,
+    ),
 ]
 CheckpointOption = Annotated[
     Path | None,
-    typer.Option(help="Parameters of a trained model.", show_default="initial parameters"),
+    typer.Option(
+        help="Parameters of a trained model.",
+        show_default="initial parameters",
+        rich_help_panel=MODEL_AND_DATA,
+    ),
 ]
-DtypeOption = Annotated[Precision, typer.Option(help="Precision of model and matrix products.")]
-DeviceOption = Annotated[str, typer.Option(help="cpu, cuda or cuda:i.")]
+DtypeOption = Annotated[
+    Precision,
+    typer.Option(help="Precision of model and matrix products.", rich_help_panel=MODEL_AND_DATA),
+]
+
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda or cuda:i.", rich_help_panel=MACHINE)]
 ThreadsOption = Annotated[
-    int | None, typer.Option(min=1, help="CPU threads.", show_default="PyTorch's choice")
+    int | None,
+    typer.Option(
+        min=1, help="CPU threads.", show_default="PyTorch's choice", rich_help_panel=MACHINE
+    ),
+]
+TimeoutOption = Annotated[
+    float,
+    typer.Option(
+        metavar="SECONDS",
+        help="Longest time of one run in a process of its own.",
+        rich_help_panel=MACHINE,
+    ),
+]
+EngineOption = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="Implementation that is measured.",
+        autocompletion=complete_engine,
+        rich_help_panel=MACHINE,
+    ),
+]
+
+ResultsDirOption = Annotated[
+    Path, typer.Option(help="Folder of all results.", rich_help_panel=OUTPUT)
+]
+OutputOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.csv",
+        help="Write the table there instead of printing it.",
+        show_default="standard output",
+        rich_help_panel=OUTPUT,
+    ),
+]
+FormatOption = Annotated[
+    TableFormat, typer.Option("--format", help="What is printed.", rich_help_panel=OUTPUT)
+]
+FreshOption = Annotated[
+    bool,
+    typer.Option("--fresh", help="Start over, without what is stored.", rich_help_panel=OUTPUT),
+]
+QuietOption = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", "-q", help="Only results, warnings and errors.", rich_help_panel=OUTPUT
+    ),
 ]

@@ -1,11 +1,9 @@
 """``vivit-bench spectrum``: compute, sweep, plot and compare GGN spectra."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from vivit_bench.arguments import (
     DEFAULT_CUTOFF,
@@ -14,6 +12,9 @@ from vivit_bench.arguments import (
     parse_blocks,
 )
 from vivit_bench.cli.options import (
+    APPROXIMATION,
+    MODEL_AND_DATA,
+    OUTPUT,
     BatchSizeOption,
     BlocksOption,
     CertifyOption,
@@ -25,15 +26,29 @@ from vivit_bench.cli.options import (
     DataOption,
     DeviceOption,
     DtypeOption,
+    FormatOption,
+    FreshOption,
     McSamplesOption,
+    OutputOption,
     ParamsOption,
     ProblemArgument,
+    QuietOption,
+    ResultsDirOption,
     SamplesOption,
     SeedOption,
     ThreadsOption,
+    complete_problem,
+    complete_spectrum,
+    engine_on,
+    examples,
+    print_certificate,
+    progress_console,
 )
-from vivit_bench.curvature.options import Blocks, Curvature, Precision, Samples
+from vivit_bench.cli.output import check_table_file, check_tensor_file, hand_out, save_tensors
+from vivit_bench.curvature.options import Approximation, Blocks, Curvature, Precision, Samples
 from vivit_bench.errors import UsageError
+from vivit_bench.problems.workload import WorkloadSpec
+from vivit_bench.report.tables import TableFormat
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -48,23 +63,29 @@ app = typer.Typer(
 )
 
 LayerBlocksOption = Annotated[
-    Blocks, typer.Option(help="The full GGN, or its diagonal blocks, one a layer.")
-]
-ResultsDirOption = Annotated[
-    Path, typer.Option(help="Folder of all results; spectra go to its folder 'spectrum'.")
+    Blocks,
+    typer.Option(
+        help="The full GGN, or its diagonal blocks, one a layer.", rich_help_panel=APPROXIMATION
+    ),
 ]
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "spectrum compute mnist_2c2d --data mnist5k --curvature mc",
+        "spectrum compute net.py:make --blocks layer --output spectrum.csv",
+    )
+)
 def compute(
     problem: ProblemArgument,
-    batch_size: BatchSizeOption = None,
     curvature: CurvatureOption = Curvature.EXACT,
     samples: SamplesOption = Samples.FULL,
     mc_samples: McSamplesOption = 1,
     blocks: BlocksOption = None,
     params: ParamsOption = None,
     cutoff: CutoffOption = DEFAULT_CUTOFF,
+    certify: CertifyOption = Check.TWO,
+    batch_size: BatchSizeOption = None,
     data: DataOption = None,
     data_dir: DataDirOption = None,
     seed: SeedOption = 0,
@@ -72,13 +93,13 @@ def compute(
     dtype: DtypeOption = Precision.FLOAT32,
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
-    certify: CertifyOption = Check.TWO,
     output: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE.csv",
             help="Where to store the eigenvalues; a JSON of the same name goes beside them.",
             show_default="named after problem and variant, below --results-dir",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     results_dir: ResultsDirOption = DEFAULT_RESULTS_DIR,
@@ -86,80 +107,74 @@ def compute(
         Path | None,
         typer.Option(
             metavar="FILE.pt",
-            help="Also write the leading eigenvectors of the full GGN: eigenvalues [k], and "
-            "parameter name -> [k, *shape] (torch.load). About doubles the time.",
+            help=r"Also write the leading eigenvectors of the full GGN: eigenvalues \[k], and "
+            r"parameter name -> \[k, *shape] (torch.load). About doubles the time.",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     top: Annotated[
         int | None,
         typer.Option(
-            min=1, help="How many eigenvectors, by eigenvalue.", show_default=str(DEFAULT_TOP)
+            min=1,
+            help="How many eigenvectors, by eigenvalue.",
+            show_default=str(DEFAULT_TOP),
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
+    format: FormatOption = TableFormat.TABLE,
+    quiet: QuietOption = False,
 ) -> None:
     """Compute all non-trivial GGN eigenvalues on one mini-batch and store them."""
-    from vivit_bench.cli.tensors import check_tensor_file, save_tensors
-    from vivit_bench.hardware import cpu_threads
-    from vivit_bench.spectrum import compute_spectrum, leading_eigenvectors, load_workload
+    from vivit_bench.curvature import Certificate
+    from vivit_bench.problems.workload import load_workload
+    from vivit_bench.report.spectrum import spectrum_table
+    from vivit_bench.spectrum import SpectrumSettings, compute_on, leading_eigenvectors
     from vivit_bench.spectrum.paths import default_path
     from vivit_bench.spectrum.record import check_output
     from vivit_bench.spectrum.sweep import replacement_note
 
+    spec = WorkloadSpec(problem, batch_size, data, data_dir, seed, checkpoint, dtype, device)
+    approximation = Approximation(curvature, samples, mc_samples, seed)
+    check_cutoff(cutoff)
+    structure = parse_blocks(blocks or [])
     if output is not None:
         check_output(output)
-    structure = parse_blocks(blocks or [])
-    if eigenvectors is not None:
-        if structure != Blocks.NONE:
-            raise UsageError(
-                f"--eigenvectors {eigenvectors}: they are those of the full GGN; "
-                f"leave out --blocks {' '.join(blocks or [])}"
-            )
-        check_tensor_file(eigenvectors)
-    elif top is not None:
-        raise UsageError(f"--top {top}: counts eigenvectors; add --eigenvectors FILE.pt")
-    progress = Console(emoji=False, stderr=True, highlight=False)
-    loading: dict[str, Any] = {
-        "batch_size": batch_size,
-        "data": data,
-        "data_dir": data_dir,
-        "seed": seed,
-        "checkpoint": checkpoint,
-        "dtype": dtype,
-        "device": device,
-    }
-    with progress.status(f"{problem}: {curvature}, {samples}"):
-        record = compute_spectrum(
-            problem,
-            curvature=curvature,
-            samples=samples,
-            mc_samples=mc_samples,
-            blocks=structure,
-            params=params,
-            cutoff=cutoff,
-            certify=certify.certify,
-            threads=threads,
-            **loading,
+    if eigenvectors is not None and structure != Blocks.NONE:
+        raise UsageError(
+            f"--eigenvectors {eigenvectors}: they are those of the full GGN; "
+            f"leave out --blocks {' '.join(blocks or [])}"
         )
-    path = output or default_path(record.settings, results_dir)
-    if note := replacement_note(path, record.settings):
-        progress.print(note, soft_wrap=True, markup=False)
-    record.save(path)
-    _print_summary(record, path)
-    if eigenvectors is not None:
-        with progress.status(f"{problem}: eigenvectors"), cpu_threads(threads):
-            work = load_workload(problem, **loading)
+    if eigenvectors is None and top is not None:
+        raise UsageError(f"--top {top}: counts eigenvectors; add --eigenvectors FILE.pt")
+    check_tensor_file(eigenvectors)
+    progress = progress_console(quiet)
+    with engine_on(problem, device, threads), progress.status(f"{problem}: {approximation.label}"):
+        workload = load_workload(spec)
+        settings = SpectrumSettings(workload.spec, approximation, structure, params, cutoff)
+        record = compute_on(workload, settings, certify.certify)
+        path = output or default_path(record.settings, results_dir)
+        if note := replacement_note(path, record.settings):
+            progress.print(note, soft_wrap=True, markup=False)
+        record.save(path)
+        if eigenvectors is not None:
             number = top or DEFAULT_TOP
-            vectors, _ = leading_eigenvectors(work, record.settings, number, certify.certify)
-        save_tensors(vectors, eigenvectors)
+            vectors, _ = leading_eigenvectors(workload, settings, number, certify.certify)
+            save_tensors(vectors, eigenvectors, quiet)
+    hand_out(spectrum_table(record, path), format)
+    print_certificate(Certificate(**record.certificate) if record.certificate else None, quiet)
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "spectrum sweep mnist_2c2d --data mnist5k", "spectrum sweep cifar10_3c3d --blocks layer"
+    )
+)
 def sweep(
     problem: ProblemArgument,
-    batch_size: BatchSizeOption = None,
     mc_samples: McSamplesOption = 1,
     blocks: LayerBlocksOption = Blocks.NONE,
     cutoff: CutoffOption = DEFAULT_CUTOFF,
+    batch_size: BatchSizeOption = None,
     data: DataOption = None,
     data_dir: DataDirOption = None,
     seed: SeedOption = 0,
@@ -168,9 +183,9 @@ def sweep(
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
     results_dir: ResultsDirOption = DEFAULT_RESULTS_DIR,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Compute again what is stored already.")
-    ] = False,
+    fresh: FreshOption = False,
+    format: FormatOption = TableFormat.TABLE,
+    quiet: QuietOption = False,
 ) -> None:
     """Compute the paper's four approximations: exact and mc, each full and frac.
 
@@ -180,29 +195,24 @@ def sweep(
     from rich.progress import Progress
 
     from vivit_bench.curvature.options import VARIANTS
-    from vivit_bench.hardware import cpu_threads
-    from vivit_bench.spectrum import load_workload, sweep_spectra
+    from vivit_bench.problems.workload import load_workload
+    from vivit_bench.report.spectrum import sweep_table
+    from vivit_bench.spectrum import sweep_spectra
 
+    spec = WorkloadSpec(problem, batch_size, data, data_dir, seed, checkpoint, dtype, device)
+    Approximation(Curvature.MC, Samples.FULL, mc_samples, seed)
     check_cutoff(cutoff)
-    console = Console(emoji=False, stderr=True, highlight=False)
-    steps = []
+    console = progress_console(quiet)
+    stored = []
     with (
-        cpu_threads(threads),
-        Progress(console=console, transient=True, disable=not console.is_terminal) as progress,
+        engine_on(problem, device, threads),
+        Progress(
+            console=console, transient=True, disable=quiet or not console.is_terminal
+        ) as progress,
     ):
         task = progress.add_task("loading", total=len(VARIANTS))
-        workload = load_workload(
-            problem,
-            batch_size=batch_size,
-            data=data,
-            data_dir=data_dir,
-            seed=seed,
-            checkpoint=checkpoint,
-            dtype=dtype,
-            device=device,
-        )
         for step in sweep_spectra(
-            workload,
+            load_workload(spec),
             mc_samples=mc_samples,
             blocks=blocks,
             cutoff=cutoff,
@@ -213,27 +223,42 @@ def sweep(
             progress.update(
                 task, description=step.settings.variant, advance=step.record is not None
             )
-            steps.append(step)
-    _print_sweep(steps)
+            if step.record is not None:
+                stored.append((step.path, step.record))
+    hand_out(sweep_table(stored), format)
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "spectrum plot mnist_2c2d", "spectrum plot a.csv b.csv --cutoff 1e-3 --output figures/ab"
+    )
+)
 def plot(
     spectra: Annotated[
         list[str],
         typer.Argument(
             metavar="PROBLEM|FILE.csv...",
             help="Problems, each for its four stored variants, or files of single spectra.",
+            autocompletion=complete_problem,
         ),
     ],
     batch_size: Annotated[
         int | None,
-        typer.Option(min=1, help="N of a problem's spectra.", show_default="the stored one"),
+        typer.Option(
+            min=1,
+            help="N of a problem's spectra.",
+            show_default="the stored one",
+            rich_help_panel=MODEL_AND_DATA,
+        ),
     ] = None,
     blocks: LayerBlocksOption = Blocks.NONE,
     cutoff: Annotated[
         float | None,
-        typer.Option(help="Left end of the axis.", show_default="that of the spectra"),
+        typer.Option(
+            help="Left end of the axis.",
+            show_default="that of the spectra",
+            rich_help_panel=APPROXIMATION,
+        ),
     ] = None,
     output: Annotated[
         Path | None,
@@ -241,12 +266,13 @@ def plot(
             metavar="STEM",
             help="Path of the figure without .png and .pdf.",
             show_default="<results-dir>/spectrum/<problem>_n<N>, or beside the files",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     results_dir: ResultsDirOption = DEFAULT_RESULTS_DIR,
 ) -> None:
     """Draw histograms of stored spectra (Figures S.4a and S.5a), one panel a spectrum."""
-    from vivit_bench.report.spectrum import plot_spectra
+    from vivit_bench.report.spectrum_figures import plot_spectra
     from vivit_bench.spectrum import load_spectrum
     from vivit_bench.spectrum.paths import figure_stem, is_file_name
 
@@ -268,43 +294,53 @@ def plot(
         typer.echo(figure)
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "spectrum compare mnist_2c2d_exact_full mnist_2c2d_mc_full",
+        "spectrum compare a.csv b.csv --top 3 --format markdown",
+    )
+)
 def compare(
     a: Annotated[
         str,
         typer.Argument(
-            metavar="A", help="The reference: FILE.csv, or a stored one, e.g. mnist_mlp_exact_full."
+            metavar="A",
+            help="The reference: FILE.csv, or a stored one, e.g. mnist_mlp_exact_full.",
+            autocompletion=complete_spectrum,
         ),
     ],
-    b: Annotated[str, typer.Argument(metavar="B", help="The other spectrum.")],
-    top: Annotated[int, typer.Option(min=1, help="Number of leading eigenvalues.")] = 10,
+    b: Annotated[
+        str,
+        typer.Argument(metavar="B", help="The other spectrum.", autocompletion=complete_spectrum),
+    ],
+    top: Annotated[
+        int,
+        typer.Option(min=1, help="Number of leading eigenvalues.", rich_help_panel=APPROXIMATION),
+    ] = 10,
     cutoff: Annotated[
         float,
-        typer.Option(help="Smaller eigenvalues are equal to it in counts and distance."),
+        typer.Option(
+            help="Eigenvalues above it are counted and make up the distance.",
+            rich_help_panel=APPROXIMATION,
+        ),
     ] = DEFAULT_CUTOFF,
-    csv: Annotated[
-        Path | None, typer.Option("--csv", metavar="FILE", help="Write the table as CSV.")
-    ] = None,
-    markdown: Annotated[
-        Path | None, typer.Option("--markdown", metavar="FILE", help="Write it as Markdown.")
-    ] = None,
     results_dir: ResultsDirOption = DEFAULT_RESULTS_DIR,
+    output: OutputOption = None,
+    format: FormatOption = TableFormat.TABLE,
+    quiet: QuietOption = False,
 ) -> None:
     """Compare spectrum B with spectrum A.
 
-    Relative errors |b - a| / |a| of the leading eigenvalues, traces, and the Wasserstein-1
-    distance of the densities of log10 eigenvalues over all D (in decades).
+    Relative errors |b - a| / |a| of the leading eigenvalues, traces, numbers above the cutoff,
+    and the distance in decades: the mean of |log10 a - log10 b| over the eigenvalues above
+    the cutoff, largest with largest. Where one spectrum has fewer, it goes on at the cutoff.
     """
-    from vivit_bench.report.files import write_report
-    from vivit_bench.report.spectrum_comparison import (
-        comparison_csv,
-        comparison_markdown,
-        comparison_table,
-    )
+    from vivit_bench.report.spectrum import comparison_table
     from vivit_bench.spectrum import compare_spectra, load_spectrum
     from vivit_bench.spectrum.paths import find_stored
 
     check_cutoff(cutoff)
+    check_table_file(output)
     first, second = (load_spectrum(find_stored(name, results_dir)) for name in (a, b))
     comparison = compare_spectra(first, second, top=top, cutoff=cutoff)
     if first.settings.problem != second.settings.problem:
@@ -313,22 +349,7 @@ def compare(
             f"B is {second.settings.problem}",
             err=True,
         )
-    stdout = Console(emoji=False, highlight=False)
-    for letter, record in (("A", first), ("B", second)):
-        settings = record.settings
-        weights = f", {settings.checkpoint}" if settings.checkpoint else ""
-        stdout.print(
-            f"{letter}: {settings.problem}, {settings.variant}, N = {settings.batch_size}, "
-            f"D = {record.num_params:,}, data {settings.data}, seed {settings.seed}, "
-            f"{settings.dtype}{weights}",
-            soft_wrap=True,
-            markup=False,
-        )
-    stdout.print(comparison_table(comparison))
-    if csv is not None:
-        write_report(csv, comparison_csv(comparison))
-    if markdown is not None:
-        write_report(markdown, comparison_markdown(comparison))
+    hand_out(comparison_table(comparison, first, second, cutoff), format, output, quiet)
 
 
 def _stored_variants(
@@ -361,51 +382,3 @@ def _show_step(progress: "Progress", step: "SweepStep") -> None:
     seconds = f" ({step.record.seconds:.1f} s)" if step.event == "stored" and step.record else ""
     for line in [*lines, f"{name}: {step.event}{seconds}"]:
         progress.console.print(line, soft_wrap=True, markup=False)
-
-
-def _print_summary(record: "SpectrumRecord", path: Path) -> None:
-    settings = record.settings
-    largest = f"{record.eigenvalues[0]:.6g}" if len(record.eigenvalues) else "none"
-    rows = {
-        "problem": f"{settings.problem} (data {settings.data}, N = {settings.batch_size})",
-        "curvature": settings.variant,
-        "D, C, columns": f"{record.num_params:,}, {record.num_outputs}, {record.num_columns:,}",
-        "largest eigenvalue": largest,
-        f"above {settings.cutoff:g}": f"{record.num_above_cutoff:,}",
-        "exactly zero": f"{record.num_zeros:,}",
-        "trace": f"{record.trace:.6g}",
-        "loss": f"{record.loss:.6g}",
-        "time": f"{record.seconds:.2f} s ({settings.dtype}, solver {record.solver_dtype})",
-        "check": _certified(record.certificate),
-        "stored": str(path),
-    }
-    for key, value in rows.items():
-        typer.echo(f"{key:<20}{value}")
-
-
-def _certified(certificate: dict[str, Any]) -> str:
-    """A stored certificate in one line."""
-    from vivit_bench.curvature import Certificate
-
-    return Certificate(**certificate).line() if certificate else "no"
-
-
-def _print_sweep(steps: "list[SweepStep]") -> None:
-    table = Table("curvature", "largest", "above cutoff", "zero", "trace", "seconds", "check")
-    for column in table.columns[1:]:
-        column.justify = "right"
-    finished = [(step.path, step.record) for step in steps if step.record is not None]
-    for _, record in finished:
-        largest = f"{record.eigenvalues[0]:.4g}" if len(record.eigenvalues) else ""
-        table.add_row(
-            record.settings.variant,
-            largest,
-            f"{record.num_above_cutoff:,}",
-            f"{record.num_zeros:,}",
-            f"{record.trace:.4g}",
-            f"{record.seconds:.2f}",
-            f"{max(record.certificate['errors'].values()):.0e}" if record.certificate else "no",
-        )
-    Console(emoji=False, highlight=False).print(table)
-    for path, _ in finished:
-        typer.echo(path)

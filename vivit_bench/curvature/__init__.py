@@ -14,7 +14,11 @@ from vivit_bench.lazy import lazy_getattr
 
 if TYPE_CHECKING:
     from vivit_bench.curvature.damping import BootstrapDamping, ConstantDamping, DampingPolicy
-    from vivit_bench.curvature.directional import directional_derivatives, signal_to_noise
+    from vivit_bench.curvature.directional import (
+        directional_derivatives,
+        has_zero_variance,
+        signal_to_noise,
+    )
     from vivit_bench.curvature.explanation import Explanation, explain
     from vivit_bench.curvature.newton import inverse_product, newton_step
     from vivit_bench.curvature.options import Approximation, Blocks, Curvature, Samples
@@ -46,6 +50,7 @@ _HOMES = {
     "eigenvalues": "spectrum",
     "eigenvectors": "spectrum",
     "explain": "explanation",
+    "has_zero_variance": "directional",
     "inverse_product": "newton",
     "newton_step": "newton",
     "signal_to_noise": "directional",
@@ -70,6 +75,7 @@ __all__ = [
     "eigenvalues",
     "eigenvectors",
     "explain",
+    "has_zero_variance",
     "inverse_product",
     "newton_step",
     "signal_to_noise",

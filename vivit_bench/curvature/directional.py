@@ -96,6 +96,10 @@ def directional_derivatives(
     return run(request, compute, with_gradient=with_gradient)
 
 
+EQUAL_WITHIN = 1e-12
+"""Samples whose values differ by no more than this share of the largest are equal to rounding."""
+
+
 def signal_to_noise(values: Tensor) -> Tensor:
     """mean(x)^2 / var(x) over samples with the biased variance (appendix B.2).
 
@@ -103,10 +107,28 @@ def signal_to_noise(values: Tensor) -> Tensor:
         values: [N, K] gammas or lambdas.
 
     Returns:
-        [K] float64; ``inf`` where the variance is zero (N = 1, equal samples), ``nan``
-        where the mean is zero as well.
+        [K] float64; ``inf`` where the variance is zero (N = 1, or samples that are equal to
+        rounding, which would make the ratio finite but arbitrary), ``nan`` where all samples
+        are zero.
     """
     if not values.numel():
         return torch.zeros(values.shape[1], dtype=torch.float64)
-    mean = values.double().mean(0)
-    return mean.square() / values.double().var(0, correction=0)
+    wide = values.double()
+    infinite = torch.where(wide.abs().amax(0) == 0, torch.nan, torch.inf).double()
+    ratio = wide.mean(0).square() / wide.var(0, correction=0)
+    return torch.where(has_zero_variance(values), infinite, ratio)
+
+
+def has_zero_variance(values: Tensor) -> Tensor:
+    """Directions along which the samples are equal to rounding (``EQUAL_WITHIN``), or all zero.
+
+    Args:
+        values: [N, K] gammas or lambdas.
+
+    Returns:
+        [K] booleans.
+    """
+    if not values.numel():
+        return torch.zeros(values.shape[1], dtype=torch.bool)
+    spread = values.amax(0) - values.amin(0)
+    return spread <= EQUAL_WITHIN * values.abs().amax(0)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from vivit_bench.arguments import DEFAULT_CUTOFF, check_cutoff
-from vivit_bench.curvature.options import Approximation, Curvature, Samples
+from vivit_bench.curvature.options import Approximation
 from vivit_bench.errors import UsageError
 from vivit_bench.hardware import parse_device
 from vivit_bench.noise.checkpoints import Position, log_spaced, resolve_positions
@@ -34,19 +34,17 @@ class Choices:
     checkpoints: int | None = None
     at: Sequence[Position] | None = None
     monitor_batch_size: int | None = None
-    curvature: Curvature = Curvature.EXACT
-    samples: Samples = Samples.FULL
-    mc_samples: int = 1
+    approximation: Approximation | None = None
+    """None: the exact GGN of the whole monitor batch. Its seed is that of the run."""
     cutoff: float = DEFAULT_CUTOFF
     per_sample: bool = False
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        kinds = {"optimizer": OptimizerName, "curvature": Curvature, "samples": Samples}
+        # Plain strings are equal to, but are not, members.
+        object.__setattr__(self, "optimizer", OptimizerName(self.optimizer))
         if self.data is not None:
-            kinds["data"] = DataSource
-        for name, kind in kinds.items():  # plain strings are equal to, but are not, members
-            object.__setattr__(self, name, kind(getattr(self, name)))
+            object.__setattr__(self, "data", DataSource(self.data))
 
 
 def check_choices(choices: Choices) -> torch.device:
@@ -56,7 +54,13 @@ def check_choices(choices: Choices) -> torch.device:
         UsageError: With the value and what to give instead.
     """
     check_cutoff(choices.cutoff)
-    Approximation(choices.curvature, choices.samples, choices.mc_samples, choices.seed)
+    if not 0 <= choices.seed < 2**63:
+        raise UsageError(f"--seed {choices.seed}: must lie in 0 .. 2^63 - 1")
+    if choices.approximation is not None and choices.approximation.seed != choices.seed:
+        raise UsageError(
+            f"the approximation's seed {choices.approximation.seed} is not that of the run, "
+            f"{choices.seed}; a run has one"
+        )
     for name in ("epochs", "batch_size", "monitor_batch_size"):
         value = getattr(choices, name)
         if value is not None and value < 1:
@@ -112,9 +116,7 @@ def resolve(
         data=str(source),
         checkpoints=checkpoints,
         monitor_batch_size=monitor_batch_size,
-        curvature=choices.curvature,
-        samples=choices.samples,
-        mc_samples=choices.mc_samples,
+        approximation=choices.approximation or Approximation(seed=choices.seed),
         cutoff=choices.cutoff,
         per_sample=choices.per_sample,
         device=choices.device,

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from vivit_bench.curvature import (
-    Curvature,
+    Approximation,
     DirectionalDerivatives,
-    Samples,
     directional_derivatives,
+    has_zero_variance,
 )
 from vivit_bench.errors import CertificateError
-from vivit_bench.noise.statistics import direction_table, has_zero_variance
+from vivit_bench.noise.statistics import direction_table
 from vivit_bench.trees import Tree, leaves
 
 
@@ -65,12 +65,9 @@ def measure(
     loss: nn.Module,
     inputs: Tree,
     targets: Tensor,
+    approximation: Approximation | None = None,
     *,
-    curvature: Curvature = Curvature.EXACT,
-    samples: Samples = Samples.FULL,
-    mc_samples: int = 1,
     cutoff: float = 1e-4,
-    seed: int = 0,
 ) -> Measurement:
     """Slopes, curvatures, alignment and signal-to-noise ratios on one mini-batch (B.2).
 
@@ -82,12 +79,9 @@ def measure(
         loss: One that `vivit_bench.curvature` knows.
         inputs: Tensors [N, ...], on the model's device and in its precision.
         targets: [N] labels, or [N, ...] like the outputs.
-        curvature: Exact or Monte-Carlo GGN.
-        samples: Whether the whole batch or its first N // 8 samples carry the curvature;
-            gammas and the gradient are always those of the whole batch.
-        mc_samples: Label draws per sample for Monte-Carlo curvature.
+        approximation: Of the GGN; None for the exact one. Gammas and the gradient are those
+            of the whole batch, whichever samples carry the curvature.
         cutoff: Directions have eigenvalues above it.
-        seed: Of the label draws.
 
     Raises:
         UsageError: The engine cannot compute the request.
@@ -100,11 +94,8 @@ def measure(
             loss,
             inputs,
             targets,
+            approximation,
             cutoff=cutoff,
-            curvature=curvature,
-            samples=samples,
-            mc_samples=mc_samples if curvature == Curvature.MC else None,
-            seed=seed,
             with_gradient=True,
         )
     assert derivatives.gradient is not None

@@ -1,12 +1,11 @@
 """The monitor for a training loop of one's own: one call per step."""
 
 from collections.abc import Iterable
-from typing import Any
 
 import pandas as pd
 from torch import Tensor, nn
 
-from vivit_bench.curvature import Curvature, Samples
+from vivit_bench.curvature import Approximation
 from vivit_bench.errors import UsageError
 from vivit_bench.noise.measurement import Measurement, measure
 from vivit_bench.trees import Tree
@@ -30,11 +29,8 @@ class NoiseMonitor:
         targets: Theirs.
         at: Numbers of optimizer steps after which to look; 0 is now. None: after every step,
             and now.
-        curvature: As for `measure`, as the following.
-        samples: As there.
-        mc_samples: As there.
+        approximation: As for `measure`.
         cutoff: As there.
-        seed: As there.
 
     Raises:
         UsageError: A negative step, or what the engine cannot compute.
@@ -49,20 +45,11 @@ class NoiseMonitor:
         targets: Tensor,
         at: Iterable[int] | None = None,
         *,
-        curvature: Curvature = Curvature.EXACT,
-        samples: Samples = Samples.FULL,
-        mc_samples: int = 1,
+        approximation: Approximation | None = None,
         cutoff: float = 1e-4,
-        seed: int = 0,
     ) -> None:
         self._request = (model, loss, inputs, targets)
-        self._options: dict[str, Any] = {
-            "curvature": curvature,
-            "samples": samples,
-            "mc_samples": mc_samples,
-            "cutoff": cutoff,
-            "seed": seed,
-        }
+        self._approximation, self._cutoff = approximation, cutoff
         self._at = None if at is None else frozenset(at)
         if self._at and min(self._at) < 0:
             raise UsageError(f"at has step {min(self._at)}: steps are counted from 0, the start")
@@ -96,5 +83,6 @@ class NoiseMonitor:
     def _look(self) -> Measurement | None:
         if self._at is not None and self.steps not in self._at:
             return None
-        seen = self.measurements[self.steps] = measure(*self._request, **self._options)
+        seen = measure(*self._request, self._approximation, cutoff=self._cutoff)
+        self.measurements[self.steps] = seen
         return seen

@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any
 
-from vivit_bench.curvature.options import Curvature, Samples
+from vivit_bench.curvature.options import Approximation
 
 DEFAULT_CHECKPOINTS = 16
 HELD_OUT_SHARE = 10
@@ -41,18 +41,27 @@ class Settings:
     checkpoints: tuple[int, ...]
     """Steps at which the monitor looks, ascending."""
     monitor_batch_size: int
-    curvature: Curvature
-    samples: Samples
-    mc_samples: int
+    approximation: Approximation
+    """Its seed is that of the run."""
     cutoff: float
     per_sample: bool
     """Whether gamma_nk and lambda_nk are stored."""
     device: str
 
     def record(self) -> dict[str, Any]:
-        """The settings, JSON-ready."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: _plain(value) for name, value in values.items()}
+        """The settings, flat and JSON-ready."""
+        record: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Approximation):
+                record |= {
+                    "curvature": value.curvature.value,
+                    "samples": value.samples.value,
+                    "mc_samples": value.mc_samples,
+                }
+            else:
+                record[field.name] = _plain(value)
+        return record
 
 
 def _plain(value: Any) -> Any:

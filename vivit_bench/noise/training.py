@@ -159,11 +159,8 @@ class Training:
                 self.model,
                 self.loss,
                 *self.monitor_batch,
-                curvature=self.settings.curvature,
-                samples=self.settings.samples,
-                mc_samples=self.settings.mc_samples,
+                self.settings.approximation,
                 cutoff=self.settings.cutoff,
-                seed=self.settings.seed,
             )
         except CertificateError as error:
             raise CertificateError(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vivit_bench.curvature.options import Precision
 from vivit_bench.errors import UsageError
-from vivit_bench.hardware import parse_device
+from vivit_bench.hardware import device_name, parse_device
 from vivit_bench.problems.sources import DataSource, check_source, default_source
 from vivit_bench.trees import Tree, map_tree
 
@@ -47,7 +47,7 @@ class WorkloadSpec:
             raise UsageError(f"--batch-size {self.batch_size}: must be at least 1")
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"--seed {self.seed}: must lie in 0 .. 2^63 - 1")
-        object.__setattr__(self, "device", parse_device(self.device))
+        object.__setattr__(self, "device", device_name(self.device))
         object.__setattr__(self, "dtype", Precision(self.dtype))
         if self.data is not None:
             object.__setattr__(self, "data", DataSource(self.data))
@@ -155,6 +155,7 @@ def load_workload(spec: WorkloadSpec, purpose: Purpose = "real") -> Workload:
     from vivit_bench.problems.fingerprint import model_fingerprint
     from vivit_bench.problems.load import load_problem
 
+    parse_device(spec.device)
     problem = load_problem(spec.problem, seed=spec.seed, checkpoint=spec.checkpoint)
     source = default_source(problem, purpose) if spec.data is None else spec.data
     check_source(problem, source)

@@ -7,7 +7,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from vivit_bench.report.files import write_report
+from vivit_bench.report.tables import write_report
 
 STYLE: dict[Any, Any] = {
     "font.size": 8,

@@ -2,35 +2,48 @@
 
 import difflib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from tabulate import tabulate
 
 from vivit_bench.errors import UsageError
 from vivit_bench.noise.checkpoints import Position
 from vivit_bench.noise.records import RUN, NoiseRun
-from vivit_bench.report.files import write_in_all_formats
-from vivit_bench.report.table_format import TableFormat
+from vivit_bench.noise.runner import monitoring_cost
+from vivit_bench.report.tables import Column, Table
 
 BULK = 0.9
 """Share of the gradient's squared norm in the column ``directions_for_bulk``."""
 
-_HEADERS = {
-    "step": "step",
-    "epoch": "epoch",
-    "train_loss": "train loss",
-    "test_loss": "test loss",
-    "test_accuracy": "test acc.",
-    "num_directions": "K",
-    "largest_lambda": "largest lambda",
-    "alignment_sum": "in span",
-    "directions_for_bulk": f"K for {BULK:.0%}",
-    "leading_snr_lambda": "SNR lambda",
-    "leading_snr_gamma": "SNR gamma",
-    "zero_variance": "zero var.",
-}
+_CHECKPOINTS = (
+    Column("step", shown=","),
+    Column("epoch", shown=".3g"),
+    Column("train_loss", "train loss", ".3g"),
+    Column("test_loss", "test loss", ".3g"),
+    Column("test_accuracy", "test acc.", ".1%"),
+    Column("num_directions", "K", ","),
+    Column("largest_eigenvalue", "largest eigenv.", ".3g"),
+    Column("alignment_sum", "in span", ".3g"),
+    Column("directions_for_bulk", f"K for {BULK:.0%}", ","),
+    Column("leading_snr_lambda", "SNR lambda", ".3g"),
+    Column("leading_snr_gamma", "SNR gamma", ".3g"),
+    Column("zero_variance", "zero var.", ","),
+)
+_RUN = (
+    Column("problem", left=True),
+    Column("optimizer", left=True),
+    Column("num_steps", "steps", ","),
+    Column("epochs", shown=","),
+    Column("test_loss", "test loss", ".4g"),
+    Column("test_accuracy", "test accuracy", ".1%"),
+    Column("first_num_directions", "directions K, first", ","),
+    Column("last_num_directions", "directions K, last", ","),
+    Column("training_seconds_per_epoch", "seconds of an epoch", ".2f"),
+    Column("monitoring_calls", "monitoring calls", ","),
+    Column("monitoring_seconds_per_call", "seconds of a call", ".2f"),
+    Column("monitoring_share", "share of the time", ".0%"),
+    Column("folder", "stored", left=True),
+)
 
 
 def find_run(name: str, results_dir: Path) -> Path:
@@ -84,14 +97,36 @@ def choose_checkpoints(run: NoiseRun, at: list[Position] | None) -> list[int]:
     return sorted(chosen)
 
 
-def checkpoint_table(run: NoiseRun) -> pd.DataFrame:
-    """One row per checkpoint.
+def run_table(run: NoiseRun) -> Table:
+    """What is worth knowing of a finished run; times are medians."""
+    cost, last = monitoring_cost(run), run.curves.iloc[-1]
+    counts = run.checkpoints["num_directions"].tolist()
+    row = {
+        "problem": run.settings["problem"],
+        "optimizer": run.settings["optimizer"],
+        "num_steps": int(last["step"]),
+        "epochs": run.settings["epochs"],
+        "test_loss": float(last["test_loss"]),
+        "test_accuracy": float(last["test_accuracy"]),
+        "first_num_directions": counts[0],
+        "last_num_directions": counts[-1],
+        "training_seconds_per_epoch": cost["seconds_per_epoch"],
+        "monitoring_calls": cost["calls"],
+        "monitoring_seconds_per_call": cost["seconds_per_call"],
+        "monitoring_share": cost["share"],
+        "folder": str(run.folder),
+    }
+    return Table(_RUN, [row], is_record=True)
+
+
+def checkpoint_table(run: NoiseRun) -> Table:
+    """One row per checkpoint; what the columns mean is below.
 
     Returns:
         Columns ``step``, ``epoch``; ``train_loss``, ``test_loss``, ``test_accuracy``;
-        ``num_directions`` K; ``largest_lambda``; ``alignment_sum``, the share of the gradient's
-        squared norm in the span of the directions; ``directions_for_bulk``, the fewest directions
-        that hold ``BULK`` of it (NA if all do not); ``leading_snr_lambda`` and
+        ``num_directions`` K; ``largest_eigenvalue``; ``alignment_sum``, the share of the
+        gradient's squared norm in the span of the directions; ``directions_for_bulk``, the fewest
+        directions that hold ``BULK`` of it (None if all do not); ``leading_snr_lambda`` and
         ``leading_snr_gamma``, medians over the C directions of largest curvature; and
         ``zero_variance``, directions in which an SNR is infinite or undefined.
     """
@@ -104,56 +139,37 @@ def checkpoint_table(run: NoiseRun) -> pd.DataFrame:
         first = directions.head(leading)
         # The curve's row is written after the checkpoint's, and may be missing after a crash.
         curve = curves.loc[step] if step in curves.index else pd.Series(dtype=float)
+        values = {
+            "epoch": checkpoint["epoch"],
+            **{name: curve.get(name) for name in ("train_loss", "test_loss", "test_accuracy")},
+            "largest_eigenvalue": directions["eigenvalue"].max(),
+            "alignment_sum": checkpoint["alignment_sum"],
+            "leading_snr_lambda": first["snr_lambda"].median(),
+            "leading_snr_gamma": first["snr_gamma"].median(),
+        }
+        zero = checkpoint["zero_variance_gamma"] + checkpoint["zero_variance_lambda"]
         rows.append(
             {
-                "step": step,
-                "epoch": checkpoint["epoch"],
-                **{name: curve.get(name) for name in ("train_loss", "test_loss", "test_accuracy")},
-                "num_directions": checkpoint["num_directions"],
-                "largest_lambda": directions["lambda"].max(),
-                "alignment_sum": checkpoint["alignment_sum"],
+                **{name: None if pd.isna(v) else float(v) for name, v in values.items()},
+                "step": int(step),
+                "num_directions": int(checkpoint["num_directions"]),
                 "directions_for_bulk": directions_for(directions["alignment"], BULK),
-                "leading_snr_lambda": first["snr_lambda"].median(),
-                "leading_snr_gamma": first["snr_gamma"].median(),
-                "zero_variance": checkpoint["zero_variance_gamma"]
-                + checkpoint["zero_variance_lambda"],
+                "zero_variance": int(zero),
             }
         )
-    table = pd.DataFrame(rows, columns=list(_HEADERS))
-    return table.astype({"directions_for_bulk": "Int64"})
+    return Table(_CHECKPOINTS, rows, notes=_notes(run))
 
 
-def directions_for(alignment: "pd.Series[float]", share: float) -> Any:
-    """The fewest directions whose alignments sum to ``share``; NA if all do not."""
+def directions_for(alignment: "pd.Series[float]", share: float) -> int | None:
+    """The fewest directions whose alignments sum to ``share``; None if all do not."""
     cumulated = np.sort(alignment.to_numpy())[::-1].cumsum()
     if not len(cumulated) or not cumulated[-1] >= share:
-        return pd.NA
+        return None
     return int(np.searchsorted(cumulated, share)) + 1
 
 
-def format_table(table: pd.DataFrame, style: TableFormat) -> str:
-    """A `checkpoint_table` as text: all digits as CSV, else rounded."""
-    if style is TableFormat.CSV:
-        return str(table.to_csv(index=False))
-    shown = pd.DataFrame(
-        {title: [_cell(name, value) for value in table[name]] for name, title in _HEADERS.items()}
-    )
-    if style is TableFormat.LATEX:
-        return str(shown.to_latex(index=False, escape=True, column_format="r" * len(_HEADERS)))
-    return (
-        tabulate(
-            shown.to_dict("list"),
-            headers="keys",
-            tablefmt="pipe" if style is TableFormat.MARKDOWN else "simple",
-            disable_numparse=True,
-            colalign=["right"] * len(_HEADERS),
-        )
-        + "\n"
-    )
-
-
-def table_notes(run: NoiseRun) -> str:
-    """What the columns mean, and what state the run is in, for below a table."""
+def _notes(run: NoiseRun) -> list[str]:
+    """What the columns mean, and what state the run is in."""
     count = run.header["sizes"]["num_outputs"]
     notes = [
         f"K: directions with an eigenvalue above {run.settings['cutoff']:g}. In span: share of the "
@@ -164,7 +180,7 @@ def table_notes(run: NoiseRun) -> str:
     ]
     if note := state_note(run):
         notes.append(f"{note[0].upper()}{note[1:]}.")
-    return "\n".join(notes)
+    return notes
 
 
 def state_note(run: NoiseRun) -> str:
@@ -176,26 +192,3 @@ def state_note(run: NoiseRun) -> str:
             where = run.header["diverged_at"]
             return f"the training diverged: loss {where['loss']} at step {where['step']}"
     return ""
-
-
-def write_table(run: NoiseRun, table: pd.DataFrame) -> list[Path]:
-    """Write a `checkpoint_table` as CSV, Markdown and LaTeX into the run's folder."""
-
-    def text(style: TableFormat) -> str:
-        notes = f"\n{table_notes(run)}\n" if style is TableFormat.MARKDOWN else ""
-        return format_table(table, style) + notes
-
-    return write_in_all_formats(run.folder / "table", text)
-
-
-def _cell(name: str, value: Any) -> str:
-    if pd.isna(value):
-        return "-"
-    match name:
-        case "step" | "num_directions" | "directions_for_bulk" | "zero_variance":
-            return f"{int(value):,}"
-        case "epoch":
-            return f"{value:.3g}"
-        case "test_accuracy":
-            return f"{value:.1%}"
-    return f"{value:.3g}"

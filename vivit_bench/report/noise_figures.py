@@ -67,13 +67,13 @@ def draw_directions(run: NoiseRun, steps: Sequence[int]) -> Figure:
             panels[0, column].set_title(_title(run, step), pad=4)
             for row, (name, label) in enumerate(_ROWS):
                 panel = panels[row, column]
-                _draw_points(panel, directions["lambda"], directions[name].abs(), _COLOURS[row])
+                _draw_points(panel, directions["eigenvalue"], directions[name].abs(), _COLOURS[row])
                 if column == 0:
                     panel.set_ylabel(label)
         for row, (name, _) in enumerate(_ROWS):
             values = pd.concat([directions[name].abs() for directions in found.values()])
             _scale_row(panels[row, 0], values.to_numpy(), is_ratio=name.startswith("snr"))
-        lambdas = pd.concat([directions["lambda"] for directions in found.values()])
+        lambdas = pd.concat([directions["eigenvalue"] for directions in found.values()])
         panels[0, 0].set_xscale("log")
         panels[0, 0].set_xlim(*_limits(lambdas.to_numpy(), run.settings["cutoff"]))
         panels[0, 0].xaxis.set_major_locator(LogLocator(numticks=5))

@@ -1,12 +1,5 @@
-"""The forms a table is printed in (no pandas)."""
+"""The forms of a table: see `vivit_bench.report.tables`."""
 
-from enum import StrEnum
+from vivit_bench.report.tables import TableFormat
 
-
-class TableFormat(StrEnum):
-    """How a table is printed."""
-
-    TERMINAL = "terminal"
-    CSV = "csv"
-    MARKDOWN = "markdown"
-    LATEX = "latex"
+__all__ = ["TableFormat"]

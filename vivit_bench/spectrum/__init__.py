@@ -1,27 +1,22 @@
 """Spectra of the GGN: compute, store, sweep over approximations, compare."""
 
-from vivit_bench.curvature.options import Precision
 from vivit_bench.spectrum.compare import SpectrumComparison, compare_spectra, spectral_distance
 from vivit_bench.spectrum.compute import compute_on, compute_spectrum, leading_eigenvectors
 from vivit_bench.spectrum.record import SpectrumRecord, load_spectrum
 from vivit_bench.spectrum.settings import SpectrumSettings
 from vivit_bench.spectrum.sweep import SweepEvent, SweepStep, sweep_spectra
-from vivit_bench.spectrum.workload import Workload, load_workload
 
 __all__ = [
-    "Precision",
     "SpectrumComparison",
     "SpectrumRecord",
     "SpectrumSettings",
     "SweepEvent",
     "SweepStep",
-    "Workload",
     "compare_spectra",
     "compute_on",
     "compute_spectrum",
     "leading_eigenvectors",
     "load_spectrum",
-    "load_workload",
     "spectral_distance",
     "sweep_spectra",
 ]

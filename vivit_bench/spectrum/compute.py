@@ -15,9 +15,9 @@ from vivit_bench.arguments import DEFAULT_CUTOFF, check_cutoff
 from vivit_bench.curvature.options import Approximation, Blocks, Curvature, Precision, Samples
 from vivit_bench.errors import VivitBenchError
 from vivit_bench.hardware import cpu_threads, memory_errors
+from vivit_bench.problems.workload import Workload, WorkloadSpec, load_workload
 from vivit_bench.spectrum.record import SpectrumRecord
 from vivit_bench.spectrum.settings import SpectrumSettings
-from vivit_bench.spectrum.workload import Workload, load_workload
 from vivit_bench.store import provenance
 
 if TYPE_CHECKING:
@@ -75,20 +75,12 @@ def compute_spectrum(
         CertificateError: The result failed its check.
         VivitBenchError: The memory does not suffice, or the result is not finite.
     """
-    Approximation(curvature, samples, mc_samples, seed)
+    spec = WorkloadSpec(problem, batch_size, data, data_dir, seed, checkpoint, dtype, device)
+    approximation = Approximation(curvature, samples, mc_samples, seed)
     check_cutoff(cutoff)
     with cpu_threads(threads):
-        workload = load_workload(
-            problem,
-            batch_size=batch_size,
-            data=data,
-            data_dir=data_dir,
-            seed=seed,
-            checkpoint=checkpoint,
-            dtype=dtype,
-            device=device,
-        )
-        settings = workload.settings(curvature, samples, mc_samples, blocks, cutoff, params)
+        workload = load_workload(spec)
+        settings = SpectrumSettings(workload.spec, approximation, blocks, params, cutoff)
         return compute_on(workload, settings, certify)
 
 
@@ -99,7 +91,7 @@ def compute_on(
 
     Args:
         workload: Model and mini-batch.
-        settings: What ``workload.settings(...)`` returned.
+        settings: Those of ``workload.spec``.
         certify: See ``compute_spectrum``.
 
     Raises:
@@ -111,6 +103,7 @@ def compute_on(
 
     from vivit_bench.curvature import eigenvalues
 
+    data_dir = workload.spec.data_dir
     start = time.perf_counter()
     with _memory_errors(settings):
         spectrum = eigenvalues(
@@ -139,7 +132,7 @@ def compute_on(
         batch_fingerprint=workload.batch_fingerprint,
         certificate=asdict(spectrum.certificate) if spectrum.certificate else {},
         provenance=provenance(),
-        data_dir=None if workload.data_dir is None else str(workload.data_dir),
+        data_dir=None if data_dir is None else str(data_dir),
     )
 
 
@@ -150,7 +143,7 @@ def leading_eigenvectors(
 
     Args:
         workload: Model and mini-batch.
-        settings: What ``workload.settings(...)`` returned; its ``blocks`` are ignored.
+        settings: Those of ``workload.spec``; their ``blocks`` are ignored.
         k: How many at the most; fewer if fewer eigenvalues are above the cutoff.
         certify: See ``compute_spectrum``.
 
@@ -188,7 +181,7 @@ def leading_eigenvectors(
 
 def _memory_errors(settings: SpectrumSettings) -> AbstractContextManager[None]:
     return memory_errors(
-        f"{settings.problem} on {settings.device}, {settings.variant}, at batch size "
+        f"{settings.problem} on {settings.workload.device}, {settings.variant}, at batch size "
         f"{settings.batch_size}",
         "try a smaller --batch-size or --samples frac",
     )

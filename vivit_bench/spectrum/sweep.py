@@ -6,13 +6,13 @@ from enum import StrEnum
 from pathlib import Path
 
 from vivit_bench.arguments import DEFAULT_CUTOFF
-from vivit_bench.curvature.options import VARIANTS, Blocks, Curvature
+from vivit_bench.curvature.options import VARIANTS, Approximation, Blocks, Curvature
 from vivit_bench.errors import UsageError
+from vivit_bench.problems.workload import Workload
 from vivit_bench.spectrum.compute import compute_on
 from vivit_bench.spectrum.paths import default_path
 from vivit_bench.spectrum.record import SpectrumRecord, load_spectrum
 from vivit_bench.spectrum.settings import SpectrumSettings
-from vivit_bench.spectrum.workload import Workload
 from vivit_bench.store import Provenance, provenance
 
 # Another version of one of these may give other numbers.
@@ -77,7 +77,8 @@ def sweep_spectra(
     """
     for curvature, samples in VARIANTS:
         draws = mc_samples if curvature is Curvature.MC else 1
-        settings = workload.settings(curvature, samples, draws, blocks, cutoff)
+        approximation = Approximation(curvature, samples, draws, workload.spec.seed)
+        settings = SpectrumSettings(workload.spec, approximation, blocks, cutoff=cutoff)
         path = default_path(settings, results_dir)
         stored, stale = (None, "") if fresh else find_reusable(path, settings, workload)
         if stored is not None:

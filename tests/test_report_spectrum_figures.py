@@ -12,7 +12,7 @@ from spectrum_cases import make_record
 
 from vivit_bench.curvature.options import Curvature
 from vivit_bench.errors import UsageError
-from vivit_bench.report.spectrum import (
+from vivit_bench.report.spectrum_figures import (
     draw_spectra,
     histogram_edges,
     plot_spectra,

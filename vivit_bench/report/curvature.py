@@ -1,0 +1,88 @@
+"""Tables of one mini-batch's curvature: directions, and how each layer is computed."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import humanize
+
+from vivit_bench.report.tables import Column, Table
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vivit_bench.curvature import Explanation
+
+_NUMBER = ".6g"
+
+STEP_COLUMNS = (
+    Column("loss", shown=_NUMBER),
+    Column("loss_after_step", "loss after the step", _NUMBER),
+    Column("step_norm", "norm of the step", _NUMBER),
+    Column("num_directions", "directions", ","),
+)
+DIRECTION_COLUMNS = (
+    Column("direction"),
+    Column("eigenvalue", shown=".4e"),
+    Column("gamma", shown=".3e"),
+    Column("alignment", shown=".3g"),
+    Column("snr_gamma", shown=".3g"),
+    Column("snr_lambda", shown=".3g"),
+)
+"""Of `vivit_bench.noise.direction_table`."""
+
+
+def step_table(**row: Any) -> Table:
+    """What a Newton step does: the values of ``STEP_COLUMNS``."""
+    return Table(STEP_COLUMNS, [row], is_record=True)
+
+
+def directions_table(rows: Iterable[Any]) -> Table:
+    """Slopes, curvatures and signal-to-noise ratios, a row a direction."""
+    return Table(DIRECTION_COLUMNS, list(rows))
+
+
+def eigenvalues_table(eigenvalues: "Tensor") -> Table:
+    """Leading eigenvalues [k], descending."""
+    values = enumerate(eigenvalues.tolist(), 1)
+    rows = [{"direction": number, "eigenvalue": value} for number, value in values]
+    return Table(DIRECTION_COLUMNS[:2], rows)
+
+
+def explanation_table(explanation: "Explanation") -> Table:
+    """How each layer would be computed, with totals; the reasons are below."""
+    columns = (
+        Column("layer", left=True),
+        Column("type", left=True, is_detail=True),
+        Column("tier", left=True),
+        Column("num_params", "D", ","),
+        Column("contraction", left=True),
+        Column("flops", "GFLOP", lambda flops: f"{flops / 1e9:.2f}"),
+        Column("kept_bytes", "kept", lambda size: humanize.naturalsize(size, binary=True)),
+        Column("reason", is_detail=True),
+        Column("advice", is_detail=True),
+    )
+    rows = [
+        {
+            "layer": unit.name,
+            "type": unit.layer_type,
+            "tier": unit.tier.value,
+            "num_params": unit.num_params,
+            "contraction": unit.contraction.value,
+            "flops": unit.flops,
+            "kept_bytes": unit.bytes,
+            "reason": unit.reason,
+            "advice": unit.advice or None,
+        }
+        for unit in explanation.units
+    ]
+    totals: dict[str, Any] = {"layer": "all"}
+    for name in ("num_params", "flops", "kept_bytes"):
+        totals[name] = sum(row[name] for row in rows)
+    several = "one sample at a time" if explanation.one_sample_at_a_time else "in micro-batches"
+    advice = dict.fromkeys(unit.advice for unit in explanation.units if unit.advice)
+    notes = [
+        *(f"{unit.name} ({unit.layer_type}): {unit.reason}" for unit in explanation.units),
+        f"samples run {several}",
+        *(f"- {line}" for line in [*explanation.notes, *advice]),
+    ]
+    return Table(columns, rows, totals, notes)
