@@ -28,7 +28,7 @@ def add_search(results_dir: Path, **values: Any) -> None:
         "ram_bytes": 2**34,
         "host": "here",
         "code": "abc",
-        "time": "2026-01-01T00:00:00+00:00",
+        "ended_at": "2026-01-01T00:00:00+00:00",
         **values,
     }
     store_row(results_dir, {**row, "key": repr(sorted(row.items()))})

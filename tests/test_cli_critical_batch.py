@@ -106,7 +106,9 @@ def test_a_sweep_is_one_search_after_the_other(run: Run) -> None:
 
 def test_tables_are_printed_and_written(run: Run, tmp_path: Path) -> None:
     add_variants(tmp_path / "results", (10, 20, 30, 40))
-    add_variants(tmp_path / "results", (1, 2, 3, 4), memory_limit_bytes=2**20, time="2020-01-01")
+    add_variants(
+        tmp_path / "results", (1, 2, 3, 4), memory_limit_bytes=2**20, ended_at="2020-01-01"
+    )
     outcome = run("table", "--paper", "--format", "csv")
     assert outcome.code == 0
     lines = outcome.out.splitlines()

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vivit_bench.critical_batch import Cell, MemoryLimit, Outcome, Trial, make_cell, run_search
+from vivit_bench.critical_batch import Cell, MemoryLimit, make_cell, run_search
 from vivit_bench.critical_batch import runner as runner_module
 from vivit_bench.critical_batch import settings as settings_module
 from vivit_bench.critical_batch.journal import open_journal
 from vivit_bench.critical_batch.runner import FinishedSearch, Listener, choose_limit
 from vivit_bench.critical_batch.search import StoppedBy, TrialError
 from vivit_bench.critical_batch.searches import COLUMNS, searches_path
-from vivit_bench.critical_batch.spec import TrialSpec
 from vivit_bench.critical_batch.sweep import sweep_cells, table_cells
 from vivit_bench.critical_batch.table_s1 import SUB_TABLES
-from vivit_bench.critical_batch.trial import TrialRun
 from vivit_bench.curvature.options import Curvature, Samples
 from vivit_bench.errors import UsageError, VivitBenchError
+from vivit_bench.measure import Outcome, Spec, Trial, TrialRun
+from vivit_bench.measure.trial import Confirming
 from vivit_bench.peers import Quantity
 
 LIMIT = MemoryLimit(21_500, True)
@@ -39,10 +40,10 @@ def make_trial(n: int, outcome: Outcome, message: str = "", timeout: float = 1_8
         peak_bytes=1000 * n,
         idle_bytes=5,
         absolute_peak_bytes=1000 * n + 5,
-        seconds=2.0,
+        elapsed_seconds=2.0,
         timeout_seconds=timeout,
         confirmed=False,
-        time="2026-01-01T00:00:00+00:00",
+        ended_at="2026-01-01T00:00:00+00:00",
     )
 
 
@@ -55,7 +56,7 @@ class FakeTrials:
         self.runs: list[int] = []
         self.interrupt_after: int | None = None
 
-    def __call__(self, spec: TrialSpec, timeout: float) -> TrialRun:
+    def __call__(self, spec: Spec, timeout: float, confirming: Confirming) -> TrialRun:
         if len(self.runs) == self.interrupt_after:
             raise KeyboardInterrupt
         self.runs.append(spec.n)
@@ -157,9 +158,9 @@ def test_each_trial_is_on_disk_before_the_next_begins(search: Search, tmp_path: 
     seen: list[int] = []
 
     class Reads(FakeTrials):
-        def __call__(self, spec: TrialSpec, timeout: float) -> TrialRun:
+        def __call__(self, spec: Spec, timeout: float, confirming: Confirming) -> TrialRun:
             seen.append(len(journals(tmp_path)[0].read_bytes().splitlines()) - 1)
-            return super().__call__(spec, timeout)
+            return super().__call__(spec, timeout, confirming)
 
     search(Reads(3))
     assert seen == [0, 1, 2, 3]
@@ -167,10 +168,10 @@ def test_each_trial_is_on_disk_before_the_next_begins(search: Search, tmp_path: 
 
 def test_the_same_search_twice_at_once_is_refused(search: Search) -> None:
     class Nested(FakeTrials):
-        def __call__(self, spec: TrialSpec, timeout: float) -> TrialRun:
+        def __call__(self, spec: Spec, timeout: float, confirming: Confirming) -> TrialRun:
             with pytest.raises(VivitBenchError, match="another process is running this search"):
                 search(FakeTrials(3))
-            return super().__call__(spec, timeout)
+            return super().__call__(spec, timeout, confirming)
 
     assert search(Nested(3)).result.critical_batch_size == 3
 
@@ -242,7 +243,7 @@ def test_only_code_that_measures_makes_records_stale(
     changed = FakeTrials(21)
     search(changed)
     assert changed.runs[0] == 1
-    assert set(rooms[0]) == {"critical_batch", "curvature", "peers", "problems"}
+    assert set(rooms[0]) == {"measure", "curvature", "peers", "problems"}
 
 
 def test_other_settings_have_records_of_their_own(search: Search, tmp_path: Path) -> None:
@@ -286,7 +287,7 @@ def test_the_table_of_searches(search: Search, tmp_path: Path, cell: Cell) -> No
     assert first["stopped_by"] == "memory"
     assert first["peak_bytes"] == 21_000
     assert first["trials"] == 8
-    assert first["seconds"] == 16.0
+    assert first["elapsed_seconds"] == 16.0
     assert first["memory_limit_bytes"] == 21_500
     assert first[["problem", "quantity", "curvature", "samples", "data", "engine"]].tolist() == [
         "mnist_mlp",
@@ -344,7 +345,7 @@ def test_the_default_limit_stays_while_its_search_is_unfinished(
     assert choose_limit([cell], None, results_dir=tmp_path, fresh=True).limit_bytes == 3 * 2**30
     other = make_cell("mnist_mlp", seed=1, threads=2)
     assert choose_limit([other], None, results_dir=tmp_path).limit_bytes == 3 * 2**30
-    assert choose_limit([cell], 5, results_dir=tmp_path) == MemoryLimit(5, True)
+    assert choose_limit([cell], 2**30, results_dir=tmp_path) == MemoryLimit(2**30, True)
     assert notes.notes == [
         "memory limit: 4 GiB, 50% of the memory available now (choose with --memory-limit SIZE)",
         "memory limit: 4 GiB, chosen when the search began "
@@ -399,3 +400,38 @@ def test_a_sweep_goes_on_after_a_failed_cell(
     assert searched == [0, 1, 2]
     assert [step.error is None for step in ends] == [True, False, True]
     assert {row["seed"] for row in rows_of(tmp_path)} == {"0", "2"}
+
+
+def test_a_limit_below_what_can_be_measured_is_refused(cell: Cell, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--memory-limit 20 Bytes: below 1 MiB"):
+        choose_limit([cell], 20, results_dir=tmp_path)
+
+
+def test_a_repeated_trial_is_told(search: Search) -> None:
+    """Near the limit a trial takes several times as long; without a word it seems to hang."""
+    told: list[tuple[int, int, float]] = []
+
+    class Hears(Notes):
+        def confirming(self, n: int, reading: int, seconds: float) -> None:
+            told.append((n, reading, seconds))
+
+    class Confirms(FakeTrials):
+        def __call__(self, spec: Spec, timeout: float, confirming: Confirming) -> TrialRun:
+            confirming(2, 8.0)
+            return super().__call__(spec, timeout, confirming)
+
+    search(Confirms(1), listener=Hears())
+    assert told == [(1, 2, 8.0), (2, 2, 8.0)]
+
+
+def test_the_end_of_the_data_is_stored_with_its_reason(search: Search, tmp_path: Path) -> None:
+    class FiftySamples(FakeTrials):
+        def __call__(self, spec: Spec, timeout: float, confirming: Confirming) -> TrialRun:
+            run = super().__call__(spec, timeout, confirming)
+            available = 50 if run.trial.outcome is Outcome.DATA else None
+            return replace(run, trial=replace(run.trial, available_samples=available))
+
+    finished = search(FiftySamples(100, {64: Outcome.DATA}))
+    (row,) = rows_of(tmp_path)
+    assert (row["critical_batch_size"], row["stopped_by"]) == ("50", "data")
+    assert row["message"] == finished.result.message == "the data end at 50 samples"

@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vivit_bench.critical_batch.outcomes import Outcome, Trial
 from vivit_bench.critical_batch.search import (
     Bracket,
     SearchResult,
@@ -14,6 +13,7 @@ from vivit_bench.critical_batch.search import (
     TrialError,
     find_critical_batch_size,
 )
+from vivit_bench.measure import Outcome, Trial
 
 maxima = st.integers(1, 40_000)
 thresholds = st.integers(0, 50_000)
@@ -27,10 +27,10 @@ def trial(n: int, outcome: Outcome, message: str = "") -> Trial:
         peak_bytes=n,
         idle_bytes=0,
         absolute_peak_bytes=n,
-        seconds=1.0,
+        elapsed_seconds=1.0,
         timeout_seconds=60.0,
         confirmed=False,
-        time="2026-01-01T00:00:00+00:00",
+        ended_at="2026-01-01T00:00:00+00:00",
     )
 
 
@@ -153,6 +153,41 @@ def test_misleading_peaks_cost_trials_but_never_the_number(
     result = find_critical_batch_size(run, max_batch, limit)
     assert result.critical_batch_size == min(threshold, max_batch)
     assert len(set(machine.runs)) == len(machine.runs) <= 7 * max_batch.bit_length() + 2
+
+
+@given(thresholds, maxima, st.integers(1, 50_000))
+def test_all_samples_there_are_are_tried(threshold: int, max_batch: int, samples: int) -> None:
+    """The end of the data is a bound like the largest batch size allowed, met on the way."""
+    machine = Machine(threshold)
+
+    def run(n: int, bracket: Bracket) -> Trial:
+        if n > samples:
+            machine.runs.append(n)
+            return replace(trial(n, Outcome.DATA, "the reason"), available_samples=samples)
+        return machine.run(n, bracket)
+
+    result = find_critical_batch_size(run, max_batch)
+    assert result.critical_batch_size == min(threshold, max_batch, samples)
+    assert len(set(machine.runs)) == len(machine.runs)
+    if threshold < min(samples, max_batch):
+        assert result.stopped_by is StoppedBy.MEMORY
+    elif samples < max_batch:
+        assert result.stopped_by is StoppedBy.DATA
+        assert result.message == f"the data end at {samples} samples"
+    else:
+        assert result.stopped_by is StoppedBy.MAX_BATCH
+
+
+def test_data_that_contradict_themselves_end_the_search() -> None:
+    """A function that gives 8 samples of 8 and then has 5 of 16."""
+
+    def run(n: int, bracket: Bracket) -> Trial:
+        if n > 8:
+            return replace(trial(n, Outcome.DATA), available_samples=5)
+        return trial(n, Outcome.FITS)
+
+    result = find_critical_batch_size(run, 64)
+    assert (result.critical_batch_size, result.stopped_by) == (8, StoppedBy.DATA)
 
 
 def test_a_timeout_during_bisection_ends_the_search_too() -> None:

@@ -13,13 +13,10 @@ from torch.utils.data import Dataset
 from typer.testing import CliRunner
 
 from vivit_bench.cli.problems import app
-from vivit_bench.critical_batch.failures import BatchLimitError
-from vivit_bench.critical_batch.outcomes import Outcome
-from vivit_bench.critical_batch.spec import TrialSpec
-from vivit_bench.critical_batch.trial import run_trial
-from vivit_bench.critical_batch.workloads import EngineWorkload
 from vivit_bench.curvature.options import Precision
 from vivit_bench.errors import UsageError
+from vivit_bench.measure import Outcome, Spec, run_trial
+from vivit_bench.measure.work import EngineWork
 from vivit_bench.noise import Choices, OptimizerName, run_noise
 from vivit_bench.noise.data import chunks, load_run_data
 from vivit_bench.noise.training import evaluate
@@ -27,6 +24,7 @@ from vivit_bench.problems import DataSource, Problem, load_batch, load_dataset, 
 from vivit_bench.problems.describe import describe_problem, layer_rows
 from vivit_bench.problems.fingerprint import batch_fingerprint, model_fingerprint
 from vivit_bench.problems.own_data import as_own_data
+from vivit_bench.problems.sampling import TooFewSamplesError
 from vivit_bench.problems.workload import WorkloadSpec, load_workload
 from vivit_bench.spectrum import compute_spectrum
 from vivit_bench.trees import leaves
@@ -457,31 +455,30 @@ def work(problem: str, quantity: str = "eigenvalues") -> dict[str, Any]:
 
 
 def test_a_trial_knows_the_end_of_the_data_from_an_error(write: Write) -> None:
-    with pytest.raises(BatchLimitError, match="41 samples are more than the 40"):
-        EngineWorkload(**work(write(f"Bag(), ce, {TREE}"))).run(41)
+    with pytest.raises(TooFewSamplesError, match="41 samples are more than the 40"):
+        EngineWork(**work(write(f"Bag(), ce, {TREE}"))).run(41)
     function = "lambda n, seed: (X[:n], Y[:n])"
-    with pytest.raises(BatchLimitError, match="got 40 samples instead of 50"):
-        EngineWorkload(**work(write(f"net, ce, {function}"))).run(50)
+    with pytest.raises(TooFewSamplesError, match="got 40 samples instead of 50"):
+        EngineWork(**work(write(f"net, ce, {function}"))).run(50)
     name = write("net, ce, Items(lambda i: (X[i], 1 // (i - 5) % 2))")
     with pytest.raises(UsageError, match="item 5 of Items raised ZeroDivisionError"):
-        EngineWorkload(**work(name)).run(40)
+        EngineWork(**work(name)).run(40)
 
 
 @pytest.mark.parametrize("data", [TREE, "Items(tree)"])
 @pytest.mark.parametrize("quantity", ["eigenvalues", "full-newton"])
 def test_a_trial_runs_on_trees(write: Write, data: str, quantity: str) -> None:
-    workload = EngineWorkload(**work(write(f"Bag(), ce, {data}"), quantity))
+    workload = EngineWork(**work(write(f"Bag(), ce, {data}"), quantity))
     workload.warm_up()
     assert workload.check(workload.run(9)) == ""
 
 
 def test_a_trial_in_a_process_of_its_own_takes_a_dict() -> None:
-    for n, outcome in ((20, Outcome.FITS), (1001, Outcome.LIMIT)):
-        spec = TrialSpec(
-            n=n, limit_bytes=2**28, threads=1, work=work(CLASSIFIER), workload="engine"
-        )
+    for n, outcome in ((20, Outcome.FITS), (1001, Outcome.DATA)):
+        spec = Spec(n=n, limit_bytes=2**28, threads=1, arguments=work(CLASSIFIER))
         trial = run_trial(spec, 120.0).trial
         assert trial.outcome is outcome, trial.message
+        assert trial.available_samples == (1000 if outcome is Outcome.DATA else None)
 
 
 def dense_spectrum(name: str, n: int) -> Tensor:

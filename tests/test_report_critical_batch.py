@@ -113,7 +113,7 @@ def test_the_written_csv_is_read_back(tmp_path: Path) -> None:
 
 
 def test_memory_limits_are_not_mixed_unless_asked(tmp_path: Path) -> None:
-    add_search(tmp_path, critical_batch_size=7, memory_limit_bytes=2**30, time="2027-01-01")
+    add_search(tmp_path, critical_batch_size=7, memory_limit_bytes=2**30, ended_at="2027-01-01")
     add_search(tmp_path, critical_batch_size=9, samples="frac")
     newest = select(tmp_path)
     assert newest.rows["critical_batch_size"].tolist() == [7]
@@ -126,7 +126,7 @@ def test_memory_limits_are_not_mixed_unless_asked(tmp_path: Path) -> None:
 
 
 def test_machines_are_not_mixed_unless_asked(tmp_path: Path) -> None:
-    add_search(tmp_path, critical_batch_size=7, host="there", time="2027-01-01")
+    add_search(tmp_path, critical_batch_size=7, host="there", ended_at="2027-01-01")
     add_search(tmp_path, critical_batch_size=9, samples="frac")
     newest = select(tmp_path)
     assert newest.rows["critical_batch_size"].tolist() == [7]
@@ -136,7 +136,7 @@ def test_machines_are_not_mixed_unless_asked(tmp_path: Path) -> None:
 
 def test_each_kind_of_device_has_a_limit_of_its_own(tmp_path: Path) -> None:
     add_search(tmp_path)
-    add_search(tmp_path, device="cuda:1", memory_limit_bytes=2**33, gpu="G", time="2027-01-01")
+    add_search(tmp_path, device="cuda:1", memory_limit_bytes=2**33, gpu="G", ended_at="2027-01-01")
     selection = select(tmp_path)
     assert sorted(selection.rows["device"]) == ["cpu", "cuda"]
     assert selection.notes == []
@@ -144,7 +144,7 @@ def test_each_kind_of_device_has_a_limit_of_its_own(tmp_path: Path) -> None:
 
 
 def test_the_newest_search_of_a_cell_counts(tmp_path: Path) -> None:
-    add_search(tmp_path, critical_batch_size=8, code="new", time="2027-01-01")
+    add_search(tmp_path, critical_batch_size=8, code="new", ended_at="2027-01-01")
     add_search(tmp_path, critical_batch_size=7)
     add_search(tmp_path, samples="frac")
     selection = select(tmp_path)

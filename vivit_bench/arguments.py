@@ -5,6 +5,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import humanize
+
 from vivit_bench.curvature.options import Blocks
 from vivit_bench.errors import UsageError
 
@@ -12,6 +14,43 @@ DEFAULT_CUTOFF = 1e-4
 """Eigenvalues above it count as directions (the paper's threshold)."""
 
 DEFAULT_RESULTS_DIR = Path("results")
+
+_BINARY = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+_DECIMAL = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(?:([kmgt])?(i?b)?)\s*", re.IGNORECASE)
+
+
+def parse_size(text: str, option: str = "--memory-limit") -> int:
+    """Bytes of ``2GiB``, ``512 MiB``, ``3g``, ``1.5G``, ``2GB`` or ``1000000B``.
+
+    A bare letter and ``KiB`` to ``TiB`` are powers of 1024; ``KB`` to ``TB`` of 1000.
+
+    Args:
+        text: What the user typed.
+        option: Named in the message.
+
+    Returns:
+        Bytes, at least 1.
+
+    Raises:
+        UsageError: Not a size, without a unit, or less than a byte.
+    """
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise UsageError(f"{option} {text!r}: not a size; write for example 2GiB, 512MiB or 3g")
+    number, prefix, unit = match.groups()
+    if not prefix and not unit:
+        raise UsageError(f"{option} {text}: a unit is missing; write {number}GiB or {number}MiB")
+    factors = _DECIMAL if (unit or "").lower() == "b" else _BINARY
+    size = int(float(number) * factors[(prefix or "").lower()])
+    if size < 1:
+        raise UsageError(f"{option} {text!r}: must be at least one byte, for example 2GiB")
+    return size
+
+
+def format_size(size: int | None) -> str:
+    """Bytes for people, in powers of 1024: ``1.5 GiB``; a dash for None."""
+    return "-" if size is None else humanize.naturalsize(size, binary=True, format="%.4g")
 
 
 def parse_blocks(values: Sequence[str]) -> Blocks | dict[str, list[str]]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from vivit_bench.errors import UsageError, VivitBenchError
+from vivit_bench.errors import UsageError, VivitBenchError, is_out_of_memory
 
 OPENMP_WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}
 """How OpenMP's threads wait for work: they spin for some microseconds, then sleep.
@@ -115,12 +115,9 @@ def memory_errors(work: str, advice: str) -> Iterator[None]:
     Raises:
         VivitBenchError: The memory does not suffice.
     """
-    import torch
-
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
-        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not known and "can't allocate memory" not in str(error):
+    except Exception as error:
+        if not is_out_of_memory(error):
             raise
         raise VivitBenchError(f"not enough memory for {work}; {advice}") from error

@@ -30,7 +30,9 @@ def compare_engines(
         list[str],
         typer.Option(help=f"Engine, repeatable; the first is the base. {engine_names()}"),
     ] = ["vivit-bench", "vivit-for-pytorch"],  # noqa: B006
-    repeats: Annotated[int, typer.Option(min=1, help="Runs of each engine, in turn.")] = 5,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Time runs of each engine, in turn, after one for memory.")
+    ] = 5,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
     data: Annotated[DataSource | None, typer.Option(help="Default: synthetic, or own.")] = None,
     data_dir: DataDirOption = None,
@@ -41,7 +43,10 @@ def compare_engines(
     ] = False,
     output: Annotated[Path | None, typer.Option(help="Write the table to this CSV file.")] = None,
 ) -> None:
-    """Measure engines in turn, every run in a fresh process: time, memory, agreement."""
+    """Measure engines in turn, every run in a fresh process: time, memory, agreement.
+
+    Memory is the peak over the idle process, read as in a trial of critical-batch.
+    """
     from vivit_bench.comparison.compare import AGREEMENT, summarise
     from vivit_bench.comparison.compare import compare_engines as measure
     from vivit_bench.comparison.floor import measure_floor
@@ -64,21 +69,21 @@ def compare_engines(
         "checkpoint": None,
         "device": "cpu",
     }
-    runs = measure(
+    records = measure(
         work,
         engine,
         batch_size,
         threads=threads,
         repeats=repeats,
-        timeout=timeout,
+        timeout_seconds=timeout,
         progress=lambda line: typer.echo(line, err=True),
     )
-    rows = summarise(runs, comparable=curvature is Curvature.EXACT)
+    rows = summarise(records, comparable=curvature is Curvature.EXACT)
     print_comparison(rows)
     if output is not None:
         save_comparison(rows, {**work, "batch_size": batch_size, "threads": threads}, output)
     if floor:
-        print_floor(measure_floor(work, batch_size, threads), rows[0]["wall_seconds"])
+        print_floor(measure_floor(work, batch_size, threads, timeout), rows[0]["wall_seconds"])
     if odd := [row for row in rows if row.get("agrees") is False]:
         named = ", ".join(f"{row['engine']} by {row['difference']:.1e}" for row in odd)
         raise VivitBenchError(

@@ -355,7 +355,7 @@ def _select(
 
 
 def _size(text: str | None) -> int | None:
-    from vivit_bench.critical_batch.sizes import parse_size
+    from vivit_bench.arguments import parse_size
 
     return None if text is None else parse_size(text)
 

@@ -1,20 +1,21 @@
 """How a running search looks on stderr: a live line on a terminal, one line a trial elsewhere."""
 
 from rich.console import Console
-from rich.status import Status
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from vivit_bench.critical_batch.outcomes import Trial
 from vivit_bench.critical_batch.runner import Listener
 from vivit_bench.critical_batch.search import Bracket
-from vivit_bench.critical_batch.sizes import format_size
+from vivit_bench.measure.budget import format_peak
+from vivit_bench.measure.trial import MOST_CONFIRMATIONS, Trial
+from vivit_bench.measure.verdict import count_processes
 
 
 class SearchProgress(Listener):
-    """Prints each trial, and on a terminal what is running."""
+    """Prints each trial, and on a terminal what is running and for how long."""
 
     def __init__(self, console: Console):
         self._console = console
-        self._status: Status | None = None
+        self._live: Progress | None = None
 
     def note(self, text: str) -> None:
         """See `Listener`."""
@@ -22,28 +23,51 @@ class SearchProgress(Listener):
 
     def started(self, n: int, bracket: Bracket) -> None:
         """See `Listener`."""
-        if not self._console.is_terminal:
-            return
         upper = "?" if bracket.too_large is None else str(bracket.too_large)
-        text = f"N = {n}   fits: {bracket.fits}, too large: {upper}"
-        if self._status is None:
-            self._status = self._console.status(text)
-            self._status.start()
+        self._show(f"N = {n}   fits: {bracket.fits}, too large: {upper}")
+
+    def confirming(self, n: int, reading: int, seconds: float) -> None:
+        """See `Listener`."""
+        text = f"confirming N = {n}, {reading} of at most {MOST_CONFIRMATIONS}"
+        if self._console.is_terminal:
+            self._show(text, restart=False)
         else:
-            self._status.update(text)
+            self._print(f"{text} ({seconds:.1f} s so far): its peak is near the limit")
 
     def finished(self, trial: Trial, from_records: bool) -> None:
         """See `Listener`."""
-        peak = f"peak {format_size(trial.peak_bytes)}"
-        source = "recorded" if from_records else f"{trial.seconds:.1f} s"
-        reason = f"  {trial.message}" if trial.message else ""
+        peak = f"peak {format_peak(trial.peak_bytes)}"
+        source = "recorded" if from_records else f"{trial.elapsed_seconds:.1f} s"
+        notes = [trial.message]
+        if trial.other_processes and not trial.message:
+            notes = [f"memory of {count_processes(trial.other_processes)} counted"]
+        reason = "".join(f"  {note}" for note in notes if note)
         self._print(f"N = {trial.n:<6} {trial.outcome:<13} {peak:<15} {source:<9}{reason}".rstrip())
 
     def close(self) -> None:
         """Take the live line away."""
-        if self._status is not None:
-            self._status.stop()
-            self._status = None
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _show(self, text: str, restart: bool = True) -> None:
+        """Put ``text`` on the live line; its clock starts anew, or goes on."""
+        if not self._console.is_terminal:
+            return
+        if self._live is None:
+            self._live = Progress(
+                SpinnerColumn(),
+                TextColumn("{task.description}", markup=False),
+                TimeElapsedColumn(),
+                console=self._console,
+                transient=True,
+            )
+            self._live.add_task(text, total=None)
+            self._live.start()
+        task = self._live.task_ids[0]
+        self._live.update(task, description=text)
+        if restart:
+            self._live.reset(task, total=None)
 
     def _print(self, text: str) -> None:
         self._console.print(text, soft_wrap=True, markup=False)

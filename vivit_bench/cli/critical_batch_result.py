@@ -2,9 +2,9 @@
 
 import typer
 
+from vivit_bench.arguments import format_size
 from vivit_bench.critical_batch import FinishedSearch, StoppedBy
-from vivit_bench.critical_batch.budget import BUDGET_MEANING
-from vivit_bench.critical_batch.sizes import format_size
+from vivit_bench.measure.budget import BUDGET_MEANING, format_peak
 from vivit_bench.report.critical_batch_tables import size_label
 
 
@@ -29,11 +29,12 @@ def print_search(finished: FinishedSearch) -> None:
         StoppedBy.MAX_BATCH: "the largest N allowed fits; see --max-batch",
         StoppedBy.TIMEOUT: f"{result.message}; see --trial-timeout",
         StoppedBy.LIMIT: result.message,
+        StoppedBy.DATA: result.message,
     }
     peak = "not even one sample fits"
     if critical is not None:
         peak = (
-            f"{format_size(critical.peak_bytes)} at N = {n}, "
+            f"{format_peak(critical.peak_bytes)} at N = {n}, "
             f"over {format_size(critical.idle_bytes)} of the idle process"
         )
     checked = "the engine has none"
@@ -41,7 +42,7 @@ def print_search(finished: FinishedSearch) -> None:
     if errors:
         checked = f"warm-ups certified by plain autograd, largest error {max(errors):.1e}"
     recorded = f", {finished.from_records} of them from records" if finished.from_records else ""
-    seconds = sum(trial.seconds for trial in result.trials)
+    seconds = sum(trial.elapsed_seconds for trial in result.trials)
     rows = {
         "search": finished.cell.label,
         "critical batch size": str(n),

@@ -1,159 +1,268 @@
-"""Interleaved measurement of engines, and what is made of it."""
+"""Interleaved measurement of engines, run by run, and what is made of it.
 
-import json
-import os
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+Every engine has one run whose memory is read, exactly as a trial's of a critical batch size, and
+several whose time is taken. What is said of an engine follows from the records of its runs alone.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from enum import StrEnum
 from statistics import median
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from vivit_bench.errors import UsageError, VivitBenchError
-from vivit_bench.hardware import thread_environment
+from vivit_bench.measure import Observation, Outcome, Reading, Spec, measure
 
 AGREEMENT = {"eigenvalues": 1e-3, "step": 1e-2}
 """Largest relative deviation within which two engines agree, in float32: of the leading
 eigenvalues, and of steps (LAPACK's float32 solver, which some use, is good to 2e-3)."""
 
+EngineArguments = dict[str, Any]
+"""Keywords of `vivit_bench.measure.work.EngineWork` but the engine."""
 
-@dataclass
-class EngineRuns:
-    """All runs of one engine."""
+
+class RunKind(StrEnum):
+    """What a run was for. No run gives both: exact memory makes the work slower."""
+
+    MEMORY = "memory"
+    TIME = "time"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run of one engine."""
 
     engine: str
-    wall_seconds: list[float] = field(default_factory=list)
-    cpu_seconds: list[float] = field(default_factory=list)
-    peak_bytes: list[int] = field(default_factory=list)
-    result: dict[str, Tensor] = field(default_factory=dict)
-    certificate: dict[str, float] = field(default_factory=dict)
-    """``certificate_seconds`` and ``certificate_error``, where the engine has a check."""
-    exit_code: int = 0
-    """Of the run that failed."""
+    kind: RunKind
+    repeat: int
+    """0, 1, ... of its kind."""
+    ended_at: str
+    """UTC, ISO 8601."""
     failure: str = ""
-    """Why the engine has no figures; empty if it has."""
+    """Why it has no figures, on one line; empty if it has."""
+    usage_error: bool = False
+    """Whether the failure is the user's to mend."""
+    wall_seconds: float | None = None
+    """Of the work, after a warm-up; of time runs only, as the next."""
+    cpu_seconds: float | None = None
+    """Of all threads."""
+    peak_bytes: int | None = None
+    """Over the idle process; of memory runs only, as all that follow."""
+    idle_bytes: int | None = None
+    other_processes: int = 0
+    """Processes that the engine started and whose memory is part of the peak."""
+    certificate_error: float | None = None
+    """Largest error of the engine's check by plain autograd, made after the reading."""
+    certificate_seconds: float | None = None
+    digest: dict[str, Any] = field(default_factory=dict)
+    """``eigenvalues``, the 10 leading ones; or ``step_norm`` and ``step_projections``, see
+    `vivit_bench.measure.work.project`; empty for the gradient alone."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return {**asdict(self), "kind": self.kind.value}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Record":
+        """Rebuild what ``to_json`` wrote.
+
+        Raises:
+            TypeError: A field is missing or unknown.
+            ValueError: An unknown kind.
+        """
+        record = cls(**values)
+        return replace(record, kind=RunKind(record.kind))
 
 
 def compare_engines(
-    work: dict[str, Any],
+    work: EngineArguments,
     engines: Sequence[str],
     n: int,
     *,
     threads: int,
     repeats: int,
-    timeout: float = 600.0,
+    timeout_seconds: float = 600.0,
+    done: Sequence[Record] = (),
+    record: Callable[[Record], None] = lambda _: None,
     progress: Callable[[str], None] = lambda _: None,
-) -> list[EngineRuns]:
+) -> list[Record]:
     """Run the engines in turn, A B A B ..., every run in a fresh process.
 
     Args:
-        work: Arguments of `EngineWorkload` but the engine.
-        engines: Names; the first is what the others are compared with.
+        work: What is computed.
+        engines: Names; the first is the base, with which the others are compared.
         n: Mini-batch size.
         threads: CPU threads.
-        repeats: Runs of each engine.
-        timeout: Seconds one run may take.
+        repeats: Time runs of each engine; one memory run comes before.
+        timeout_seconds: For the work of one run.
+        done: Records of an interrupted comparison of the same; their runs are not made again,
+            but the base's that failed.
+        record: Is given each new record before the next run begins.
         progress: Told of each run before it starts.
 
     Returns:
-        One entry per engine. An engine that fails once is not run again.
+        All records, those that were done among them. An engine that fails once is not run again.
 
     Raises:
-        UsageError: The first engine cannot do the work.
+        UsageError: The base cannot do the work.
         VivitBenchError: It failed.
     """
-    runs = [EngineRuns(engine) for engine in engines]
-    for repeat in range(repeats):
-        for entry in runs:
-            if not entry.failure:
-                progress(f"run {repeat + 1} of {repeats}: {entry.engine}")
-                told = {"work": {**work, "engine": entry.engine}, "n": n, "threads": threads}
-                _run(entry, {**told, "certify": repeat == 0}, timeout)
-    if runs[0].failure:
-        usage = runs[0].exit_code == UsageError.exit_code
-        kind = UsageError if usage else VivitBenchError
-        raise kind(f"engine {runs[0].engine!r} failed: {runs[0].failure}")
-    return runs
+    base = engines[0]
+    records = [each for each in done if not (each.failure and each.engine == base)]
+    for kind, repeat in [(RunKind.MEMORY, 0), *((RunKind.TIME, k) for k in range(repeats))]:
+        for engine in engines:
+            own = [each for each in records if each.engine == engine]
+            if any(each.failure or (each.kind, each.repeat) == (kind, repeat) for each in own):
+                continue
+            what = f"time {repeat + 1} of {repeats}" if kind is RunKind.TIME else "memory"
+            progress(f"{what}: {engine}")
+            spec = _spec({**work, "engine": engine}, n, threads, kind)
+            made = _to_record(engine, kind, repeat, measure(spec, timeout_seconds))
+            record(made)
+            records.append(made)
+            if made.failure and engine == base:
+                error = UsageError if made.usage_error else VivitBenchError
+                raise error(f"engine {engine!r} failed: {made.failure}")
+    return records
 
 
-def _run(entry: EngineRuns, spec: dict[str, Any], timeout: float) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder) / "result.pt"
-        spec = {**spec, "result": str(result)}
-        command = [sys.executable, "-W", "ignore", "-m", "vivit_bench.comparison.child"]
-        try:
-            done = subprocess.run(
-                [*command, json.dumps(spec)],
-                env={**os.environ, **thread_environment(spec["threads"])},
-                capture_output=True,
-                text=True,
-                timeout=timeout,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            entry.failure = f"took longer than {timeout:g} s"
-            return
-        if done.returncode:
-            last = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
-            entry.failure, entry.exit_code = last, done.returncode
-            return
-        figures = json.loads(done.stdout.splitlines()[-1])
-        entry.wall_seconds.append(figures["wall_seconds"])
-        entry.cpu_seconds.append(figures["cpu_seconds"])
-        entry.peak_bytes.append(figures["peak_bytes"])
-        entry.certificate |= {k: v for k, v in figures.items() if k.startswith("certificate")}
-        entry.result = torch.load(result, weights_only=True)
+def _spec(arguments: dict[str, Any], n: int, threads: int, kind: RunKind) -> Spec:
+    memory = kind is RunKind.MEMORY
+    return Spec(
+        n=n,
+        threads=threads,
+        arguments=arguments,
+        reading=Reading(kind.value),
+        device=arguments["device"],
+        certify=memory,
+        digest=memory,
+    )
 
 
-def summarise(runs: Sequence[EngineRuns], *, comparable: bool) -> list[dict[str, Any]]:
-    """A row per engine: medians, their ratios to the first engine's, agreement with it.
+def _to_record(engine: str, kind: RunKind, repeat: int, seen: Observation) -> Record:
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    blank = Record(engine, kind, repeat, now)
+    report = seen.report
+    if seen.outcome is not Outcome.FITS:
+        usage = report is not None and report.usage_error
+        return replace(blank, failure=seen.message, usage_error=usage)
+    assert report is not None
+    assert seen.measured is not None
+    if kind is RunKind.TIME:
+        wall, cpu = seen.measured.wall_seconds, seen.measured.cpu_seconds
+        return replace(blank, wall_seconds=wall, cpu_seconds=cpu)
+    return replace(
+        blank,
+        peak_bytes=seen.peak_bytes,
+        idle_bytes=seen.ready.idle_bytes if seen.ready is not None else None,
+        other_processes=seen.other_processes,
+        certificate_error=report.certificate_error,
+        certificate_seconds=report.certificate_seconds,
+        digest=report.digest,
+    )
 
-    ``wall_ratio`` is the median over the rounds of the engine's time over the first
-    engine's in the same round; ``difference`` the largest relative deviation of the
-    leading eigenvalues or of the step, and ``agrees`` whether it is within `AGREEMENT`.
+
+def summarise(records: Sequence[Record], *, comparable: bool) -> list[dict[str, Any]]:
+    """A row per engine: medians, their ratios to the base's, agreement with it.
+
+    ``wall_ratio`` is the median over the rounds of the engine's time over the base's in the same
+    round; ``difference`` the relative deviation of the leading eigenvalues (the largest) or of
+    the step (an estimate, see `difference`), and ``agrees`` whether it is within `AGREEMENT`.
 
     Args:
-        runs: The first is what the others are compared with.
+        records: In any order of their engines; that of the first is the base.
         comparable: Whether the engines compute the same; Monte-Carlo draws differ.
     """
-    base = runs[0]
+    by_engine: dict[str, list[Record]] = {}
+    for each in records:
+        by_engine.setdefault(each.engine, []).append(each)
+    base = _Figures.of(next(iter(by_engine.values())))
     rows = []
-    for entry in runs:
-        row: dict[str, Any] = {"engine": entry.engine, "runs": len(entry.wall_seconds)}
-        if not entry.failure:
-            row |= {
-                "wall_seconds": median(entry.wall_seconds),
-                "wall_min": min(entry.wall_seconds),
-                "wall_max": max(entry.wall_seconds),
-                "cpu_seconds": median(entry.cpu_seconds),
-                "peak_bytes": int(median(entry.peak_bytes)),
-                "wall_ratio": _ratio(entry.wall_seconds, base.wall_seconds),
-                "cpu_ratio": _ratio(entry.cpu_seconds, base.cpu_seconds),
-                "peak_ratio": median(entry.peak_bytes) / max(median(base.peak_bytes), 1),
-                **_agreement(entry.result, base.result, comparable),
-                **entry.certificate,
-            }
-        rows.append(row | {"failure": entry.failure})
+    for engine, own in by_engine.items():
+        figures = _Figures.of(own)
+        row: dict[str, Any] = {"engine": engine, "runs": len(figures.wall)}
+        failure = next((each.failure for each in own if each.failure), "")
+        if not failure:
+            row |= figures.compared_with(base, comparable)
+        rows.append(row | {"failure": failure})
     return rows
 
 
-def _ratio(times: Sequence[float], base: Sequence[float]) -> float:
-    return median(a / b for a, b in zip(times, base, strict=False))
+@dataclass(frozen=True)
+class _Figures:
+    """The figures of one engine's records."""
+
+    memory: Record | None
+    wall: dict[int, float]
+    """Round -> seconds."""
+    cpu: dict[int, float]
+
+    @classmethod
+    def of(cls, records: Iterable[Record]) -> "_Figures":
+        memory, wall, cpu = None, {}, {}
+        for each in records:
+            if each.kind is RunKind.MEMORY:
+                memory = each
+            elif each.wall_seconds is not None and each.cpu_seconds is not None:
+                wall[each.repeat], cpu[each.repeat] = each.wall_seconds, each.cpu_seconds
+        return cls(memory, wall, cpu)
+
+    def compared_with(self, base: "_Figures", comparable: bool) -> dict[str, Any]:
+        row: dict[str, Any] = {}
+        if self.wall:
+            row |= {
+                "wall_seconds": median(self.wall.values()),
+                "wall_min_seconds": min(self.wall.values()),
+                "wall_max_seconds": max(self.wall.values()),
+                "cpu_seconds": median(self.cpu.values()),
+                "wall_ratio": _ratio(self.wall, base.wall),
+                "cpu_ratio": _ratio(self.cpu, base.cpu),
+            }
+        if self.memory is not None and base.memory is not None:
+            peak, most = self.memory.peak_bytes or 0, base.memory.peak_bytes or 0
+            off = difference(self.memory.digest, base.memory.digest) if comparable else None
+            row |= {
+                "peak_bytes": self.memory.peak_bytes,
+                "idle_bytes": self.memory.idle_bytes,
+                "peak_ratio": peak / max(most, 1),
+                "difference": off,
+                "agrees": None if off is None else off <= _tolerance(self.memory.digest),
+            }
+            if self.memory.certificate_seconds is not None:
+                row["certificate_seconds"] = self.memory.certificate_seconds
+                row["certificate_error"] = self.memory.certificate_error
+        return row
 
 
-def _agreement(
-    result: dict[str, Tensor], base: dict[str, Tensor], comparable: bool
-) -> dict[str, Any]:
-    """``difference`` relative to the largest entry (of the 10 leading eigenvalues), ``agrees``."""
-    for name, leading in (("eigenvalues", 10), ("step", None)):
-        if comparable and name in result and name in base:
-            a, b = result[name].double()[:leading], base[name].double()[:leading]
-            shared = min(len(a), len(b))
-            deviation = (a[:shared] - b[:shared]).abs().max() / b.abs().max().clamp(min=1e-300)
-            return {"difference": float(deviation), "agrees": bool(deviation <= AGREEMENT[name])}
-    return {"difference": None, "agrees": None}
+def _ratio(values: dict[int, float], base: dict[int, float]) -> float:
+    return median(values[k] / base[k] for k in values if k in base)
+
+
+def _tolerance(digest: dict[str, Any]) -> float:
+    return AGREEMENT["eigenvalues" if "eigenvalues" in digest else "step"]
+
+
+def difference(digest: dict[str, Any], base: dict[str, Any]) -> float | None:
+    """Relative deviation of two results; None where there is nothing to compare.
+
+    Of eigenvalues: the largest deviation of a leading one, over the largest eigenvalue. Of steps:
+    the root mean square difference of their random projections over the base's norm. That
+    estimates the relative Euclidean deviation with a standard deviation of 18 %; the exact
+    difference of the norms, which is never larger, is taken where it says more.
+
+    Args:
+        digest: See `Record`.
+        base: Of what it is compared with.
+    """
+    if "eigenvalues" in digest and "eigenvalues" in base:
+        pairs = zip(digest["eigenvalues"], base["eigenvalues"], strict=False)
+        largest = max(map(abs, base["eigenvalues"]), default=0.0)
+        return max((abs(a - b) for a, b in pairs), default=0.0) / max(largest, 1e-300)
+    if "step_projections" in digest and "step_projections" in base:
+        pairs = zip(digest["step_projections"], base["step_projections"], strict=True)
+        estimate = math.sqrt(sum((a - b) ** 2 for a, b in pairs) / len(base["step_projections"]))
+        least = abs(digest["step_norm"] - base["step_norm"])
+        return max(estimate, least) / max(base["step_norm"], 1e-300)
+    return None

@@ -1,19 +1,102 @@
-"""How far a run is from what the machine could do at best."""
+"""How far a run is from what the machine could do at best, measured in a process of its own."""
 
 import time
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
+from vivit_bench.errors import UsageError, VivitBenchError
+from vivit_bench.measure import Outcome, Reading, Spec, measure
+from vivit_bench.measure.work import Work
 
-from vivit_bench.curvature.options import Approximation
-from vivit_bench.curvature.session import Request, plan_request
-from vivit_bench.problems import DataSource, load_batch, load_problem
+
+def measure_floor(
+    work: dict[str, Any], n: int, threads: int, timeout_seconds: float = 600.0
+) -> dict[str, float]:
+    """Seconds of the Gram products at the GEMM rate, of the eigensolver, and their sum.
+
+    Args:
+        work: Keywords of `vivit_bench.measure.work.EngineWork` but the engine.
+        n: Mini-batch size.
+        threads: CPU threads.
+        timeout_seconds: For all of it.
+
+    Returns:
+        ``gemm_gflops``, ``gram_seconds``, ``solver_seconds`` and ``floor_seconds``.
+
+    Raises:
+        UsageError: The problem or its data cannot be had.
+        VivitBenchError: Anything else failed.
+    """
+    spec = Spec(
+        n=n,
+        threads=threads,
+        work=f"{__name__}:FloorWork",
+        arguments={"arguments": work},
+        reading=Reading.TIME,
+        digest=True,
+    )
+    seen = measure(spec, timeout_seconds)
+    if seen.outcome is not Outcome.FITS or seen.report is None:
+        usage = seen.report is not None and seen.report.usage_error
+        raise (UsageError if usage else VivitBenchError)(f"--floor: {seen.message}")
+    return seen.report.digest
+
+
+class FloorWork(Work):
+    """The fastest matrix product and the eigensolver of the size that a request needs.
+
+    Args:
+        arguments: As for `measure_floor`.
+    """
+
+    def __init__(self, arguments: dict[str, Any]):
+        from vivit_bench.problems.sources import DataSource
+        from vivit_bench.problems.workload import WorkloadSpec, load_workload
+
+        self._arguments = arguments
+        folder, checkpoint = arguments["data_dir"], arguments["checkpoint"]
+        spec = WorkloadSpec(
+            arguments["problem"],
+            data=None if arguments["data"] is None else DataSource(arguments["data"]),
+            data_dir=None if folder is None else Path(folder),
+            seed=arguments["seed"],
+            checkpoint=None if checkpoint is None else Path(checkpoint),
+        )
+        self._workload = load_workload(spec, "memory")
+
+    def run(self, n: int) -> object:
+        """See `Work`; returns what `measure_floor` does."""
+        from vivit_bench.curvature.options import Approximation
+        from vivit_bench.curvature.session import Request, plan_request
+
+        asked = self._arguments
+        approximation = Approximation(asked["curvature"], asked["samples"], asked["mc_samples"])
+        model, loss = self._workload.model, self._workload.loss
+        inputs, targets = self._workload.batch(n)
+        request = Request(model, loss, inputs, targets, approximation)
+        batch, plan = plan_request(request)
+        rate = gemm_rate()
+        # The Gram products of all layers, one triangle.
+        products = sum(unit.flops for unit in plan.units) / rate
+        solver = eigensolver_seconds(batch.rows)
+        return {
+            "gemm_gflops": rate / 1e9,
+            "gram_seconds": products,
+            "solver_seconds": solver,
+            "floor_seconds": products + solver,
+        }
+
+    def digest(self, result: object) -> dict[str, Any]:
+        """See `Work`."""
+        assert isinstance(result, dict)
+        return result
 
 
 def gemm_rate(size: int = 2048, repeats: int = 7) -> float:
     """FLOPs per second of a float32 matrix product, measured now."""
+    import torch
+
     a, b = torch.randn(size, size), torch.randn(size, size)
     times = []
     for _ in range(repeats):
@@ -25,34 +108,10 @@ def gemm_rate(size: int = 2048, repeats: int = 7) -> float:
 
 def eigensolver_seconds(rows: int) -> float:
     """Seconds of the float64 eigenvalues of an [rows, rows] matrix, measured now."""
+    import torch
+
     matrix = torch.randn(rows, rows, dtype=torch.float64)
     matrix = matrix @ matrix.t()
     start = time.perf_counter()
     torch.linalg.eigvalsh(matrix)
     return time.perf_counter() - start
-
-
-def measure_floor(work: dict[str, Any], n: int, threads: int) -> dict[str, float]:
-    """Seconds of the Gram products at the GEMM rate, of the eigensolver, and their sum.
-
-    Args:
-        work: Arguments of `EngineWorkload` but the engine.
-        n: Mini-batch size.
-        threads: CPU threads.
-    """
-    torch.set_num_threads(threads)
-    problem = load_problem(work["problem"], seed=work["seed"])
-    folder = Path(work["data_dir"]) if work["data_dir"] else None
-    inputs, targets = load_batch(problem, n, DataSource(work["data"]), folder, work["seed"])
-    approximation = Approximation(work["curvature"], work["samples"], work["mc_samples"])
-    batch, plan = plan_request(Request(problem.model, problem.loss, inputs, targets, approximation))
-    rate = gemm_rate()
-    # The Gram products of all layers, one triangle.
-    products = sum(unit.flops for unit in plan.units) / rate
-    solver = eigensolver_seconds(batch.rows)
-    return {
-        "gemm_gflops": rate / 1e9,
-        "gram_seconds": products,
-        "solver_seconds": solver,
-        "floor_seconds": products + solver,
-    }

@@ -1,7 +1,7 @@
 """Critical batch sizes: the largest mini-batch whose work fits a memory budget.
 
-Every trial is a child process under the budget; the search is a pure function of its trials,
-which are recorded durably. Names are loaded on first use: a trial's process must be small.
+Every trial is a child process under the budget (`vivit_bench.measure`); the search is a pure
+function of its trials, which are recorded durably. Names are loaded on first use.
 """
 
 from typing import TYPE_CHECKING
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from vivit_bench.lazy import lazy_getattr
 
 if TYPE_CHECKING:
-    from vivit_bench.critical_batch.outcomes import Outcome, Trial
     from vivit_bench.critical_batch.runner import (
         FinishedSearch,
         Listener,
@@ -25,10 +24,8 @@ _LAZY = {
     "FinishedSearch": "runner",
     "Listener": "runner",
     "MemoryLimit": "runner",
-    "Outcome": "outcomes",
     "SearchResult": "search",
     "StoppedBy": "search",
-    "Trial": "outcomes",
     "TrialError": "search",
     "choose_limit": "runner",
     "make_cell": "settings",
@@ -40,10 +37,8 @@ __all__ = [
     "FinishedSearch",
     "Listener",
     "MemoryLimit",
-    "Outcome",
     "SearchResult",
     "StoppedBy",
-    "Trial",
     "TrialError",
     "choose_limit",
     "make_cell",

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vivit_bench.critical_batch.outcomes import Outcome, Trial
 from vivit_bench.errors import UsageError, VivitBenchError
+from vivit_bench.measure import Outcome, Trial
 
-FORMAT = "vivit-bench critical-batch trials 1"
+FORMAT = "vivit-bench critical-batch trials 2"
 
 Header = dict[str, Any]
 

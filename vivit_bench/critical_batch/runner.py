@@ -5,15 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vivit_bench.critical_batch.budget import (
-    DEFAULT_SHARE,
-    MemoryBudget,
-    available_memory,
-    default_limit,
-)
-from vivit_bench.critical_batch.device_memory import available_device_memory
+from vivit_bench.arguments import format_size
 from vivit_bench.critical_batch.journal import Journal, open_journal
-from vivit_bench.critical_batch.outcomes import Outcome, Trial
 from vivit_bench.critical_batch.search import Bracket, SearchResult, find_critical_batch_size
 from vivit_bench.critical_batch.searches import make_row, store_row
 from vivit_bench.critical_batch.settings import (
@@ -24,12 +17,21 @@ from vivit_bench.critical_batch.settings import (
     environment_key,
     record_key,
 )
-from vivit_bench.critical_batch.sizes import format_size
-from vivit_bench.critical_batch.spec import TrialSpec
 from vivit_bench.critical_batch.stale import older_records_note, remembered_limit, trials_folder
-from vivit_bench.critical_batch.trial import TrialRun, run_trial
 from vivit_bench.errors import UsageError
+from vivit_bench.measure import Outcome, Spec, Trial
+from vivit_bench.measure.budget import (
+    DEFAULT_SHARE,
+    MemoryBudget,
+    available_memory,
+    check_limit,
+    default_limit,
+)
+from vivit_bench.measure.meters import available_device_memory
+from vivit_bench.measure.trial import Confirming, TrialRun, run_trial
 from vivit_bench.store import provenance, write_atomic
+
+RunTrial = Callable[[Spec, float, Confirming], TrialRun]
 
 
 class Listener:
@@ -40,6 +42,15 @@ class Listener:
 
     def started(self, n: int, bracket: Bracket) -> None:
         """A trial begins."""
+
+    def confirming(self, n: int, reading: int, seconds: float) -> None:
+        """A trial's peak is too near to the limit: it is measured again.
+
+        Args:
+            n: Batch size.
+            reading: The how-manieth time, of at most `MOST_CONFIRMATIONS`.
+            seconds: The trial took so far.
+        """
 
     def finished(self, trial: Trial, from_records: bool) -> None:
         """A trial ended, or its record was used."""
@@ -75,7 +86,7 @@ def run_search(
     trial_timeout: float = DEFAULT_TRIAL_TIMEOUT,
     fresh: bool = False,
     listener: Listener | None = None,
-    run: Callable[[TrialSpec, float], TrialRun] = run_trial,
+    run: RunTrial = run_trial,
 ) -> FinishedSearch:
     """Search the critical batch size of a cell, going on from records if there are any.
 
@@ -140,12 +151,12 @@ class _Trials:
         journal: Journal,
         timeout: float,
         listener: Listener,
-        run: Callable[[TrialSpec, float], TrialRun],
+        run: RunTrial,
     ):
         self._spec: dict[str, Any] = {
             "limit_bytes": memory_limit.limit_bytes,
             "threads": cell.threads,
-            "work": cell.work(),
+            "arguments": cell.work(),
             "device": cell.device,
         }
         self._journal = journal
@@ -163,7 +174,11 @@ class _Trials:
             return recorded
         self._check_limit()
         self._listener.started(n, bracket)
-        done = self._run(TrialSpec(n=n, **self._spec), self._timeout)
+        done = self._run(
+            Spec(n=n, **self._spec),
+            self._timeout,
+            lambda reading, seconds: self._listener.confirming(n, reading, seconds),
+        )
         self._journal.append(done.trial)
         if done.trial.outcome is Outcome.ERROR and done.stderr:
             log = self._journal.path.with_suffix(".stderr.txt")
@@ -175,7 +190,7 @@ class _Trials:
     def _check_limit(self) -> None:
         """Refuse a budget the machine cannot give now; records alone need none."""
         if not self._limit_checked and self._spec["device"] == "cpu":
-            check_limit(self._spec["limit_bytes"])
+            check_available(self._spec["limit_bytes"])
         self._limit_checked = True
 
 
@@ -201,8 +216,12 @@ def choose_limit(
 
     Returns:
         The limit.
+
+    Raises:
+        UsageError: The user's choice is too small to be measured.
     """
     if asked_bytes is not None:
+        check_limit(asked_bytes)
         return MemoryLimit(asked_bytes, True)
     listener = listener or Listener()
     kept = None if fresh else remembered_limit(trials_folder(results_dir), cells)
@@ -222,7 +241,7 @@ def choose_limit(
     return MemoryLimit(limit, False)
 
 
-def check_limit(limit_bytes: int) -> None:
+def check_available(limit_bytes: int) -> None:
     """Refuse a budget larger than what the machine can give now.
 
     Raises:

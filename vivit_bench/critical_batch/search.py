@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from vivit_bench.critical_batch.budget import MemoryBudget
-from vivit_bench.critical_batch.outcomes import Outcome, Trial
 from vivit_bench.errors import VivitBenchError
+from vivit_bench.measure import Outcome, Trial
+from vivit_bench.measure.budget import MemoryBudget
 
 
 class StoppedBy(StrEnum):
@@ -24,6 +24,8 @@ class StoppedBy(StrEnum):
     """A trial took too long; the critical batch size may be larger."""
     LIMIT = "limit"
     """A trial met a limit that is not memory; the critical batch size may be larger."""
+    DATA = "data"
+    """All samples there are fit; with more data, the critical batch size may be larger."""
 
 
 @dataclass(frozen=True)
@@ -54,18 +56,20 @@ def next_batch_size(
         N, or None if nothing is left to run.
     """
     fits, too_large = bracket.fits, bracket.too_large
+    if fits >= max_batch:
+        return None
     if too_large is None:
-        doubled = min(max(2 * fits, 1), max_batch)
-        return doubled if doubled > fits else None
+        return min(max(2 * fits, 1), max_batch)
     if too_large - fits == 1:
         return None
+    most = min(too_large - 1, max_batch)
     middle = (fits + too_large) // 2
     doubling = next(i for i, t in enumerate(trials) if t.outcome is Outcome.OUT_OF_MEMORY)
     bisected = len(trials) - doubling - 1
     predicted = None if limit_bytes is None else _predict(trials, limit_bytes)
     if predicted is None or bisected % 6 == 5:
-        return middle
-    return min(max(predicted, fits + 1), too_large - 1)
+        return min(middle, most)
+    return min(max(predicted, fits + 1), most)
 
 
 def _predict(trials: Sequence[Trial], limit_bytes: int) -> int | None:
@@ -118,7 +122,7 @@ class SearchResult:
     """Largest batch size that fitted; 0 if not even one sample does."""
     stopped_by: StoppedBy
     message: str
-    """The trial that ended the search early; empty otherwise."""
+    """What ended the search early; empty otherwise."""
     trials: tuple[Trial, ...]
     """In the order they were run."""
 
@@ -147,7 +151,8 @@ def find_critical_batch_size(
     Doubling from 1 until a trial runs out of memory, then bisection, guided by the measured
     peaks (see `next_batch_size`), to the exact number. The
     critical N and N + 1 have both been run, if memory stopped the search; so has ``max_batch``,
-    if that did. A time-out or another limit ends the search at the largest N known to fit.
+    if that did, or all samples there are, if a trial met the end of the data. A time-out or
+    another limit ends the search at the largest N known to fit.
 
     Args:
         run: Runs one batch size. It is also told what is known so far, and is called at most
@@ -163,7 +168,8 @@ def find_critical_batch_size(
     """
     bracket = Bracket()
     trials: list[Trial] = []
-    while (n := next_batch_size(bracket, trials, max_batch, limit_bytes)) is not None:
+    most, all_samples = max_batch, None
+    while (n := next_batch_size(bracket, trials, most, limit_bytes)) is not None:
         trial = run(n, bracket)
         trials.append(trial)
         match trial.outcome:
@@ -171,11 +177,19 @@ def find_critical_batch_size(
                 bracket = Bracket(n, bracket.too_large)
             case Outcome.OUT_OF_MEMORY:
                 bracket = Bracket(bracket.fits, n)
+            case Outcome.DATA:
+                assert trial.available_samples is not None
+                most = all_samples = min(trial.available_samples, n - 1)
             case Outcome.ERROR:
                 raise TrialError(trial)
             case Outcome.TIMEOUT | Outcome.LIMIT:
                 reason = StoppedBy(trial.outcome.value)
                 message = f"N = {n}: {trial.message}"
                 return SearchResult(bracket.fits, reason, message, tuple(trials))
-    reason = StoppedBy.MAX_BATCH if bracket.too_large is None else StoppedBy.MEMORY
-    return SearchResult(bracket.fits, reason, "", tuple(trials))
+    found = tuple(trials)
+    if bracket.too_large == bracket.fits + 1:
+        return SearchResult(bracket.fits, StoppedBy.MEMORY, "", found)
+    if all_samples is not None:
+        message = f"the data end at {all_samples} samples"
+        return SearchResult(bracket.fits, StoppedBy.DATA, message, found)
+    return SearchResult(bracket.fits, StoppedBy.MAX_BATCH, "", found)

@@ -26,11 +26,11 @@ COLUMNS = (
     "trials",
     "peak_bytes",
     "idle_bytes",
-    "seconds",
+    "elapsed_seconds",
     "seed",
     "threads",
     "max_batch",
-    "trial_timeout",
+    "trial_timeout_seconds",
     "checkpoint",
     "message",
     "cpu",
@@ -49,10 +49,10 @@ COLUMNS = (
     "code",
     "git_commit",
     "python",
-    "time",
+    "ended_at",
     "key",
 )
-_FROM_PROVENANCE = COLUMNS[COLUMNS.index("cpu") : COLUMNS.index("key")]
+_FROM_PROVENANCE = COLUMNS[COLUMNS.index("cpu") : COLUMNS.index("ended_at")]
 
 
 def searches_path(results_dir: Path) -> Path:
@@ -74,8 +74,8 @@ def make_row(
     """A search's row.
 
     ``peak_bytes`` (over the idle process) and ``idle_bytes`` are those of the critical batch
-    size, and empty if that is 0. ``seconds`` adds up the trials, whenever they were run; ``time``
-    is the end of the last one.
+    size, and empty if that is 0. ``elapsed_seconds`` adds up the trials, whenever they were run;
+    ``ended_at`` is the end of the last one.
     """
     critical = result.critical_trial
     facts: dict[str, Any] = {
@@ -93,17 +93,17 @@ def make_row(
         "trials": len(result.trials),
         "peak_bytes": critical.peak_bytes if critical else None,
         "idle_bytes": critical.idle_bytes if critical else None,
-        "seconds": round(sum(trial.seconds for trial in result.trials), 1),
+        "elapsed_seconds": round(sum(trial.elapsed_seconds for trial in result.trials), 1),
         "seed": cell.seed,
         "threads": cell.threads,
         "max_batch": max_batch,
-        "trial_timeout": trial_timeout,
+        "trial_timeout_seconds": trial_timeout,
         "checkpoint": cell.checkpoint,
         "message": result.message,
     }
     machine = {name: provenance.get(name) for name in _FROM_PROVENANCE}
-    time = max(trial.time for trial in result.trials)
-    return {**facts, **machine, "code": environment["code"], "time": time, "key": key}
+    ended_at = max(trial.ended_at for trial in result.trials)
+    return {**facts, **machine, "code": environment["code"], "ended_at": ended_at, "key": key}
 
 
 def store_row(results_dir: Path, row: dict[str, Any]) -> Path:

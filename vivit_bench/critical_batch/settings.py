@@ -23,7 +23,7 @@ DEFAULT_TRIAL_TIMEOUT = 1_800.0
 DEFAULT_ENGINE = "vivit-bench"
 
 # Rooms of the package that can change a measurement.
-_MEASURING_ROOMS = ("critical_batch", "curvature", "peers", "problems")
+_MEASURING_ROOMS = ("measure", "curvature", "peers", "problems")
 _ENVIRONMENT = (
     "vivit_bench",
     "python",
@@ -81,7 +81,7 @@ class Cell:
         return f"{self.problem}: {self.variant} ({self.engine}, {self.device})"
 
     def work(self) -> dict[str, Any]:
-        """Arguments of `EngineWorkload`."""
+        """Arguments of `vivit_bench.measure.work.EngineWork`."""
         values = {key: _plain(value) for key, value in asdict(self).items()}
         values.pop("threads")
         values["curvature"] = values["curvature"] or Curvature.EXACT.value

@@ -15,7 +15,7 @@ from vivit_bench.curvature.loss_checks import check_loss, check_targets
 from vivit_bench.curvature.loss_factor import LossFactor, loss_factor
 from vivit_bench.curvature.options import Approximation
 from vivit_bench.curvature.results import BatchInfo
-from vivit_bench.errors import UsageError, VivitBenchError
+from vivit_bench.errors import UsageError, VivitBenchError, describe, is_out_of_memory
 from vivit_bench.trees import Tree, leaves, map_tree, num_samples
 
 WORKING_BYTES = 48 * 2**20
@@ -43,13 +43,12 @@ def blamed_on_model(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (VivitBenchError, MemoryError, torch.OutOfMemoryError):
+    except VivitBenchError:
         raise
     except Exception as error:
-        text = " ".join(str(error).split())
-        if "allocate memory" in text or "out of memory" in text:
+        if is_out_of_memory(error):
             raise
-        raise UsageError(f"{what} failed: {type(error).__name__}: {text[:300]}") from error
+        raise UsageError(f"{what} failed: {describe(error)}") from error
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,8 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from vivit_bench.errors import VivitBenchError
+from vivit_bench.errors import VivitBenchError, describe
 from vivit_bench.problems.datasets import DATA_VARIABLE, DatasetSpec
-from vivit_bench.problems.messages import describe
 
 Split = Literal["train", "test"]
 

@@ -13,9 +13,9 @@ from torch.utils.data import (
     default_collate,
 )
 
-from vivit_bench.errors import UsageError
+from vivit_bench.errors import UsageError, describe
 from vivit_bench.problems.batch import Batch, check_batch
-from vivit_bench.problems.messages import a_type, describe
+from vivit_bench.problems.messages import a_type
 from vivit_bench.problems.sampling import TooFewSamplesError, choose
 from vivit_bench.problems.seeding import seeded
 from vivit_bench.trees import select
@@ -109,11 +109,12 @@ class OwnFunction(OwnData):
             with seeded(seed):
                 batch = self._function(n, seed)
         except Exception as error:
-            raise TooFewSamplesError(f"{self._name}: {call} raised {describe(error)}") from error
-        try:
-            return check_batch(f"{self._name}, {call}", batch, expected=n)
-        except UsageError as error:
-            raise TooFewSamplesError(str(error)) from error
+            raise UsageError(f"{self._name}: {call} raised {describe(error)}") from error
+        what = f"{self._name}, {call}"
+        inputs, targets = check_batch(what, batch)
+        if (available := len(targets)) < n:
+            raise TooFewSamplesError(f"{what}: got {available} samples instead of {n}", available)
+        return check_batch(what, (inputs, targets), expected=n)
 
     def everything(self, seed: int) -> Batch:
         """Refused, see `OwnData`."""

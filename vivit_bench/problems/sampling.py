@@ -8,7 +8,15 @@ from vivit_bench.problems.seeding import generator
 
 
 class TooFewSamplesError(UsageError):
-    """The data do not give as many samples as were asked for."""
+    """The data do not give as many samples as were asked for.
+
+    Attributes:
+        available: Number of samples there are.
+    """
+
+    def __init__(self, message: str, available: int) -> None:
+        super().__init__(message)
+        self.available = available
 
 
 def check_enough(n: int, available: int, what: str, instead: str) -> None:
@@ -26,7 +34,8 @@ def check_enough(n: int, available: int, what: str, instead: str) -> None:
     if n > available:
         raise TooFewSamplesError(
             f"{n} samples are more than the {available} of {what}: "
-            f"ask for at most {available}, or {instead}"
+            f"ask for at most {available}, or {instead}",
+            available,
         )
 
 

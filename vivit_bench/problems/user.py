@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vivit_bench.errors import UsageError
+from vivit_bench.errors import UsageError, describe
 from vivit_bench.problems.batch import sample_shape
 from vivit_bench.problems.batchnorm import (
     STATISTICS_BATCHES,
@@ -22,7 +22,7 @@ from vivit_bench.problems.batchnorm import (
     needs_statistics,
 )
 from vivit_bench.problems.checkpoint import load_checkpoint
-from vivit_bench.problems.messages import a_type, describe
+from vivit_bench.problems.messages import a_type
 from vivit_bench.problems.own_data import OwnData, OwnTensors, as_own_data
 from vivit_bench.problems.problem import Problem, count_trainable
 from vivit_bench.problems.seeding import seeded

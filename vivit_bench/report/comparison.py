@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import humanize
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
 from vivit_bench.errors import UsageError
+from vivit_bench.measure.budget import format_peak
 from vivit_bench.store import provenance, write_atomic
 
 
@@ -28,7 +28,7 @@ def print_comparison(rows: Sequence[dict[str, Any]]) -> None:
             f"{row['wall_seconds']:.2f} s",
             f"{row['wall_ratio']:.2f}",
             f"{row['cpu_seconds']:.2f} s",
-            humanize.naturalsize(row["peak_bytes"], binary=True),
+            format_peak(row["peak_bytes"]),
             f"{row['peak_ratio']:.2f}",
             difference,
         )
@@ -57,8 +57,10 @@ def save_comparison(rows: Sequence[dict[str, Any]], settings: dict[str, Any], ou
     try:
         if output.exists():
             stored = pd.read_csv(output)
-            if "wall_ratio" not in stored:
-                raise UsageError(f"{output} is no table of comparisons; name another file")
+            if "wall_min_seconds" not in stored:
+                raise UsageError(
+                    f"{output} is no table of comparisons of this version; name another file"
+                )
             frame = pd.concat([stored, frame], ignore_index=True)
         write_atomic(output, frame.to_csv(index=False))
     except (OSError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:

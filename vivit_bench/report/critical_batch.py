@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from vivit_bench.arguments import format_size
 from vivit_bench.critical_batch.searches import searches_path
-from vivit_bench.critical_batch.sizes import format_size
 from vivit_bench.errors import UsageError
 
 _PAPER = Path(__file__).with_name("paper_table_s1.csv")
@@ -15,7 +15,7 @@ _CELL = ["problem", "quantity", "curvature", "samples", "mc_samples", "device", 
 _MACHINE = ["host", "cpu", "cores", "ram_bytes"]
 _TEXT = [
     *("problem", "quantity", "curvature", "samples", "device", "engine", "stopped_by"),
-    *("code", "host", "cpu", "gpu", "time"),
+    *("code", "host", "cpu", "gpu", "ended_at"),
 ]
 _NUMBERS = ["mc_samples", "memory_limit_bytes", "critical_batch_size", "threads", "cores"]
 
@@ -109,7 +109,7 @@ def select_searches(
             f"no such search is stored; there are problems {_names(rows['problem'])}, engines "
             f"{_names(rows['engine'])}, memory limits {limits}"
         )
-    chosen = chosen.sort_values("time", kind="stable")
+    chosen = chosen.sort_values("ended_at", kind="stable")
     notes: list[str] = []
     if not mix:
         parts = [_like_the_newest(group, notes) for _, group in chosen.groupby("device")]

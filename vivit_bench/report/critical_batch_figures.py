@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from vivit_bench.critical_batch.sizes import format_size
+from vivit_bench.arguments import format_size
 from vivit_bench.report.critical_batch_tables import size_label
 from vivit_bench.report.figures import STYLE, save_figure
 

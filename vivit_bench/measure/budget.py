@@ -12,7 +12,13 @@ from pathlib import Path
 
 import psutil
 
+from vivit_bench.arguments import format_size
+from vivit_bench.errors import UsageError
+
 MIB = 2**20
+
+NOISE_BYTES = MIB
+"""Peaks below this cannot be told from the idle process's own changes."""
 
 DEFAULT_SHARE = 0.5
 """Share of the memory available now that is the budget without ``--memory-limit``."""
@@ -60,6 +66,26 @@ class MemoryBudget:
         """
         batch = max(32, 2 * (os.cpu_count() or 1)) * os.sysconf("SC_PAGESIZE")
         return max(2 * MIB, 2 * threads * batch)
+
+
+def check_limit(limit_bytes: int) -> None:
+    """Refuse a budget that no reading can be compared with.
+
+    Raises:
+        UsageError: It is below `NOISE_BYTES`.
+    """
+    if limit_bytes < NOISE_BYTES:
+        raise UsageError(
+            f"--memory-limit {format_size(limit_bytes)}: below {format_size(NOISE_BYTES)}, the "
+            "smallest peak that can be told from an idle process; write for example 512MiB or 2GiB"
+        )
+
+
+def format_peak(size: int | None) -> str:
+    """A peak for people; what cannot be told from nothing is ``below 1 MiB``."""
+    if size is not None and size < NOISE_BYTES:
+        return f"below {format_size(NOISE_BYTES)}"
+    return format_size(size)
 
 
 def available_memory() -> int:

@@ -9,13 +9,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vivit_bench.critical_batch import budget, device_memory
-from vivit_bench.critical_batch.budget import MIB, MemoryBudget, default_limit
-from vivit_bench.critical_batch.device_memory import DeviceMeter
-from vivit_bench.critical_batch.process_memory import MemoryReading, peak_over, read_memory
-from vivit_bench.critical_batch.sizes import format_size, parse_size
+from vivit_bench.arguments import format_size, parse_size
 from vivit_bench.errors import UsageError
 from vivit_bench.hardware import parse_device
+from vivit_bench.measure import budget, meters
+from vivit_bench.measure.budget import MIB, MemoryBudget, default_limit, format_peak
+from vivit_bench.measure.host_memory import MemoryReading, PeakOverIdle, read_memory
+from vivit_bench.measure.meters import DeviceMeter
+from vivit_bench.measure.protocol import Measured, Ready
 
 
 @pytest.mark.parametrize(
@@ -27,7 +28,6 @@ from vivit_bench.hardware import parse_device
         ("1.5G", 3 * 2**29),
         ("2GB", 2 * 10**9),
         ("100kb", 100_000),
-        ("4096", 4096),
         ("4096B", 4096),
         (" 1 TiB ", 2**40),
         (".5k", 512),
@@ -38,21 +38,25 @@ def test_sizes(text: str, size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "GiB", "2XB", "-2GiB", "2 GiB of RAM", "1e9", "nan", "0", "0.1"]
+    "text", ["", "GiB", "2XB", "-2GiB", "2 GiB of RAM", "1e9", "nan", "0B", "0.1B"]
 )
 def test_what_is_not_a_size_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(UsageError, match=r"^--memory-limit .*2GiB"):
         parse_size(text)
 
 
-@given(st.integers(1, 2**45))
-def test_a_plain_number_is_bytes(size: int) -> None:
-    assert parse_size(str(size)) == size
+@pytest.mark.parametrize("text", ["20", "1.5", "1000000", " 7 "])
+def test_a_size_without_a_unit_is_refused(text: str) -> None:
+    number = text.strip()
+    with pytest.raises(UsageError, match=f"a unit is missing; write {number}GiB or {number}MiB"):
+        parse_size(text)
 
 
 def test_sizes_for_people() -> None:
     assert format_size(3 * 2**29) == "1.5 GiB"
-    assert format_size(None) == "-"
+    assert format_size(None) == format_peak(None) == "-"
+    assert format_peak(0) == format_peak(MIB - 1) == "below 1 MiB"
+    assert format_peak(3 * 2**29) == "1.5 GiB"
 
 
 @given(st.integers(1, 2**45))
@@ -88,6 +92,7 @@ def test_this_process_s_memory_is_read() -> None:
     assert after is not None
     assert after.resident - before.resident >= 60 * MIB
     assert after.peak >= after.resident >= after.file
+    assert after.own - before.own >= 60 * MIB
     assert len(block) == 64 * MIB
 
 
@@ -97,11 +102,40 @@ def test_a_process_that_has_ended_has_no_memory() -> None:
     assert read_memory(child.pid) is None
 
 
-def test_library_pages_are_not_the_batch_s() -> None:
-    idle = MemoryReading(resident=100, peak=100, file=40, data=0)
-    assert peak_over(idle, MemoryReading(resident=120, peak=150, file=45, data=0)) == 45
-    assert peak_over(idle, MemoryReading(resident=120, peak=150, file=30, data=0)) == 50
-    assert peak_over(idle, MemoryReading(resident=90, peak=100, file=45, data=0)) == 0
+IDLE = MemoryReading(resident=100 * MIB, peak=100 * MIB, file=40 * MIB, data=0)
+
+
+def reading(own: int, file: int, peak: int) -> MemoryReading:
+    return MemoryReading((own + file) * MIB, peak * MIB, file * MIB, 0)
+
+
+@pytest.mark.parametrize(
+    ("readings", "peak"),
+    [
+        # own, file, peak of both
+        ([reading(75, 45, 150)], 45),  # library pages are not the batch's
+        ([reading(90, 30, 150)], 50),
+        ([reading(45, 45, 100)], 0),
+        # A file of 110 MiB was mapped and read, and is gone or still there.
+        ([reading(61, 150, 211)], 1),
+        ([reading(61, 150, 211), reading(61, 40, 212)], 2),
+        # Memory beside the file counts, seen at its peak or not.
+        ([reading(120, 150, 270), reading(61, 40, 270)], 60),
+        ([reading(61, 150, 270), reading(61, 40, 270)], 60),
+    ],
+)
+def test_one_rule_for_the_peak(readings: list[MemoryReading], peak: int) -> None:
+    over_idle = PeakOverIdle(IDLE)
+    for each in readings:
+        assert over_idle.see(each) == each.own - 60 * MIB
+    assert over_idle.bytes == peak * MIB
+    assert over_idle.absolute_bytes is not None
+
+
+def test_other_processes_count_over_what_they_had() -> None:
+    over_idle = PeakOverIdle(IDLE, 10 * MIB)
+    assert over_idle.see(reading(65, 40, 105), 30 * MIB) == 25 * MIB
+    assert over_idle.bytes == 25 * MIB
 
 
 @pytest.mark.parametrize("text", ["gpu", "cuda:", "cuda:x", "cuda0", "", "CPU", "cuda:-1"])
@@ -157,13 +191,15 @@ def test_a_cuda_budget_is_a_fraction_of_the_device_over_the_idle_process(
     fake = FakeCuda()
     monkeypatch.setattr(torch, "cuda", fake)
     meter = DeviceMeter(MemoryBudget(400), "cuda:0")
-    assert meter.start() == {"idle_bytes": 60}
+    assert meter.start() == Ready(idle_bytes=60)
     assert fake.fractions == [0.5]
     fake.peak = 360
-    assert meter.stop() == {"peak_bytes": 300, "absolute_peak_bytes": 360}
+    assert meter.stop() == Measured(peak_bytes=300, absolute_peak_bytes=360)
     assert fake.fractions == [0.5, 1.0]
     DeviceMeter(MemoryBudget(10**6), "cuda:0").start()
     assert fake.fractions[-1] == 1.0
+    DeviceMeter(None, "cuda:0").start()
+    assert len(fake.fractions) == 3
 
 
 def test_a_cuda_device_s_free_memory_is_asked_in_another_process(
@@ -171,10 +207,10 @@ def test_a_cuda_device_s_free_memory_is_asked_in_another_process(
 ) -> None:
     def answer(stdout: str, stderr: str, code: int) -> None:
         done = subprocess.CompletedProcess([], code, stdout, stderr)
-        monkeypatch.setattr(device_memory.subprocess, "run", lambda *args, **kwargs: done)
+        monkeypatch.setattr(meters.subprocess, "run", lambda *args, **kwargs: done)
 
     answer("[700, 1000]\n", "", 0)
-    assert device_memory.available_device_memory("cuda:0") == 700
+    assert meters.available_device_memory("cuda:0") == 700
     answer("", "Traceback\nRuntimeError: no device\n", 1)
     with pytest.raises(UsageError, match="cannot be read: RuntimeError: no device"):
-        device_memory.available_device_memory("cuda:0")
+        meters.available_device_memory("cuda:0")

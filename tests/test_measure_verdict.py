@@ -6,11 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vivit_bench.critical_batch.budget import MemoryBudget
-from vivit_bench.critical_batch.failures import BatchLimitError, FailureKind, classify, describe
-from vivit_bench.critical_batch.outcomes import Outcome
-from vivit_bench.critical_batch.verdict import Evidence, Kill, judge
-from vivit_bench.errors import UsageError
+from vivit_bench.errors import UsageError, VivitBenchError, describe, is_out_of_memory
+from vivit_bench.hardware import memory_errors
+from vivit_bench.measure import Outcome
+from vivit_bench.measure.budget import MemoryBudget
+from vivit_bench.measure.protocol import REPORT_LOST, FailureKind, TrialReport
+from vivit_bench.measure.verdict import Evidence, Kill, classify, judge
 
 CPU_ALLOCATOR = (
     "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: "
@@ -32,11 +33,17 @@ LAPACK = (
         (RuntimeError("std::bad_alloc"), FailureKind.MEMORY),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), FailureKind.MEMORY),
         (RuntimeError("CUDA error: out of memory"), FailureKind.MEMORY),
-        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), FailureKind.MEMORY),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), FailureKind.MEMORY),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried"), FailureKind.MEMORY),
+        # The same words of somebody else's are no proof.
+        (RuntimeError(f"my cache said: {CPU_ALLOCATOR}"), FailureKind.AMBIGUOUS),
+        (ValueError(CPU_ALLOCATOR), FailureKind.AMBIGUOUS),
+        (ValueError("label 'out of memory' is unknown"), FailureKind.AMBIGUOUS),
+        (OSError(errno.EIO, "Cannot allocate memory"), FailureKind.AMBIGUOUS),
+        (UsageError("the 32-bit workspace would overflow"), FailureKind.ERROR),
         (RuntimeError(LAPACK), FailureKind.LIMIT),
         (ValueError("Too large work array required"), FailureKind.LIMIT),
         (RuntimeError("the 32-bit workspace size would overflow"), FailureKind.LIMIT),
-        (BatchLimitError("9 samples are more than the 5 of the data"), FailureKind.LIMIT),
         (RuntimeError("could not create a primitive"), FailureKind.AMBIGUOUS),
         (RuntimeError("can't start new thread"), FailureKind.AMBIGUOUS),
         (SystemError("error return without exception set"), FailureKind.AMBIGUOUS),
@@ -60,41 +67,87 @@ def test_the_cause_of_an_exception_decides() -> None:
     assert classify(error) is FailureKind.MEMORY
 
 
+class UnreadableError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no")
+
+
+def test_an_exception_that_cannot_be_read_is_an_error() -> None:
+    assert classify(UnreadableError()) is FailureKind.ERROR
+    assert describe(UnreadableError()) == (
+        "UnreadableError: (its message cannot be read: RuntimeError)"
+    )
+
+
+def test_causes_that_go_round_end() -> None:
+    one, two = ValueError("one"), ValueError("two")
+    one.__cause__, two.__cause__ = two, one
+    assert not is_out_of_memory(one)
+
+
+def test_every_command_knows_memory_by_the_same_rule() -> None:
+    with (
+        pytest.raises(VivitBenchError, match="not enough memory for it; less"),
+        memory_errors("it", "less"),
+    ):
+        raise RuntimeError(CPU_ALLOCATOR)
+    with pytest.raises(ValueError, match="allocate"), memory_errors("it", "less"):
+        raise ValueError(CPU_ALLOCATOR)
+
+
 def test_a_description_is_one_short_line() -> None:
     assert describe(ValueError("a\n  b")) == "ValueError: a b"
     assert describe(MemoryError()) == "MemoryError"
     assert len(describe(ValueError("x" * 5_000))) < 500
 
 
-READY = Evidence(budget=MemoryBudget(100), ready=True, message="why", peak_bytes=10)
+def failed(kind: FailureKind) -> TrialReport:
+    return TrialReport(kind, "why")
+
+
+READY = Evidence(budget=MemoryBudget(100), ready=True, peak_bytes=10)
+UNCLEAR = failed(FailureKind.AMBIGUOUS)
+DONE = replace(READY, report=TrialReport())
 
 
 @pytest.mark.parametrize(
     ("evidence", "outcome"),
     [
         # The rule: finished, and within the budget.
-        (replace(READY, finished=True, peak_bytes=100), Outcome.FITS),
-        (replace(READY, finished=True, peak_bytes=101), Outcome.OUT_OF_MEMORY),
-        (replace(READY, failure=FailureKind.MEMORY), Outcome.OUT_OF_MEMORY),
+        (replace(DONE, peak_bytes=100), Outcome.FITS),
+        (replace(DONE, peak_bytes=101), Outcome.OUT_OF_MEMORY),
+        (replace(READY, report=failed(FailureKind.MEMORY)), Outcome.OUT_OF_MEMORY),
         (replace(READY, kill=Kill.MEMORY, peak_bytes=170), Outcome.OUT_OF_MEMORY),
         # Time-outs and limits, unless the budget was exceeded on the way.
         (replace(READY, kill=Kill.TIMEOUT), Outcome.TIMEOUT),
         (replace(READY, kill=Kill.TIMEOUT, peak_bytes=101), Outcome.OUT_OF_MEMORY),
-        (replace(READY, failure=FailureKind.LIMIT), Outcome.LIMIT),
-        (replace(READY, failure=FailureKind.LIMIT, peak_bytes=101), Outcome.OUT_OF_MEMORY),
+        (replace(READY, report=failed(FailureKind.LIMIT)), Outcome.LIMIT),
+        (replace(READY, report=failed(FailureKind.LIMIT), peak_bytes=101), Outcome.OUT_OF_MEMORY),
         # What may or may not be memory needs a peak near the budget.
-        (replace(READY, failure=FailureKind.AMBIGUOUS, peak_bytes=79), Outcome.ERROR),
-        (replace(READY, failure=FailureKind.AMBIGUOUS, peak_bytes=80), Outcome.OUT_OF_MEMORY),
+        (replace(READY, report=UNCLEAR, peak_bytes=79), Outcome.ERROR),
+        (
+            replace(READY, report=UNCLEAR, peak_bytes=80),
+            Outcome.OUT_OF_MEMORY,
+        ),
         (replace(READY, exit_code=-9, peak_bytes=79), Outcome.ERROR),
         (replace(READY, exit_code=-9, peak_bytes=80), Outcome.OUT_OF_MEMORY),
         (replace(READY, exit_code=-11, peak_bytes=None), Outcome.ERROR),
         (replace(READY, exit_code=1, peak_bytes=95), Outcome.OUT_OF_MEMORY),
         (replace(READY, exit_code=0, peak_bytes=0), Outcome.ERROR),
         # Errors stay errors, however much memory was used.
-        (replace(READY, failure=FailureKind.ERROR, peak_bytes=150), Outcome.ERROR),
+        (replace(READY, report=failed(FailureKind.ERROR), peak_bytes=150), Outcome.ERROR),
         (replace(READY, kill=Kill.MACHINE, peak_bytes=150), Outcome.ERROR),
+        (replace(READY, report=failed(FailureKind.DATA), peak_bytes=150), Outcome.DATA),
+        # A child whose pipe is broken proves nothing, wherever its peak is.
+        (replace(READY, kill=Kill.GARBLED, peak_bytes=95), Outcome.ERROR),
+        (replace(READY, exit_code=REPORT_LOST, peak_bytes=95), Outcome.ERROR),
+        # Without a budget nothing is above it.
+        (replace(DONE, budget=None, peak_bytes=10**12), Outcome.FITS),
+        (replace(READY, budget=None, exit_code=-9, peak_bytes=10**12), Outcome.ERROR),
+        (replace(READY, budget=None, report=UNCLEAR), Outcome.ERROR),
+        (replace(READY, budget=None, report=failed(FailureKind.MEMORY)), Outcome.OUT_OF_MEMORY),
         # Nothing before "ready" is about the batch.
-        (Evidence(MemoryBudget(100), failure=FailureKind.MEMORY), Outcome.ERROR),
+        (Evidence(MemoryBudget(100), report=failed(FailureKind.MEMORY)), Outcome.ERROR),
         (Evidence(MemoryBudget(100), exit_code=-9), Outcome.ERROR),
         (Evidence(MemoryBudget(100), kill=Kill.SETUP_TIMEOUT), Outcome.ERROR),
         (Evidence(MemoryBudget(100), kill=Kill.MACHINE), Outcome.ERROR),
@@ -109,7 +162,7 @@ def test_verdicts(evidence: Evidence, outcome: Outcome) -> None:
 
 def test_a_crash_is_described_by_its_signal_and_last_words() -> None:
     _, reason = judge(
-        replace(READY, message="", exit_code=-11, stderr="Fatal Python error: Segmentation fault")
+        replace(READY, exit_code=-11, stderr="Fatal Python error: Segmentation fault")
     )
     assert reason.startswith("killed by SIGSEGV: Fatal Python error: Segmentation fault")
     assert "no sign of memory" in reason

@@ -1,4 +1,4 @@
-"""Workloads that end in every way a trial can; run in child processes by the trial tests."""
+"""Works that end in every way a trial can; run in child processes by the trial tests."""
 
 import ctypes
 import importlib
@@ -7,21 +7,21 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
+
+from vivit_bench.measure.work import Work
 
 MIB = 2**20
 _kept: list[object] = []
 
 
-class Stub:
+class Stub(Work):
     """Does nothing but `work`, after a warm-up that does nothing."""
 
     def __init__(self, work: Callable[[int], object]):
         self._work = work
-
-    def warm_up(self) -> None:
-        pass
 
     def run(self, n: int) -> object:
         return self._work(n)
@@ -78,25 +78,97 @@ def numpy_memory() -> Stub:
 
 
 def writes_pid(path: str) -> Stub:
-    """Tells its own process and that of a grandchild, then waits for ever."""
+    """Tells its own process and those of its descendants, then waits for ever.
+
+    One of them is in its group, one in a session of its own, one an orphan in another session.
+    """
 
     def work(n: int) -> object:
-        grandchild = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
+        pause = [sys.executable, "-S", "-c", "import signal; signal.pause()"]
+        near = subprocess.Popen(pause)
+        away = subprocess.Popen(pause, start_new_session=True)
+        start = (
+            "import subprocess, sys; "
+            "print(subprocess.Popen(sys.argv[1:], start_new_session=True, stdout=-3).pid)"
+        )
+        orphan = subprocess.check_output([sys.executable, "-S", "-c", start, *pause], text=True)
         with open(f"{path}.part", "w") as file:
-            file.write(f"{os.getpid()} {grandchild.pid}")
+            file.write(f"{os.getpid()} {near.pid} {away.pid} {orphan}")
         os.rename(f"{path}.part", path)
         return _wait(n)
 
     return Stub(work)
 
 
-def tells_pid(path: str) -> Stub:
-    """Writes its process to a named pipe and waits for ever."""
+def works_elsewhere(way: str) -> Stub:
+    """Uses memory in proportion to N in another process."""
+
+    def hold(n: int) -> None:
+        _kept.append(b"x" * (n * MIB))
+        os.write(1, b"held")
+        threading.Event().wait()
 
     def work(n: int) -> object:
-        with open(path, "w") as file:
-            file.write(str(os.getpid()))
-        return _wait(n)
+        reading, writing = os.pipe()
+        if way == "fork":
+            if os.fork() == 0:
+                os.dup2(writing, 1)
+                hold(n)
+        else:
+            code = (
+                f"kept = b'x' * {n * MIB}; print('held', flush=True); import signal; signal.pause()"
+            )
+            subprocess.Popen([sys.executable, "-S", "-c", code], stdout=writing)
+        os.read(reading, 4)
+        return 0
+
+    return Stub(work)
+
+
+def maps_a_file(mib: int) -> Stub:
+    """Reads a file through memory; the kernel can take those pages back at any time."""
+    import mmap
+
+    file = tempfile.TemporaryFile()  # noqa: SIM115
+    file.write(bytes(mib * MIB))
+    file.flush()
+
+    def work(n: int) -> object:
+        with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as region:
+            for place in range(0, mib * MIB, 4096):
+                region[place]
+            threading.Event().wait(0.3)  # for the watchdog to see
+        return 0
+
+    return Stub(work)
+
+
+class ChecksMuch(Stub):
+    """What its check and digest take is not the work's."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda n: 0)
+
+    def check(self, result: object) -> str:
+        _kept.append(b"x" * (200 * MIB))
+        threading.Event().wait(0.1)
+        return ""
+
+    def digest(self, result: object) -> dict[str, object]:
+        return {
+            "threads": os.environ["OMP_NUM_THREADS"],
+            "malloc": "MALLOC_MMAP_THRESHOLD_" in os.environ,
+        }
+
+
+def in_a_thread(ending: str) -> Stub:
+    """Its main thread waits for a thread that ends badly, and then goes on as if nothing were."""
+
+    def work(n: int) -> object:
+        thread = threading.Thread(target=endings[ending], args=(n,))
+        thread.start()
+        thread.join()
+        return 0
 
     return Stub(work)
 
@@ -184,6 +256,40 @@ def _map_shared(n: int) -> object:
         _kept.append(region)
 
 
+def _pipe() -> int:
+    return int(sys.argv[1])
+
+
+def _close_everything(n: int) -> object:
+    os.closerange(0, 256)
+    raise ValueError("closed")
+
+
+def _reopen_pipe(n: int) -> object:
+    os.close(_pipe())
+    file = tempfile.TemporaryFile()  # noqa: SIM115
+    os.dup2(file.fileno(), _pipe())
+    return 0
+
+
+def _write_into_pipe(n: int) -> object:
+    os.write(_pipe(), b'{"phase": "report"}\n')
+    return _wait(n)
+
+
+def _fork(n: int) -> object:
+    """The fork comes back from the work, as the child does."""
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+    return 0
+
+
+class UnreadableError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no")
+
+
 def _dereference_null(n: int) -> object:
     return ctypes.string_at(0)
 
@@ -211,4 +317,13 @@ endings: dict[str, Callable[[int], object]] = {
         )
     ),
     "value-error": _raise(ValueError("unsupported layer Foo")),
+    "words": _raise(ValueError("the label 'CUDA out of memory' is unknown")),
+    "unreadable": _raise(UnreadableError()),
+    "close-everything": _close_everything,
+    "close-pipe": lambda n: os.close(_pipe()),
+    "reopen-pipe": _reopen_pipe,
+    "garbage": lambda n: os.write(_pipe(), b"garbage\n"),
+    "flood": lambda n: [os.write(_pipe(), b"x" * 2**16) for _ in range(1000)],
+    "false-message": _write_into_pipe,
+    "fork": _fork,
 }

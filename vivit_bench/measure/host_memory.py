@@ -11,10 +11,20 @@ import functools
 import gc
 import mmap
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+EXACT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+"""Environment of a process whose peak is to repeat; without it, peaks differ by 10 MiB.
+
+Every block of 64 KiB and more is mapped alone and returned when freed. It makes work slower.
+"""
+
 _MADV_POPULATE_READ = 22  # Linux 5.14
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_PRIVATE = "Private_Dirty:"
+_NOISE = 2**20
 
 PAGE = os.sysconf("SC_PAGESIZE")
 
@@ -31,6 +41,11 @@ class MemoryReading:
     """RssFile: pages of libraries and mapped files."""
     data: int
     """VmData: private writable memory, whether or not touched."""
+
+    @property
+    def own(self) -> int:
+        """Resident memory without pages of files: anonymous and shared memory."""
+        return self.resident - self.file
 
 
 def read_memory(pid: int | str = "self") -> MemoryReading | None:
@@ -49,15 +64,6 @@ def read_memory(pid: int | str = "self") -> MemoryReading | None:
     )
 
 
-def read_resident(pid: int) -> int | None:
-    """Resident bytes of a process, cheaply; None if it has ended."""
-    try:
-        resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except (OSError, IndexError):
-        return None
-    return resident * PAGE
-
-
 def reset_peak() -> None:
     """Set this process's VmHWM to its resident size.
 
@@ -67,13 +73,73 @@ def reset_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def peak_over(idle: MemoryReading, now: MemoryReading) -> int:
-    """Peak since ``reset_peak`` over the idle process, in bytes.
+class PeakOverIdle:
+    """The peak of a process over its idle state, from readings of it: the rule of every budget.
 
-    Library pages that were first touched since then are left out: they are not the batch's,
-    and how many there are depends on the page cache.
+    What counts is the process's own memory and that of other processes that work for it. Pages
+    of files do not: those of libraries are not the batch's, and the kernel takes those of data
+    back when it needs them.
+
+    Args:
+        idle: The process, right after `reset_peak`.
+        idle_others: Memory of other processes then, in bytes.
     """
-    return max(now.peak - idle.resident - max(now.file - idle.file, 0), 0)
+
+    def __init__(self, idle: MemoryReading, idle_others: int = 0):
+        self._idle = idle
+        self._idle_others = idle_others
+        self._most_file = idle.file
+        self.bytes: int | None = None
+        """Largest peak seen; None before the first reading."""
+        self.absolute_bytes: int | None = None
+        """Peak of the whole process, in the reading that showed it."""
+
+    def see(self, now: MemoryReading, others: int = 0) -> int:
+        """Take in a reading.
+
+        Args:
+            now: The process.
+            others: Memory of other processes, in bytes.
+
+        Returns:
+            Memory over the idle process now, in bytes.
+        """
+        self._most_file = max(self._most_file, now.file)
+        over_idle = now.own - self._idle.own + others - self._idle_others
+        # The kernel's peak is exact between the readings, but counts the pages of files too.
+        peak = now.peak - self._idle.resident - max(now.file - self._idle.file, 0)
+        dropped = self._most_file - max(now.file, self._idle.file)
+        if dropped > _NOISE:
+            peak -= dropped
+        seen = max(peak, over_idle, 0)
+        if self.bytes is None or seen > self.bytes:
+            self.bytes, self.absolute_bytes = seen, now.peak
+        return over_idle
+
+
+def others_memory(processes: Iterable[int]) -> int:
+    """Bytes that processes have for themselves alone: no pages of files, nothing shared.
+
+    A forked process shares its parent's memory, where that is counted already.
+    """
+    total = 0
+    for process in processes:
+        try:
+            lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+        except OSError:
+            reading = read_memory(process)  # of another user, or it has ended
+            total += reading.own if reading is not None else 0
+        else:
+            total += sum(int(line.split()[1]) * 1024 for line in lines if _PRIVATE in line)
+    return total
+
+
+def forget_exactness() -> None:
+    """Let the allocator keep freed memory again, as it does without `EXACT_MEMORY`."""
+    with contextlib.suppress(AttributeError):  # the C library is not glibc
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)
+        mallopt(_M_TRIM_THRESHOLD, 64 * 2**20)
 
 
 def settle(one_cpu: bool) -> None:

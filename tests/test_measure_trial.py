@@ -2,29 +2,32 @@
 
 import os
 import select
+import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vivit_bench.critical_batch.outcomes import Outcome, Trial
-from vivit_bench.critical_batch.spec import TrialSpec
-from vivit_bench.critical_batch.trial import Watch, child_environment, run_trial, watch_child
-from vivit_bench.critical_batch.verdict import Kill
+from vivit_bench.measure import Outcome, Reading, Spec, Trial, measure, run_trial
+from vivit_bench.measure.host_memory import MemoryReading
+from vivit_bench.measure.parent import Watch, child_environment
+from vivit_bench.measure.verdict import Kill
 
-STUBS = Path(__file__).with_name("stub_workloads.py")
+STUBS = Path(__file__).with_name("stub_work.py")
 MIB = 2**20
 LIMIT = 64 * MIB
 
 
-def make_spec(stub: str, n: int = 1, **work: Any) -> TrialSpec:
-    return TrialSpec(n=n, limit_bytes=LIMIT, threads=2, work=work, workload=f"{STUBS}:{stub}")
+def make_spec(stub: str, n: int = 1, **arguments: Any) -> Spec:
+    work = f"{STUBS}:{stub}"
+    return Spec(n=n, limit_bytes=LIMIT, threads=2, arguments=arguments, work=work)
 
 
-def run(stub: str, n: int = 1, timeout: float = 60.0, **work: Any) -> Trial:
-    return run_trial(make_spec(stub, n, **work), timeout).trial
+def run(stub: str, n: int = 1, timeout: float = 60.0, **arguments: Any) -> Trial:
+    return run_trial(make_spec(stub, n, **arguments), timeout).trial
 
 
 def test_the_budget_is_a_strict_step_over_the_idle_process() -> None:
@@ -70,6 +73,15 @@ def test_libraries_that_run_out_of_memory(stub: str, outcome: Outcome, words: st
         ("import-error", Outcome.ERROR, "a_module_that_is_missing"),
         ("primitive", Outcome.ERROR, "no sign of memory"),
         ("value-error", Outcome.ERROR, "unsupported layer Foo"),
+        ("words", Outcome.ERROR, "no sign of memory"),
+        ("unreadable", Outcome.ERROR, "UnreadableError: (its message cannot be read"),
+        ("close-everything", Outcome.ERROR, "closed the pipe"),
+        ("close-pipe", Outcome.ERROR, "closed the pipe"),
+        ("reopen-pipe", Outcome.ERROR, "closed the pipe"),
+        ("garbage", Outcome.ERROR, "wrote into the pipe"),
+        ("flood", Outcome.ERROR, "wrote into the pipe"),
+        ("false-message", Outcome.ERROR, "wrote into the pipe"),
+        ("fork", Outcome.FITS, ""),
     ],
 )
 def test_every_ending_of_the_work(ending: str, outcome: Outcome, words: str) -> None:
@@ -83,7 +95,16 @@ def test_an_ambiguous_ending_near_the_budget_is_memory(ending: str) -> None:
     assert run("fill_then", n=56, ending=ending).outcome is Outcome.OUT_OF_MEMORY
 
 
-@pytest.mark.parametrize(("ending", "outcome"), [("value-error", "error"), ("lapack", "limit")])
+@pytest.mark.parametrize(
+    ("ending", "outcome"),
+    [
+        ("value-error", "error"),
+        ("lapack", "limit"),
+        # Not even if the child cannot say what it was.
+        ("unreadable", "error"),
+        ("close-everything", "error"),
+    ],
+)
 def test_a_clear_ending_near_the_budget_stays_what_it_is(ending: str, outcome: str) -> None:
     assert run("fill_then", n=56, ending=ending).outcome is Outcome(outcome)
 
@@ -117,15 +138,68 @@ def test_memory_the_set_up_has_freed_is_not_free_for_the_batch() -> None:
     assert 29 * MIB < trial.peak_bytes < 32 * MIB
 
 
+def test_pages_of_files_are_not_the_batch_s() -> None:
+    """Neither to the watchdog, which would kill above 128 MiB, nor in the peak."""
+    trial = run("maps_a_file", mib=150)
+    assert trial.outcome is Outcome.FITS
+    assert trial.peak_bytes is not None
+    assert trial.peak_bytes < 4 * MIB
+
+
+@pytest.mark.parametrize("way", ["fork", "start"])
+def test_memory_of_other_processes_counts(way: str) -> None:
+    fits, too_large = (run("works_elsewhere", n, way=way) for n in (40, 100))
+    assert (fits.outcome, fits.other_processes) == (Outcome.FITS, 1)
+    assert fits.peak_bytes is not None
+    assert 40 * MIB < fits.peak_bytes < 60 * MIB
+    assert (too_large.outcome, too_large.other_processes) == (Outcome.OUT_OF_MEMORY, 1)
+    assert "with 1 other process" in too_large.message
+
+
+@pytest.mark.parametrize(
+    ("ending", "outcome"),
+    [("memory-error", Outcome.OUT_OF_MEMORY), ("value-error", Outcome.ERROR)],
+)
+def test_a_thread_that_fails_fails_the_trial(ending: str, outcome: Outcome) -> None:
+    assert run("in_a_thread", ending=ending).outcome is outcome
+    assert run("in_a_thread", ending="finish").outcome is Outcome.FITS
+
+
+def test_what_comes_after_the_work_is_not_its_peak() -> None:
+    trial = run("ChecksMuch")
+    assert trial.outcome is Outcome.FITS
+    assert trial.peak_bytes is not None
+    assert trial.peak_bytes < 2 * MIB
+
+
+def test_without_a_limit_memory_is_read_and_nothing_is_stopped() -> None:
+    spec = replace(make_spec("fill", 300), limit_bytes=None)
+    seen = measure(spec, 60.0)
+    assert seen.outcome is Outcome.FITS
+    assert seen.peak_bytes is not None
+    assert 299 * MIB < seen.peak_bytes < 302 * MIB
+
+
+def test_where_time_is_taken_no_memory_is_read() -> None:
+    spec = replace(make_spec("ChecksMuch"), limit_bytes=None, reading=Reading.TIME, digest=True)
+    seen = measure(spec, 60.0)
+    assert seen.outcome is Outcome.FITS
+    assert seen.peak_bytes is None
+    assert seen.measured is not None
+    assert seen.measured.wall_seconds is not None
+    assert seen.measured.cpu_seconds is not None
+    assert seen.report is not None
+    assert seen.report.digest == {"threads": "2", "malloc": False}
+
+
 def test_a_machine_short_of_memory_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vivit_bench.critical_batch.trial.available_memory", lambda: 0)
-    watch = watch_child(make_spec("ends", ending="wait"), 60.0)
-    assert watch.kill is Kill.MACHINE
+    monkeypatch.setattr("vivit_bench.measure.parent.available_memory", lambda: 0)
+    assert measure(make_spec("ends", ending="wait"), 60.0).kill is Kill.MACHINE
     assert run("ends", ending="wait").outcome is Outcome.ERROR
 
 
 def test_the_child_s_environment() -> None:
-    environment = child_environment(3)
+    environment = child_environment(replace(make_spec("fill"), threads=3))
     assert environment["MALLOC_MMAP_THRESHOLD_"] == "65536"
     assert environment["OMP_WAIT_POLICY"] == "PASSIVE"
     assert environment["GOMP_SPINCOUNT"] == "10000"
@@ -147,43 +221,59 @@ def test_an_interrupted_parent_leaves_no_process_behind(
     note = tmp_path / "pids"
     look = Watch.look
 
-    def look_and_interrupt(self: Watch, pid: int, thoroughly: bool) -> Kill | None:
+    def look_and_interrupt(self: Watch, reading: MemoryReading | None) -> Kill | None:
         if note.exists():
             raise KeyboardInterrupt
-        return look(self, pid, thoroughly)
+        return look(self, reading)
 
     monkeypatch.setattr(Watch, "look", look_and_interrupt)
     with pytest.raises(KeyboardInterrupt):
-        watch_child(make_spec("writes_pid", path=str(note)), 60.0)
-    child, grandchild = (int(pid) for pid in note.read_text().split())
-    assert not Path(f"/proc/{child}").exists()
-    assert ended(grandchild)
+        measure(make_spec("writes_pid", path=str(note)), 60.0)
+    pids = [int(pid) for pid in note.read_text().split()]
+    assert [pid for pid in pids if alive(pid)] == []
 
 
-def test_a_killed_parent_takes_its_child_along(tmp_path: Path) -> None:
-    """kill -9 leaves the parent no time to clean up: the kernel does."""
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
+@pytest.mark.parametrize("victim", ["parent", "keeper"])
+def test_a_killed_parent_takes_all_processes_along(tmp_path: Path, victim: str) -> None:
+    """kill -9 leaves the parent no time to clean up; what has left its group is found too."""
+    note = tmp_path / "pids"
     code = (
-        "import sys; from vivit_bench.critical_batch.spec import TrialSpec; "
-        "from vivit_bench.critical_batch.trial import run_trial; "
-        "run_trial(TrialSpec.from_json(sys.argv[1]), 600.0)"
+        "import sys; from vivit_bench.measure import Spec, measure; "
+        "measure(Spec.from_json(sys.argv[1]), 600.0)"
     )
-    spec = make_spec("tells_pid", path=str(pipe)).to_json()
+    spec = make_spec("writes_pid", path=str(note)).to_json()
     with subprocess.Popen([sys.executable, "-c", code, spec]) as parent:
-        child = int(pipe.read_text())
-        parent.kill()
+        while not note.exists():
+            assert parent.poll() is None
+            select.select([], [], [], 0.01)
+        pids = [int(pid) for pid in note.read_text().split()]
+        if victim == "parent":
+            parent.kill()
+        else:
+            pids = pids[:1]  # the child alone dies with its keeper
+            os.kill(parent_of(pids[0]), signal.SIGKILL)
         parent.wait()
-    assert ended(child)
+    assert all(ended(pid, 2.0) for pid in pids)
 
 
-def ended(pid: int) -> bool:
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def ended(pid: int, seconds: float) -> bool:
     """Wait for a process that is not ours to end."""
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
         return True
     try:
-        return bool(select.select([descriptor], [], [], 30.0)[0])
+        return bool(select.select([descriptor], [], [], seconds)[0])
     finally:
         os.close(descriptor)
