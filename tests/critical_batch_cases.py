@@ -3,13 +3,17 @@
 from pathlib import Path
 from typing import Any
 
-from vivit_bench.critical_batch.searches import COLUMNS, store_row
+from vivit_bench.critical_batch.records import EXPERIMENT, TRIALS
+from vivit_bench.store import Identity, open_run
+from vivit_bench.store import run as run_module
+
+_RESULTS = ("critical_batch_size", "stopped_by", "ended_at", "is_lower_bound")
+_MACHINE = ("cpu", "cores", "ram_bytes", "host", "gpu")
 
 
 def add_search(results_dir: Path, **values: Any) -> None:
-    """Add a row to ``searches.csv``; by default eigenvalues, exact, full, of cifar10_3c3d."""
+    """Store a finished search; by default eigenvalues, exact, full, of cifar10_3c3d."""
     row: dict[str, Any] = {
-        **dict.fromkeys(COLUMNS, ""),
         "problem": "cifar10_3c3d",
         "quantity": "eigenvalues",
         "curvature": "exact",
@@ -27,11 +31,23 @@ def add_search(results_dir: Path, **values: Any) -> None:
         "cores": 2,
         "ram_bytes": 2**34,
         "host": "here",
+        "gpu": None,
         "code": "abc",
         "ended_at": "2026-01-01T00:00:00+00:00",
         **values,
     }
-    store_row(results_dir, {**row, "key": repr(sorted(row.items()))})
+    row["is_lower_bound"] = row["stopped_by"] != "memory"
+    facts = {name: row.pop(name) for name in (*_RESULTS, *_MACHINE)}
+    code = row.pop("code")
+    identity = Identity(EXPERIMENT, "search", {**row, **facts}, {"code": code})
+    before = run_module.provenance
+    run_module.provenance = lambda: {**before(), **{name: facts[name] for name in _MACHINE}}
+    try:
+        with open_run(results_dir, identity) as run:
+            run.journal(TRIALS)
+            run.finish({name: facts[name] for name in _RESULTS}, [TRIALS])
+    finally:
+        run_module.provenance = before
 
 
 def add_variants(results_dir: Path, sizes: tuple[int, int, int, int], **values: Any) -> None:
@@ -44,5 +60,10 @@ def add_variants(results_dir: Path, sizes: tuple[int, int, int, int], **values: 
 
 def add_gradient(results_dir: Path, size: int, **values: Any) -> None:
     """Add the gradient alone."""
-    shown = {"quantity": "gradient", "curvature": "", "samples": "", "critical_batch_size": size}
+    shown = {
+        "quantity": "gradient",
+        "curvature": None,
+        "samples": None,
+        "critical_batch_size": size,
+    }
     add_search(results_dir, **{**shown, **values})

@@ -1,6 +1,6 @@
 """``vivit-bench critical-batch`` as a user types it."""
 
-import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -26,15 +26,15 @@ def test_a_real_search_and_its_resumption(run: Run, tmp_path: Path) -> None:
     assert "critical batch size  3" in first.out
     assert "max-batch" in first.out
     assert "peak memory over the idle process" in first.out
-    with (tmp_path / "results" / "critical_batch" / "searches.csv").open() as file:
-        (row,) = csv.DictReader(file)
-    assert row["critical_batch_size"] == "3"
+    (row,) = json.loads(run("list", "--format", "json").out)
+    assert row["critical_batch_size"] == 3
     assert row["stopped_by"] == "max-batch"
-    assert int(row["idle_bytes"]) > 100 * 2**20
+    assert row["is_lower_bound"] is True
+    assert row["idle_bytes"] > 100 * 2**20
     again = run(*command, "--max-batch", 2)
     assert again.code == 0
-    assert "critical batch size  2" in again.out
-    assert "2, 2 of them from records" in again.out
+    assert "finished already" in again.err
+    assert "3, 3 of them from records" in again.out
 
 
 def test_an_unusable_problem_is_one_line_and_not_a_size(run: Run, tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_tables_are_printed_and_written(run: Run, tmp_path: Path) -> None:
     outcome = run("table", "--paper", "--format", "csv")
     assert outcome.code == 0
     lines = outcome.out.splitlines()
-    assert lines[1] == "cifar10_3c3d,exact,10,20,memory,memory,2147483648,1166,3004"
+    assert lines[1] == "cifar10_3c3d,exact,10,20,False,False,memory,memory,2147483648,1166,3004"
     assert "warning: cpu: left out 4 searches with the memory limits 1 MiB" in outcome.err
     folder = tmp_path / "results" / "critical_batch"
     assert (folder / "table_s1a.csv").read_text().splitlines() == lines[:3]

@@ -1,32 +1,30 @@
 """Records of trials and searches: durable, resumable, and never mixed silently."""
 
-import csv
-import json
-import re
+import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from vivit_bench.critical_batch import Cell, MemoryLimit, make_cell, run_search
 from vivit_bench.critical_batch import runner as runner_module
 from vivit_bench.critical_batch import settings as settings_module
-from vivit_bench.critical_batch.journal import open_journal
+from vivit_bench.critical_batch.records import EXPERIMENT, search_rows
 from vivit_bench.critical_batch.runner import FinishedSearch, Listener, choose_limit
 from vivit_bench.critical_batch.search import StoppedBy, TrialError
-from vivit_bench.critical_batch.searches import COLUMNS, searches_path
 from vivit_bench.critical_batch.sweep import sweep_cells, table_cells
 from vivit_bench.critical_batch.table_s1 import SUB_TABLES
 from vivit_bench.curvature.options import Curvature, Samples
-from vivit_bench.errors import UsageError, VivitBenchError
+from vivit_bench.errors import StorageError, UsageError, VivitBenchError
 from vivit_bench.measure import Outcome, Spec, Trial, TrialRun
 from vivit_bench.measure.trial import Confirming
 from vivit_bench.peers import Quantity
+from vivit_bench.store import stored_runs
+
+provenance_module = sys.modules["vivit_bench.store.provenance"]
 
 LIMIT = MemoryLimit(21_500, True)
 """What the peaks of `make_trial` reach between N = 21 and 22."""
@@ -91,13 +89,12 @@ def search(tmp_path: Path, cell: Cell) -> Callable[..., FinishedSearch]:
 Search = Callable[..., FinishedSearch]
 
 
-def rows_of(results_dir: Path) -> list[dict[str, str]]:
-    with searches_path(results_dir).open() as file:
-        return list(csv.DictReader(file))
+def rows_of(results_dir: Path) -> list[dict[str, Any]]:
+    return search_rows(results_dir)[0]
 
 
 def journals(results_dir: Path) -> list[Path]:
-    return sorted((results_dir / "critical_batch" / "trials").glob("*.jsonl"))
+    return sorted((results_dir / EXPERIMENT).glob("*/trials.jsonl"))
 
 
 @pytest.mark.parametrize("survived", range(8))
@@ -124,34 +121,23 @@ def test_a_finished_search_runs_nothing_again_and_fresh_runs_all(search: Search)
     assert finished.result.critical_batch_size == 17
 
 
-@given(st.data())
-def test_a_line_cut_anywhere_is_dropped(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+@pytest.mark.parametrize("line", [0, 3, 7])
+def test_a_damaged_record_costs_itself_and_a_note(
+    search: Search, tmp_path: Path, line: int
 ) -> None:
-    """A power cut leaves any part of the last lines; complete ones are kept."""
-    path = tmp_path_factory.mktemp("cut") / "trials.jsonl"
-    trials = [make_trial(n, Outcome.FITS) for n in (1, 2, 4)]
-    with open_journal(path, {"key": "k"}, fresh=False) as journal:
-        for trial in trials:
-            journal.append(trial)
-    content = path.read_bytes()
-    cut = data.draw(st.integers(0, len(content)))
-    path.write_bytes(content[:cut])
-    kept = max(content[:cut].count(b"\n") - 1, 0)
-    with open_journal(path, {"key": "k"}, fresh=False) as journal:
-        assert list(journal.trials.values()) == trials[:kept]
-        for trial in trials[kept:]:
-            journal.append(trial)
-    assert path.read_bytes() == content
-
-
-def test_a_damaged_record_is_told_and_not_skipped(search: Search, tmp_path: Path) -> None:
-    search(FakeTrials(3))
+    """Also of a finished search: the trial is run again, its neighbours are not."""
+    search(FakeTrials(21))
     (path,) = journals(tmp_path)
     lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(b"".join([lines[0], b"{nonsense\n", *lines[2:]]))
-    with pytest.raises(VivitBenchError, match=r"line 2 is damaged; start over with --fresh"):
-        search(FakeTrials(3))
+    lines[line] = lines[line].replace(b'"peak_bytes": ', b'"peak_bytes": 9')
+    path.write_bytes(b"".join(lines))
+    assert "left out" in search_rows(tmp_path)[1][0]
+    again, notes = FakeTrials(21), Notes()
+    finished = search(again, listener=notes)
+    assert again.runs == [[1, 2, 4, 8, 16, 32, 21, 22][line]]
+    assert finished.result.critical_batch_size == 21
+    assert any(f"line {line + 1} is damaged" in note for note in notes.notes)
+    assert rows_of(tmp_path)[0]["critical_batch_size"] == 21
 
 
 def test_each_trial_is_on_disk_before_the_next_begins(search: Search, tmp_path: Path) -> None:
@@ -159,17 +145,30 @@ def test_each_trial_is_on_disk_before_the_next_begins(search: Search, tmp_path: 
 
     class Reads(FakeTrials):
         def __call__(self, spec: Spec, timeout: float, confirming: Confirming) -> TrialRun:
-            seen.append(len(journals(tmp_path)[0].read_bytes().splitlines()) - 1)
+            seen.append(len(journals(tmp_path)[0].read_bytes().splitlines()))
             return super().__call__(spec, timeout, confirming)
 
     search(Reads(3))
     assert seen == [0, 1, 2, 3]
 
 
+def test_a_folder_deleted_during_a_search_is_not_said_to_be_stored(
+    search: Search, tmp_path: Path
+) -> None:
+    class Deletes(FakeTrials):
+        def __call__(self, spec: Spec, timeout: float, confirming: Confirming) -> TrialRun:
+            if spec.n == 4:
+                shutil.rmtree(tmp_path / EXPERIMENT)
+            return super().__call__(spec, timeout, confirming)
+
+    with pytest.raises(StorageError, match="was removed"):
+        search(Deletes(21))
+
+
 def test_the_same_search_twice_at_once_is_refused(search: Search) -> None:
     class Nested(FakeTrials):
         def __call__(self, spec: Spec, timeout: float, confirming: Confirming) -> TrialRun:
-            with pytest.raises(VivitBenchError, match="another process is running this search"):
+            with pytest.raises(VivitBenchError, match="another process is running"):
                 search(FakeTrials(3))
             return super().__call__(spec, timeout, confirming)
 
@@ -196,8 +195,8 @@ def test_an_error_is_told_with_its_log_and_tried_again(
     notes = Notes()
     with pytest.raises(TrialError, match="N = 4 failed, and not for memory: the reason"):
         search(FakeTrials(21, {4: Outcome.ERROR}), listener=notes)
-    assert not searches_path(tmp_path).exists()
-    (log,) = journals(tmp_path)[0].parent.glob("*.stderr.txt")
+    assert not rows_of(tmp_path)
+    log = journals(tmp_path)[0].with_name("stderr.txt")
     assert log.read_text() == "Traceback: the reason\n"
     assert notes.notes == [f"what the trial of N = 4 wrote to stderr: {log}"]
     mended = FakeTrials(21)
@@ -208,28 +207,27 @@ def test_an_error_is_told_with_its_log_and_tried_again(
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"torch": "0.0"}, r"torch 0\.0 \(now "),
-        ({"host": "elsewhere"}, "host elsewhere"),
-        ({"cpu": "abacus"}, "cpu abacus"),
-        ({"python": "2.7"}, r"python 2\.7"),
+        ({"torch": "0.0"}, r"torch 0\.0 -> "),
+        ({"host": "elsewhere"}, "host elsewhere -> "),
+        ({"cpu": "abacus"}, "cpu abacus -> "),
+        ({"python": "2.7"}, r"python 2\.7 -> "),
     ],
 )
-def test_records_of_another_environment_are_left_alone_and_named(
+def test_records_of_another_environment_are_kept_and_named(
     search: Search, monkeypatch: pytest.MonkeyPatch, change: dict[str, str], words: str
 ) -> None:
-    current = runner_module.provenance()
+    current = provenance_module.provenance()
     with monkeypatch.context() as patch:
-        patch.setattr(runner_module, "provenance", lambda: {**current, **change})
+        patch.setattr(provenance_module, "provenance", lambda: {**current, **change})
         search(FakeTrials(21))
-    here, notes = FakeTrials(5), Notes()
-    assert search(here, listener=notes).result.critical_batch_size == 5
-    assert here.runs[0] == 1
-    (note,) = notes.notes
-    assert note.startswith("not used: mnist_mlp_eigenvalues_exact_full_vivit-bench_")
-    assert re.search(words, note)
+    here = FakeTrials(5)
+    with pytest.raises(UsageError, match=words):
+        search(here)
+    assert here.runs == []
+    assert search(here, fresh=True).result.critical_batch_size == 5
 
 
-def test_only_code_that_measures_makes_records_stale(
+def test_only_code_that_a_trial_imports_makes_records_stale(
     search: Search, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rooms: list[tuple[str, ...]] = []
@@ -239,11 +237,20 @@ def test_only_code_that_measures_makes_records_stale(
         return "another"
 
     search(FakeTrials(21))
-    monkeypatch.setattr(settings_module, "code_fingerprint", fingerprint)
-    changed = FakeTrials(21)
-    search(changed)
-    assert changed.runs[0] == 1
-    assert set(rooms[0]) == {"measure", "curvature", "peers", "problems"}
+    monkeypatch.setattr(provenance_module, "code_fingerprint", fingerprint)
+    with pytest.raises(UsageError, match=r"code \w+ -> another"):
+        search(FakeTrials(21))
+    assert {"measure", "curvature", "peers", "problems"} <= set(rooms[0])
+    assert not {"critical_batch", "report", "cli", "store"} & set(rooms[0])
+
+
+def test_how_a_trial_s_threads_wait_is_part_of_its_conditions(
+    search: Search, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search(FakeTrials(21))
+    monkeypatch.setattr(settings_module, "OPENMP_WAITING", {"OMP_WAIT_POLICY": "ACTIVE"})
+    with pytest.raises(UsageError, match="OMP_WAIT_POLICY PASSIVE -> ACTIVE"):
+        search(FakeTrials(21))
 
 
 def test_other_settings_have_records_of_their_own(search: Search, tmp_path: Path) -> None:
@@ -271,25 +278,26 @@ def test_a_changed_problem_file_has_records_of_its_own(search: Search, tmp_path:
     own = make_cell(f"{file}:net", threads=2)
     search(FakeTrials(3), cell=own)
     file.write_text("def net(): ...  # another\n")
-    changed, notes = FakeTrials(5), Notes()
-    search(changed, cell=own, listener=notes)
+    changed = FakeTrials(5)
+    search(changed, cell=own)
     assert changed.runs[0] == 1
-    assert "problem_file" in notes.notes[0]
+    assert len(stored_runs(tmp_path, EXPERIMENT)[0]) == 2
 
 
-def test_the_table_of_searches(search: Search, tmp_path: Path, cell: Cell) -> None:
+def test_rows_of_all_searches_are_made_of_their_runs(search: Search, tmp_path: Path) -> None:
     search(FakeTrials(21))
     search(FakeTrials(0), cell=make_cell("mnist_mlp", seed=7, threads=2))
-    frame = pd.read_csv(searches_path(tmp_path))
-    assert list(frame.columns) == list(COLUMNS)
-    first, second = (row for _, row in frame.iterrows())
-    assert first["critical_batch_size"] == 21
+    search(FakeTrials(99), cell=make_cell("mnist_mlp", seed=8, threads=2))
+    by_seed = {row["seed"]: row for row in rows_of(tmp_path)}
+    first, second, third = by_seed[0], by_seed[7], by_seed[8]
+    assert (first["critical_batch_size"], first["is_lower_bound"]) == (21, False)
     assert first["stopped_by"] == "memory"
     assert first["peak_bytes"] == 21_000
     assert first["trials"] == 8
     assert first["elapsed_seconds"] == 16.0
     assert first["memory_limit_bytes"] == 21_500
-    assert first[["problem", "quantity", "curvature", "samples", "data", "engine"]].tolist() == [
+    names = ("problem", "quantity", "curvature", "samples", "data", "engine")
+    assert [first[name] for name in names] == [
         "mnist_mlp",
         "eigenvalues",
         "exact",
@@ -297,25 +305,22 @@ def test_the_table_of_searches(search: Search, tmp_path: Path, cell: Cell) -> No
         "synthetic",
         "vivit-bench",
     ]
-    assert (second["critical_batch_size"], second["seed"]) == (0, 7)
-    assert pd.isna(second["peak_bytes"])
-    assert (
-        frame[["cpu", "cores", "ram_bytes", "torch", "backpack", "code", "python"]]
-        .notna()
-        .all(axis=None)
-    )
+    assert second["critical_batch_size"] == 0
+    assert second["peak_bytes"] is None
+    assert (third["critical_batch_size"], third["is_lower_bound"]) == (64, True)
+    for row in by_seed.values():
+        assert all(row[name] for name in ("cpu", "cores", "ram_bytes", "torch", "code", "python"))
 
 
-def test_a_search_replaces_its_row_and_keeps_the_others(search: Search, tmp_path: Path) -> None:
-    search(FakeTrials(21))
-    search(FakeTrials(3), cell=make_cell("mnist_mlp", seed=7, threads=2))
-    search(FakeTrials(17), fresh=True)
-    sizes = {row["seed"]: row["critical_batch_size"] for row in rows_of(tmp_path)}
-    assert sizes == {"0": "17", "7": "3"}
-    path = searches_path(tmp_path)
-    path.write_text("a,b\n1,2\n")
-    with pytest.raises(UsageError, match="not a table of searches"):
-        search(FakeTrials(21))
+def test_a_larger_bound_goes_on_with_a_finished_search(search: Search, tmp_path: Path) -> None:
+    assert search(FakeTrials(99)).result.stopped_by is StoppedBy.MAX_BATCH
+    smaller, larger = FakeTrials(99), FakeTrials(99)
+    assert search(smaller, max_batch=8).result.critical_batch_size == 64
+    assert smaller.runs == []
+    assert search(larger, max_batch=256).result.critical_batch_size == 99
+    assert larger.runs[0] == 128
+    (row,) = rows_of(tmp_path)
+    assert (row["critical_batch_size"], row["max_batch"], row["is_lower_bound"]) == (99, 256, False)
 
 
 def test_a_limit_the_machine_cannot_give_is_refused_before_any_trial(
@@ -354,12 +359,12 @@ def test_the_default_limit_stays_while_its_search_is_unfinished(
 
 
 def test_the_header_says_what_determines_the_trials(search: Search, tmp_path: Path) -> None:
-    search(FakeTrials(3))
-    header = json.loads(journals(tmp_path)[0].read_text().splitlines()[0])
-    assert header["cell"]["problem"] == "mnist_mlp"
-    assert header["memory_limit_bytes"] == LIMIT.limit_bytes
-    assert {"code", "torch", "backpack", "host", "cpu"} <= set(header["environment"])
-    assert header["key"] in journals(tmp_path)[0].name
+    folder = search(FakeTrials(3)).folder
+    (stored,) = stored_runs(tmp_path, EXPERIMENT)[0]
+    assert stored.folder == folder
+    assert stored.settings["problem"] == "mnist_mlp"
+    assert stored.settings["memory_limit_bytes"] == LIMIT.limit_bytes
+    assert {"code", "torch", "backpack", "host", "cpu"} <= set(stored.environment)
 
 
 def test_the_cells_of_table_s1() -> None:
@@ -374,11 +379,11 @@ def test_the_cells_of_table_s1() -> None:
         Quantity.FULL_NEWTON,
     }
     without = table_cells(tables[:1], problems[:1], ["vivit-bench"], gradient=False, threads=2)
-    assert [(cell.curvature, cell.samples) for cell in without] == [
-        ("exact", "full"),
-        ("exact", "frac"),
-        ("mc", "full"),
-        ("mc", "frac"),
+    assert [cell.variant for cell in without] == [
+        "eigenvalues, exact, full",
+        "eigenvalues, exact, frac",
+        "eigenvalues, mc, full",
+        "eigenvalues, mc, frac",
     ]
 
 
@@ -389,8 +394,8 @@ def test_a_sweep_goes_on_after_a_failed_cell(
     searched: list[int] = []
 
     def run(cell: Cell, memory_limit: MemoryLimit, **options: Any) -> FinishedSearch:
-        ending = {4: Outcome.ERROR} if cell.seed == 1 else {}
-        searched.append(cell.seed)
+        ending = {4: Outcome.ERROR} if cell.workload.seed == 1 else {}
+        searched.append(cell.workload.seed)
         return run_search(cell, memory_limit, run=FakeTrials(9, ending), **options)
 
     monkeypatch.setattr("vivit_bench.critical_batch.sweep.run_search", run)
@@ -399,7 +404,7 @@ def test_a_sweep_goes_on_after_a_failed_cell(
     ends = [step for step in steps if step.finished or step.error]
     assert searched == [0, 1, 2]
     assert [step.error is None for step in ends] == [True, False, True]
-    assert {row["seed"] for row in rows_of(tmp_path)} == {"0", "2"}
+    assert {row["seed"] for row in rows_of(tmp_path)} == {0, 2}
 
 
 def test_a_limit_below_what_can_be_measured_is_refused(cell: Cell, tmp_path: Path) -> None:
@@ -433,5 +438,5 @@ def test_the_end_of_the_data_is_stored_with_its_reason(search: Search, tmp_path:
 
     finished = search(FiftySamples(100, {64: Outcome.DATA}))
     (row,) = rows_of(tmp_path)
-    assert (row["critical_batch_size"], row["stopped_by"]) == ("50", "data")
+    assert (row["critical_batch_size"], row["stopped_by"]) == (50, "data")
     assert row["message"] == finished.result.message == "the data end at 50 samples"

@@ -30,7 +30,7 @@ from vivit_bench.report.table_format import TableFormat
 
 def select(folder: Path, *engines: str, **options: object) -> Selection:
     names = engines or ("vivit-bench",)
-    return select_searches(load_searches(folder), engines=names, **options)  # type: ignore[arg-type]
+    return select_searches(load_searches(folder)[0], engines=names, **options)  # type: ignore[arg-type]
 
 
 def table_of(folder: Path, letter: str = "a", *, paper: bool = False) -> CriticalTable:
@@ -153,7 +153,7 @@ def test_the_newest_search_of_a_cell_counts(tmp_path: Path) -> None:
 
 
 def test_nothing_stored_is_told_with_what_is(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"no searches in .*vivit-bench critical-batch sweep"):
+    with pytest.raises(UsageError, match=r"no finished searches in .*critical-batch sweep"):
         load_searches(tmp_path)
     add_search(tmp_path)
     with pytest.raises(UsageError, match=r"there are problems cifar10_3c3d, .* limits 2 GiB"):

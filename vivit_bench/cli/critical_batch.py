@@ -13,13 +13,14 @@ from vivit_bench.cli.options import (
     CheckpointOption,
     DataDirOption,
     DeviceOption,
+    FormatOption,
     ProblemArgument,
     SeedOption,
 )
 from vivit_bench.curvature.options import Curvature, Samples
 from vivit_bench.peers import Quantity
 from vivit_bench.problems.sources import DataSource
-from vivit_bench.report.table_format import TableFormat
+from vivit_bench.report.tables import TableFormat, render
 
 if TYPE_CHECKING:
     from vivit_bench.cli.critical_batch_progress import SearchProgress
@@ -263,7 +264,7 @@ def table(
     memory_limit: StoredLimitOption = None,
     mc_samples: McSamplesOption = 1,
     paper: Annotated[bool, typer.Option("--paper", help="Put the paper's numbers beside.")] = False,
-    format: Annotated[TableFormat, typer.Option(help="What is printed.")] = TableFormat.TERMINAL,
+    format: FormatOption = TableFormat.TABLE,
     mix: MixOption = False,
     results_dir: ResultsDirOption = DEFAULT_RESULTS_DIR,
 ) -> None:
@@ -272,7 +273,7 @@ def table(
     One table has searches under one memory limit and of one machine: the newest. With
     --problem it is only printed.
     """
-    from vivit_bench.critical_batch.searches import searches_path
+    from vivit_bench.critical_batch.records import EXPERIMENT
     from vivit_bench.critical_batch.table_s1 import SUB_TABLES
     from vivit_bench.errors import UsageError
     from vivit_bench.report.critical_batch_tables import (
@@ -299,8 +300,22 @@ def table(
         typer.echo(format_table(made, format))
         if problem:
             continue  # the files are for the whole table
-        for path in write_table(made, searches_path(results_dir).parent):
+        for path in write_table(made, results_dir / EXPERIMENT):
             typer.echo(str(path), err=True)
+
+
+@app.command("list")
+def list_command(
+    format: FormatOption = TableFormat.TABLE,
+    results_dir: ResultsDirOption = DEFAULT_RESULTS_DIR,
+) -> None:
+    """Print all finished searches, a row each; as CSV or JSON with machine and libraries."""
+    from vivit_bench.report.critical_batch import load_searches, searches_table
+
+    searches, damaged = load_searches(results_dir)
+    for note in damaged:
+        typer.echo(f"warning: {note}", err=True)
+    typer.echo(render(searches_table(searches), format), nl=False)
 
 
 @app.command()
@@ -316,13 +331,13 @@ def plot(
 
     One figure per problem and kind of device, the gradient beside the approximations.
     """
-    from vivit_bench.critical_batch.searches import searches_path
+    from vivit_bench.critical_batch.records import EXPERIMENT
     from vivit_bench.report.critical_batch_figures import plot_critical_batch_sizes
     from vivit_bench.report.critical_batch_tables import in_paper_order
 
     engines = engine or ["vivit-bench"]
     rows = _select(results_dir, engines, problem, memory_limit, mc_samples, mix).rows
-    folder = searches_path(results_dir).parent
+    folder = results_dir / EXPERIMENT
     for name in in_paper_order(rows["problem"]):
         for device, part in rows[rows["problem"] == name].groupby("device"):
             stem = folder / f"critical_batch_{problem_slug(name)}_{device}"
@@ -341,15 +356,16 @@ def _select(
     """Comparable stored searches; what is left out is told on stderr."""
     from vivit_bench.report.critical_batch import load_searches, select_searches
 
+    searches, damaged = load_searches(results_dir)
     selection = select_searches(
-        load_searches(results_dir),
+        searches,
         engines=engines,
         problems=problems or (),
         memory_limit=_size(memory_limit),
         mc_samples=mc_samples,
         mix=mix,
     )
-    for note in selection.notes:
+    for note in [*damaged, *selection.notes]:
         typer.echo(f"warning: {note}", err=True)
     return selection
 

@@ -51,7 +51,7 @@ def print_search(finished: FinishedSearch) -> None:
         "peak": peak,
         "trials": f"{len(result.trials)}{recorded}, {seconds:.0f} s",
         "check": checked,
-        "stored": str(finished.table),
+        "stored": str(finished.folder),
     }
     for key, value in rows.items():
         typer.echo(f"{key:<21}{value}")

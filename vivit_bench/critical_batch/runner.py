@@ -6,18 +6,23 @@ from pathlib import Path
 from typing import Any
 
 from vivit_bench.arguments import format_size
-from vivit_bench.critical_batch.journal import Journal, open_journal
+from vivit_bench.critical_batch.records import (
+    STDERR,
+    TRIALS,
+    TrialRecords,
+    facts_of,
+    finished_records,
+    goes_further,
+    identity_of,
+    remembered_limit,
+)
 from vivit_bench.critical_batch.search import Bracket, SearchResult, find_critical_batch_size
-from vivit_bench.critical_batch.searches import make_row, store_row
 from vivit_bench.critical_batch.settings import (
     DEFAULT_MAX_BATCH,
     DEFAULT_TRIAL_TIMEOUT,
     Cell,
     check_bounds,
-    environment_key,
-    record_key,
 )
-from vivit_bench.critical_batch.stale import older_records_note, remembered_limit, trials_folder
 from vivit_bench.errors import UsageError
 from vivit_bench.measure import Outcome, Spec, Trial
 from vivit_bench.measure.budget import (
@@ -29,7 +34,7 @@ from vivit_bench.measure.budget import (
 )
 from vivit_bench.measure.meters import available_device_memory
 from vivit_bench.measure.trial import Confirming, TrialRun, run_trial
-from vivit_bench.store import provenance, write_atomic
+from vivit_bench.store import Run, open_run
 
 RunTrial = Callable[[Spec, float, Confirming], TrialRun]
 
@@ -73,8 +78,8 @@ class FinishedSearch:
     result: SearchResult
     from_records: int
     """Trials that were not run because their records were there."""
-    table: Path
-    """``searches.csv``."""
+    folder: Path
+    """Where it is stored."""
 
 
 def run_search(
@@ -110,35 +115,31 @@ def run_search(
     """
     check_bounds(max_batch, trial_timeout)
     listener = listener or Listener()
-    current = provenance()
-    environment = environment_key(cell, current)
-    key = record_key(cell, memory_limit.limit_bytes, environment)
-    header = {
-        "key": key,
-        "cell": cell.key_fields(),
-        "memory_limit_bytes": memory_limit.limit_bytes,
-        "limit_chosen_by_user": memory_limit.chosen_by_user,
-        "environment": environment,
-    }
-    folder = trials_folder(results_dir)
-    path = folder / f"{cell.slug()}_{key}.jsonl"
-    if note := older_records_note(folder, header):
-        listener.note(note)
-    with open_journal(path, header, fresh) as journal:
-        trials = _Trials(cell, memory_limit, journal, trial_timeout, listener, run)
-        result = find_critical_batch_size(trials.run, max_batch, memory_limit.limit_bytes)
-        row = make_row(
-            cell,
-            memory_limit.limit_bytes,
-            result,
-            max_batch=max_batch,
-            trial_timeout=trial_timeout,
-            provenance=current,
-            environment=environment,
-            key=key,
-        )
-        table = store_row(results_dir, row)
-    return FinishedSearch(cell, memory_limit, result, trials.from_records, table)
+    limit = memory_limit.limit_bytes
+    with open_run(
+        results_dir,
+        identity_of(cell, limit),
+        fresh=fresh,
+        more_wanted=lambda stored: goes_further(stored, max_batch, trial_timeout),
+        note=listener.note,
+    ) as stored:
+        if stored.is_returned:
+            facts = stored.stored.results
+            max_batch, trial_timeout = facts["max_batch"], facts["trial_timeout_seconds"]
+            records = finished_records(stored.stored)
+        else:
+            stored.update(limit_chosen_by_user=memory_limit.chosen_by_user)
+            journal = stored.journal(TRIALS)
+            for damaged in journal.notes:
+                listener.note(damaged)
+            records = TrialRecords(journal.entries, journal)
+        trials = _Trials(cell, memory_limit, stored, records, trial_timeout, listener, run)
+        result = find_critical_batch_size(trials.run, max_batch, limit)
+        if not stored.is_returned:
+            facts = facts_of(result, max_batch=max_batch, trial_timeout=trial_timeout)
+            chosen = {"limit_chosen_by_user": memory_limit.chosen_by_user}
+            stored.finish({**facts, **chosen}, [TRIALS])
+    return FinishedSearch(cell, memory_limit, result, trials.from_records, stored.folder)
 
 
 class _Trials:
@@ -148,7 +149,8 @@ class _Trials:
         self,
         cell: Cell,
         memory_limit: MemoryLimit,
-        journal: Journal,
+        stored: Run,
+        records: TrialRecords,
         timeout: float,
         listener: Listener,
         run: RunTrial,
@@ -159,7 +161,8 @@ class _Trials:
             "arguments": cell.work(),
             "device": cell.device,
         }
-        self._journal = journal
+        self._stored = stored
+        self._records = records
         self._timeout = timeout
         self._listener = listener
         self._run = run
@@ -167,7 +170,7 @@ class _Trials:
         self.from_records = 0
 
     def run(self, n: int, bracket: Bracket) -> Trial:
-        recorded = self._journal.reusable(n, self._timeout)
+        recorded = self._records.reusable(n, self._timeout)
         if recorded is not None:
             self.from_records += 1
             self._listener.finished(recorded, True)
@@ -179,10 +182,10 @@ class _Trials:
             self._timeout,
             lambda reading, seconds: self._listener.confirming(n, reading, seconds),
         )
-        self._journal.append(done.trial)
+        self._records.append(done.trial)
         if done.trial.outcome is Outcome.ERROR and done.stderr:
-            log = self._journal.path.with_suffix(".stderr.txt")
-            write_atomic(log, f"{done.stderr}\n")
+            self._stored.write(STDERR, f"{done.stderr}\n")
+            log = self._stored.folder / STDERR
             self._listener.note(f"what the trial of N = {n} wrote to stderr: {log}")
         self._listener.finished(done.trial, False)
         return done.trial
@@ -224,7 +227,7 @@ def choose_limit(
         check_limit(asked_bytes)
         return MemoryLimit(asked_bytes, True)
     listener = listener or Listener()
-    kept = None if fresh else remembered_limit(trials_folder(results_dir), cells)
+    kept = None if fresh else remembered_limit(results_dir, cells)
     if kept is not None:
         listener.note(
             f"memory limit: {format_size(kept)}, chosen when the search began "

@@ -127,6 +127,11 @@ class SearchResult:
     """In the order they were run."""
 
     @property
+    def is_lower_bound(self) -> bool:
+        """Whether a larger batch may fit: memory did not stop the search."""
+        return self.stopped_by is not StoppedBy.MEMORY
+
+    @property
     def critical_trial(self) -> Trial | None:
         """The trial of the critical batch size; None if that is 0."""
         sizes = {trial.n: trial for trial in self.trials}

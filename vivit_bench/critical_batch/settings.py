@@ -1,42 +1,33 @@
 """What a search is asked for, and under which name its records are kept."""
 
 import hashlib
-import json
 import math
 import os
-import re
-from dataclasses import asdict, dataclass
-from enum import StrEnum
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vivit_bench.arguments import problem_slug
 from vivit_bench.curvature.options import Approximation, Curvature, Samples
 from vivit_bench.errors import UsageError
 from vivit_bench.hardware import OPENMP_WAITING, parse_device
+from vivit_bench.measure.work import work_of
 from vivit_bench.peers import Quantity, get_engine
 from vivit_bench.problems.catalogue import is_user_problem
 from vivit_bench.problems.sources import DataSource, check_source, default_source
-from vivit_bench.store.provenance import Provenance, code_fingerprint, library_version
+from vivit_bench.problems.workload import WorkloadSpec
+from vivit_bench.store import environment
+from vivit_bench.store.provenance import library_version
 
 DEFAULT_MAX_BATCH = 32_768
 DEFAULT_TRIAL_TIMEOUT = 1_800.0
 DEFAULT_ENGINE = "vivit-bench"
 
-# Rooms of the package that can change a measurement.
-_MEASURING_ROOMS = ("measure", "curvature", "peers", "problems")
-_ENVIRONMENT = (
-    "vivit_bench",
-    "python",
-    "torch",
-    "torchvision",
-    "backpack",
-    "deepobs",
-    "numpy",
-    "scipy",
-    "host",
-    "cpu",
-    "cores",
-    "ram_bytes",
+# What a trial's process imports of the package.
+_MEASURING_ROOMS = ("measure", "curvature", "peers", "problems", "hardware", "trees", "errors")
+_LIBRARIES = (
+    *("vivit_bench", "python", "torch", "torchvision", "backpack", "deepobs", "numpy", "scipy"),
+    *("host", "cpu", "cores", "ram_bytes"),
 )
 _ENGINE_DISTRIBUTIONS = {
     "vivit-for-pytorch": "vivit-for-pytorch",
@@ -48,62 +39,79 @@ _ENGINE_DISTRIBUTIONS = {
 class Cell:
     """Everything that determines a critical batch size but the memory limit."""
 
-    problem: str
-    """DeepOBS name or ``path/to/file.py:function``, as the user typed it."""
+    workload: WorkloadSpec
+    """Without a batch size; the data source is filled in."""
     quantity: Quantity
-    curvature: Curvature | None
-    """None for the gradient, which has none."""
-    samples: Samples | None
-    """None for the gradient."""
-    mc_samples: int
-    """M, label draws per sample; 1 unless ``curvature`` is mc."""
-    device: str
-    """``cpu`` or ``cuda:i``."""
+    approximation: Approximation | None
+    """None for the gradient, which has none; else its seed is that of the workload."""
     engine: str
-    data: DataSource
-    seed: int
     threads: int
     """CPU threads of a trial."""
-    checkpoint: str | None
-    data_dir: str | None
+
+    @property
+    def problem(self) -> str:
+        """DeepOBS name or ``path/to/file.py:function``, as the user typed it."""
+        return self.workload.problem
+
+    @property
+    def device(self) -> str:
+        """``cpu`` or ``cuda:i``."""
+        return self.workload.device
 
     @property
     def variant(self) -> str:
         """Short name of quantity and approximation, e.g. ``eigenvalues, mc (M = 2), frac``."""
-        if self.curvature is None:
-            return self.quantity.value
-        draws = f" (M = {self.mc_samples})" if self.mc_samples != 1 else ""
-        return f"{self.quantity}, {self.curvature}{draws}, {self.samples}"
+        approximation = f", {self.approximation.label}" if self.approximation else ""
+        return f"{self.quantity}{approximation}"
 
     @property
     def label(self) -> str:
         """Name for people: problem, variant, engine, device."""
         return f"{self.problem}: {self.variant} ({self.engine}, {self.device})"
 
+    @property
+    def slug(self) -> str:
+        """Readable start of the records' address."""
+        parts: list[object] = [problem_slug(self.problem), self.quantity]
+        if self.approximation is not None:
+            parts += [self.approximation.curvature, self.approximation.samples]
+        return "_".join(map(str, [*parts, self.engine]))
+
     def work(self) -> dict[str, Any]:
         """Arguments of `vivit_bench.measure.work.EngineWork`."""
-        values = {key: _plain(value) for key, value in asdict(self).items()}
-        values.pop("threads")
-        values["curvature"] = values["curvature"] or Curvature.EXACT.value
-        values["samples"] = values["samples"] or Samples.FULL.value
-        return values
+        return work_of(self.workload, self.quantity, self.approximation, self.engine)
 
-    def key_fields(self) -> dict[str, Any]:
-        """Values that tell this cell's records from others', as plain JSON types.
+    def record(self) -> dict[str, Any]:
+        """What tells this cell's records from others', as plain JSON types.
 
         Files count by their contents, and not by where the data folder is.
         """
-        values = {key: _plain(value) for key, value in asdict(self).items()}
-        values.pop("data_dir")
-        values["problem_file"] = _hash_of(self.problem.rpartition(":")[0])
-        values["checkpoint_file"] = _hash_of(self.checkpoint)
-        return values
+        values = self.workload.record()
+        values.pop("batch_size")
+        given = self.approximation
+        return {
+            **values,
+            "quantity": self.quantity.value,
+            "curvature": None if given is None else given.curvature.value,
+            "samples": None if given is None else given.samples.value,
+            "mc_samples": None if given is None else given.mc_samples,
+            "engine": self.engine,
+            "threads": self.threads,
+            "problem_file": _hash_of(self.problem.rpartition(":")[0]),
+            "checkpoint_file": _hash_of(self.workload.checkpoint),
+        }
 
-    def slug(self) -> str:
-        """Start of a file name."""
-        parts = [self.problem, self.quantity, self.curvature, self.samples, self.engine]
-        text = "_".join(str(part) for part in parts if part is not None)
-        return re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-")
+    def environment(self) -> dict[str, Any]:
+        """What must be the same for two trials of this cell to be comparable, flat JSON types.
+
+        ``code`` is that of the parts of the package that a trial's process imports; how its
+        threads wait is set outside of them.
+        """
+        on_device = () if self.device == "cpu" else ("gpu", "gpu_bytes")
+        others: dict[str, Any] = dict(OPENMP_WAITING)
+        if distribution := _ENGINE_DISTRIBUTIONS.get(self.engine):
+            others[distribution] = library_version(distribution)
+        return environment(_MEASURING_ROOMS, (*_LIBRARIES, *on_device), **others)
 
 
 def make_cell(
@@ -154,20 +162,19 @@ def make_cell(
     _check_problem_file(problem)
     source = default_source(problem, "memory") if data is None else DataSource(data)
     check_source(problem, source)
-    curvature, samples = _approximation(quantity, curvature, samples, mc_samples)
     return Cell(
-        problem=problem,
+        workload=WorkloadSpec(
+            problem,
+            data=source,
+            data_dir=data_dir,
+            seed=seed,
+            checkpoint=checkpoint,
+            device=parse_device(device),
+        ),
         quantity=quantity,
-        curvature=curvature,
-        samples=samples,
-        mc_samples=mc_samples,
-        device=parse_device(device),
+        approximation=_approximation(quantity, curvature, samples, mc_samples, seed),
         engine=engine,
-        data=source,
-        seed=seed,
         threads=threads or len(os.sched_getaffinity(0)),
-        checkpoint=str(checkpoint) if checkpoint is not None else None,
-        data_dir=str(data_dir) if data_dir is not None else None,
     )
 
 
@@ -186,43 +193,21 @@ def check_bounds(max_batch: int, trial_timeout: float) -> None:
         )
 
 
-def environment_key(cell: Cell, provenance: Provenance) -> dict[str, Any]:
-    """What must be the same for two trials of a cell to be comparable.
-
-    Args:
-        cell: The cell, whose engine and device decide what else counts.
-        provenance: Of this process.
-
-    Returns:
-        Plain JSON types. ``code`` is that of the measuring parts of the package only; how
-        a trial's threads wait is set outside of them.
-    """
-    on_device = () if cell.device == "cpu" else ("gpu", "gpu_bytes")
-    key = {name: provenance[name] for name in (*_ENVIRONMENT, *on_device)}
-    if distribution := _ENGINE_DISTRIBUTIONS.get(cell.engine):
-        key[distribution] = library_version(distribution)
-    return {"code": code_fingerprint(_MEASURING_ROOMS), **key, **OPENMP_WAITING}
-
-
-def record_key(cell: Cell, memory_limit_bytes: int, environment: dict[str, Any]) -> str:
-    """Hash of all that tells one search's records from another's (12 hex digits)."""
-    content = [cell.key_fields(), memory_limit_bytes, environment]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
-
-
 def _approximation(
-    quantity: Quantity, curvature: Curvature | None, samples: Samples | None, mc_samples: int
-) -> tuple[Curvature | None, Samples | None]:
+    quantity: Quantity,
+    curvature: Curvature | None,
+    samples: Samples | None,
+    mc_samples: int,
+    seed: int,
+) -> Approximation | None:
     if quantity is Quantity.GRADIENT:
         draws = None if mc_samples == 1 else mc_samples
         given = {"--curvature": curvature, "--samples": samples, "--mc-samples": draws}
         for option, value in given.items():
             if value is not None:
                 raise UsageError(f"{option} {value}: the gradient has none; leave the option out")
-        return None, None
-    curvature = curvature or Curvature.EXACT
-    found = Approximation(curvature, samples or Samples.FULL, mc_samples)
-    return found.curvature, found.samples
+        return None
+    return Approximation(curvature or Curvature.EXACT, samples or Samples.FULL, mc_samples, seed)
 
 
 def _check_problem_file(problem: str) -> None:
@@ -236,11 +221,7 @@ def _check_problem_file(problem: str) -> None:
         raise UsageError(f"{problem}: there is no file {file}")
 
 
-def _hash_of(file: str | None) -> str | None:
+def _hash_of(file: str | Path | None) -> str | None:
     if not file:
         return None
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12]
-
-
-def _plain(value: object) -> Any:
-    return value.value if isinstance(value, StrEnum) else value

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vivit_bench.curvature import Certificate
+    from vivit_bench.curvature.options import Approximation
+    from vivit_bench.peers import Quantity
+    from vivit_bench.problems.workload import WorkloadSpec
 
 WARM_UP_SAMPLES = 2
 
@@ -95,6 +98,7 @@ class EngineWork(Work):
         data_dir: Folder of the data sets; None for the default.
         seed: Of parameters, mini-batch and Monte-Carlo draws.
         checkpoint: File of parameters; None for initial ones.
+        dtype: Value of `Precision`.
         device: ``cpu`` or ``cuda:i``.
 
     Raises:
@@ -114,9 +118,10 @@ class EngineWork(Work):
         data_dir: str | None,
         seed: int,
         checkpoint: str | None,
+        dtype: str = "float32",
         device: str,
     ):
-        from vivit_bench.curvature.options import Curvature, Samples
+        from vivit_bench.curvature.options import Curvature, Precision, Samples
         from vivit_bench.peers import Quantity, get_engine
         from vivit_bench.problems.sources import DataSource
         from vivit_bench.problems.workload import WorkloadSpec, load_workload
@@ -135,6 +140,7 @@ class EngineWork(Work):
             data_dir=_path(data_dir),
             seed=seed,
             checkpoint=_path(checkpoint),
+            dtype=Precision(dtype),
             device=device,
         )
         self._workload = load_workload(spec, "memory")
@@ -193,6 +199,28 @@ class EngineWork(Work):
         if "eigenvalues" in result:
             return {"eigenvalues": result["eigenvalues"][:LEADING].double().tolist()}
         return project(result["step"]) if "step" in result else {}
+
+
+def work_of(
+    workload: "WorkloadSpec",
+    quantity: "Quantity",
+    approximation: "Approximation | None",
+    engine: str,
+) -> dict[str, Any]:
+    """Arguments of `EngineWork`, plain JSON types.
+
+    Args:
+        workload: Its batch size is left out: every trial has its own.
+        quantity: What is computed.
+        approximation: None for the gradient, which has none.
+        engine: Name.
+    """
+    options: dict[str, Any] = {"curvature": "exact", "samples": "full", "mc_samples": 1}
+    if approximation is not None:
+        options = {name: getattr(approximation, name) for name in options}
+    values = {name: value for name, value in workload.record().items() if name != "batch_size"}
+    folder = None if workload.data_dir is None else str(workload.data_dir)
+    return {**values, "data_dir": folder, "quantity": quantity, **options, "engine": engine}
 
 
 def project(step: "Tensor") -> dict[str, Any]:

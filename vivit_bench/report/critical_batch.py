@@ -7,8 +7,9 @@ from pathlib import Path
 import pandas as pd
 
 from vivit_bench.arguments import format_size
-from vivit_bench.critical_batch.searches import searches_path
+from vivit_bench.critical_batch.records import EXPERIMENT, search_rows
 from vivit_bench.errors import UsageError
+from vivit_bench.report.tables import Column, Table
 
 _PAPER = Path(__file__).with_name("paper_table_s1.csv")
 _CELL = ["problem", "quantity", "curvature", "samples", "mc_samples", "device", "engine"]
@@ -17,7 +18,6 @@ _TEXT = [
     *("problem", "quantity", "curvature", "samples", "device", "engine", "stopped_by"),
     *("code", "host", "cpu", "gpu", "ended_at"),
 ]
-_NUMBERS = ["mc_samples", "memory_limit_bytes", "critical_batch_size", "threads", "cores"]
 
 
 @dataclass(frozen=True)
@@ -41,34 +41,35 @@ class Selection:
         return lines
 
 
-def load_searches(results_dir: Path) -> pd.DataFrame:
-    """Read ``searches.csv``.
+def load_searches(results_dir: Path) -> tuple[pd.DataFrame, list[str]]:
+    """All finished searches.
 
     Args:
         results_dir: Folder of all results.
 
     Returns:
-        A row per search; empty text where a column is empty.
+        A row per search, see `search_rows`, with empty text for missing text and the kind of
+        device; and a line on each that is damaged.
 
     Raises:
-        UsageError: There is none, or it cannot be read.
+        UsageError: There is none.
     """
-    path = searches_path(results_dir)
-    hint = "make some with: vivit-bench critical-batch sweep"
-    try:
-        rows = pd.read_csv(path, dtype=dict.fromkeys(_TEXT, str))
-    except FileNotFoundError:
-        raise UsageError(f"no searches in {path}; {hint}") from None
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"{path} cannot be read: {reason}") from error
-    if missing := sorted({*_TEXT, *_NUMBERS, *_MACHINE} - {*rows.columns}):
-        raise UsageError(f"{path}: not a table of searches, no column {', '.join(missing)}")
-    if rows.empty:
-        raise UsageError(f"no searches in {path}; {hint}")
-    rows[_TEXT] = rows[_TEXT].fillna("")
+    found, notes = search_rows(results_dir)
+    if not found:
+        raise UsageError(
+            "; ".join(
+                [
+                    f"no finished searches in {results_dir / EXPERIMENT}",
+                    *notes,
+                    "make some with: vivit-bench critical-batch sweep",
+                ]
+            )
+        )
+    rows = pd.DataFrame(found)
+    rows[_TEXT] = rows[_TEXT].astype(object).fillna("")
+    rows["mc_samples"] = rows["mc_samples"].fillna(1).astype(int)
     rows["device"] = rows["device"].str.partition(":")[0]
-    return rows
+    return rows, notes
 
 
 def select_searches(
@@ -121,6 +122,26 @@ def select_searches(
         if (count := chosen[column].nunique()) > 1:
             notes.append(f"the searches were made by {count} {what}")
     return Selection(chosen, notes)
+
+
+def searches_table(rows: pd.DataFrame) -> Table:
+    """All searches, for people without the machine and the libraries."""
+    shown = {
+        "problem": Column("problem", left=True),
+        "quantity": Column("quantity", left=True),
+        "curvature": Column("curvature", left=True),
+        "samples": Column("samples", left=True),
+        "engine": Column("engine", left=True),
+        "memory_limit_bytes": Column("memory_limit_bytes", "limit", format_size),
+        "critical_batch_size": Column("critical_batch_size", "critical N"),
+        "stopped_by": Column("stopped_by", "stopped by", left=True),
+    }
+    rest = [Column(name, is_detail=True) for name in rows.columns if name not in shown]
+    records = [
+        {str(name): None if value == "" or pd.isna(value) else value for name, value in row.items()}
+        for row in rows.to_dict("records")
+    ]
+    return Table([*shown.values(), *rest], records)
 
 
 def paper_searches() -> pd.DataFrame:

@@ -25,6 +25,7 @@ class CriticalTable:
     engine: str
     frame: pd.DataFrame
     """Columns problem, curvature, full, frac (sizes, ``Int64``, missing ones NA),
+    full_is_lower_bound, frac_is_lower_bound,
     full_stopped_by, frac_stopped_by, memory_limit_bytes (of the row's searches, NA if mixed),
     and full_paper, frac_paper if asked for."""
     conditions: list[str]
@@ -69,6 +70,8 @@ def make_table(
                 found = _find(rows, problem, curvature, samples)
                 line[samples] = found["critical_batch_size"] if found is not None else pd.NA
                 line[f"{samples}_stopped_by"] = found["stopped_by"] if found is not None else ""
+                bound = found["is_lower_bound"] if found is not None else pd.NA
+                line[f"{samples}_is_lower_bound"] = bound
                 if paper:
                     other = _find(published, problem, curvature, samples)
                     size = other["critical_batch_size"] if other is not None else pd.NA
@@ -76,7 +79,9 @@ def make_table(
             limits = rows.loc[rows["problem"] == problem, "memory_limit_bytes"].unique()
             line["memory_limit_bytes"] = limits[0] if len(limits) == 1 else pd.NA
             lines.append(line)
-    columns = ["problem", "curvature", *_SAMPLES, *(f"{name}_stopped_by" for name in _SAMPLES)]
+    columns = ["problem", "curvature", *_SAMPLES]
+    columns += [f"{name}_is_lower_bound" for name in _SAMPLES]
+    columns += [f"{name}_stopped_by" for name in _SAMPLES]
     columns.append("memory_limit_bytes")
     columns += [f"{name}_paper" for name in _SAMPLES] if paper else []
     sizes = [name for name in columns if name in _SAMPLES or name.endswith(("_paper", "_bytes"))]

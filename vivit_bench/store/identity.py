@@ -40,6 +40,8 @@ class Identity:
     """Code, libraries, machine and data, JSON-ready: a result holds under these only."""
     owns: tuple[str, ...] = ()
     """Patterns of the files a run may write beside ``run.json``; nothing else is ever removed."""
+    mendable: tuple[str, ...] = ()
+    """Journals that a finished run vouches for: damaged, they lose lines, and the run goes on."""
 
     @property
     def key(self) -> str:

@@ -58,9 +58,14 @@ class StoredRun:
             raise VivitBenchError(f"{damage}; run it again with --fresh")
         return (self.folder / name).read_bytes()
 
-    def damage(self) -> str:
-        """The first file that is not as the header describes it; empty if all are."""
-        return next(filter(None, map(self._damage_of, self.files)), "")
+    def damage(self, but: Sequence[str] = ()) -> str:
+        """The first file that is not as the header describes it; empty if all are.
+
+        Args:
+            but: Files that do not count.
+        """
+        names = (name for name in self.files if name not in but)
+        return next(filter(None, map(self._damage_of, names)), "")
 
     def _damage_of(self, name: str) -> str:
         path = self.folder / name
@@ -307,13 +312,13 @@ def _look(
         return Found(foreign=True), None
     settings = json.loads(canonical(identity.settings))
     environment = json.loads(canonical(identity.environment))
-    finished = stored.state is not State.RUNNING
+    damage = stored.damage(but=identity.mendable)
     found = Found(
         state=stored.state,
-        damage=stored.damage() if finished else "",
+        damage=damage,
         settings=differences(stored.settings, settings),
         environment=differences(stored.environment, environment),
-        more_wanted=stored.is_finished and more_wanted(stored),
+        more_wanted=stored.is_finished and (bool(stored.damage()) or more_wanted(stored)),
     )
     return found, stored
 

@@ -1,0 +1,166 @@
+"""Searches on disk: a folder each, with a line per trial; tables over them are made when asked."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vivit_bench.critical_batch.search import SearchResult, StoppedBy
+from vivit_bench.critical_batch.settings import Cell
+from vivit_bench.measure import Outcome, Trial
+from vivit_bench.store import (
+    Identity,
+    Journal,
+    StoredRun,
+    read_journal,
+    stored_runs,
+)
+
+EXPERIMENT = "critical_batch"
+TRIALS, STDERR = "trials.jsonl", "stderr.txt"
+_SETTINGS = (
+    *("problem", "quantity", "curvature", "samples", "mc_samples", "device", "engine", "data"),
+    *("dtype", "memory_limit_bytes", "seed", "threads", "checkpoint"),
+)
+_FACTS = (
+    *("cpu", "cores", "ram_bytes", "gpu", "gpu_bytes", "host", "os", "torch", "backpack"),
+    *("deepobs", "numpy", "vivit_for_pytorch", "vivit_bench", "git_commit", "python"),
+)
+
+
+def identity_of(cell: Cell, memory_limit_bytes: int) -> Identity:
+    """What a search's trials are determined by, and under which name they are kept."""
+    return Identity(
+        experiment=EXPERIMENT,
+        label=cell.slug,
+        settings={**cell.record(), "memory_limit_bytes": memory_limit_bytes},
+        environment=cell.environment(),
+        owns=(TRIALS, STDERR),
+        mendable=(TRIALS,),
+    )
+
+
+class TrialRecords:
+    """The trials of a search, by batch size; new ones are on disk at once.
+
+    Args:
+        entries: What is recorded.
+        journal: Where new ones go; None for a finished search.
+    """
+
+    def __init__(self, entries: Sequence[dict[str, Any]], journal: Journal | None) -> None:
+        self._journal = journal
+        trials = [Trial.from_json(entry) for entry in entries]
+        self.trials = {trial.n: trial for trial in trials}
+        """Batch size -> its last record."""
+
+    def reusable(self, n: int, timeout_seconds: float) -> Trial | None:
+        """The record of a batch size, if running it again can tell nothing new.
+
+        An error can go away; a time-out can under a longer ``--trial-timeout``.
+
+        Args:
+            n: Batch size.
+            timeout_seconds: Present time-out.
+        """
+        trial = self.trials.get(n)
+        if trial is None or trial.outcome is Outcome.ERROR:
+            return None
+        if trial.outcome is Outcome.TIMEOUT and trial.timeout_seconds < timeout_seconds:
+            return None
+        return trial
+
+    def append(self, trial: Trial) -> None:
+        """Record a trial; it is on disk when this returns.
+
+        Raises:
+            StorageError: It is not.
+        """
+        assert self._journal is not None
+        self._journal.append(trial.to_json())
+        self.trials[trial.n] = trial
+
+
+def finished_records(stored: StoredRun) -> TrialRecords:
+    """The trials of a finished search."""
+    entries, _ = read_journal(stored.folder / TRIALS)
+    return TrialRecords(entries, None)
+
+
+def facts_of(result: SearchResult, *, max_batch: int, trial_timeout: float) -> dict[str, Any]:
+    """What a finished search's header says.
+
+    ``peak_bytes`` (over the idle process) and ``idle_bytes`` are those of the critical batch
+    size, and None if that is 0. ``elapsed_seconds`` adds up the trials, whenever they were run;
+    ``ended_at`` is the end of the last one.
+    """
+    critical = result.critical_trial
+    return {
+        "critical_batch_size": result.critical_batch_size,
+        "is_lower_bound": result.is_lower_bound,
+        "stopped_by": result.stopped_by.value,
+        "message": result.message,
+        "trials": len(result.trials),
+        "peak_bytes": critical.peak_bytes if critical else None,
+        "idle_bytes": critical.idle_bytes if critical else None,
+        "elapsed_seconds": round(sum(trial.elapsed_seconds for trial in result.trials), 1),
+        "max_batch": max_batch,
+        "trial_timeout_seconds": trial_timeout,
+        "ended_at": max(trial.ended_at for trial in result.trials),
+    }
+
+
+def goes_further(stored: StoredRun, max_batch: int, trial_timeout: float) -> bool:
+    """Whether a finished search can get further under these bounds than under its own."""
+    facts = stored.results
+    if facts["stopped_by"] == StoppedBy.MAX_BATCH:
+        return bool(max_batch > facts["max_batch"])
+    return bool(
+        facts["stopped_by"] == StoppedBy.TIMEOUT and trial_timeout > facts["trial_timeout_seconds"]
+    )
+
+
+def remembered_limit(results_dir: Path, cells: Sequence[Cell]) -> int | None:
+    """The memory limit that the newest search of one of these cells chose for itself.
+
+    Returns:
+        Bytes; None if no search of these cells chose one.
+    """
+    wanted = [_plain(cell.record()) for cell in cells]
+    runs, _ = stored_runs(results_dir, EXPERIMENT)
+    for stored in reversed(runs):
+        fields = dict(stored.settings)
+        limit = fields.pop("memory_limit_bytes")
+        if stored.results.get("limit_chosen_by_user") is False and fields in wanted:
+            return int(limit)
+    return None
+
+
+def search_rows(results_dir: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """One row per finished search, the oldest first, and a line on each that is damaged.
+
+    Returns:
+        Flat rows: settings, results, environment, machine and libraries.
+    """
+    runs, notes = stored_runs(results_dir, EXPERIMENT)
+    rows = []
+    for stored in runs:
+        if not stored.is_finished:
+            continue
+        if damage := stored.damage():
+            notes.append(f"left out: {damage}")
+            continue
+        rows.append(
+            {
+                **{name: stored.settings.get(name) for name in _SETTINGS},
+                **{k: v for k, v in stored.results.items() if k != "limit_chosen_by_user"},
+                **{name: stored.provenance.get(name) for name in _FACTS},
+                "code": stored.environment.get("code"),
+                "run": stored.folder.name,
+            }
+        )
+    return rows, notes
+
+
+def _plain(values: Mapping[str, Any]) -> Any:
+    return json.loads(json.dumps(values))
