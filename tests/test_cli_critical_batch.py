@@ -59,6 +59,8 @@ def test_an_unusable_problem_is_one_line_and_not_a_size(run: Run, tmp_path: Path
         (("mnist_mlp", "--mc-samples", 0), "mc_samples is 0: must be at least 1"),
         (("mnist_mlp", "--mc-samples", 2), "exact curvature draws no samples"),
         (("mnist_mlp", "--memory-limit", "lots"), "write for example 2GiB"),
+        (("mnist_mlp", "--memory-limit", "20"), "write 20GiB or 20MiB"),
+        (("mnist_mlp", "--memory-limit", "20kB"), "below 1 MiB"),
         (("mnist_mlp", "--device", "tpu"), "write cpu, cuda or cuda:0"),
         (("mnist_mlp", "--engine", "vivit"), "vivit-for-pytorch"),
         (("cifar10_3c3d", "--data", "mnist5k"), "use deepobs or synthetic"),

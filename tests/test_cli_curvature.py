@@ -1,4 +1,4 @@
-"""The ``curvature`` and ``compare-engines`` commands on the example problem."""
+"""The ``curvature`` commands on the example problem."""
 
 import io
 from pathlib import Path
@@ -8,14 +8,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from vivit_bench.cli import main as cli_main
 from vivit_bench.cli.curvature import app
-from vivit_bench.comparison.compare import EngineRuns, summarise
 from vivit_bench.curvature import directional_derivatives, signal_to_noise
 from vivit_bench.errors import UsageError
 from vivit_bench.problems import load_batch, load_problem
 from vivit_bench.problems.sources import DataSource
-from vivit_bench.report.comparison import save_comparison
 
 DIGITS = f"{Path(__file__).parent.parent / 'scripts/examples/small_cnn.py'}:digits"
 CSV = ("--format", "csv")
@@ -101,67 +98,3 @@ def test_signal_to_noise_with_the_biased_variance() -> None:
     assert snr[0] == 4.0
     assert snr[1] == torch.inf
     assert snr[2].isnan()
-
-
-def test_compare_engines_end_to_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    output = tmp_path / "engines.csv"
-    monkeypatch.setattr(
-        "sys.argv",
-        ["vivit-bench", "compare-engines", DIGITS, "--batch-size", "8", "--repeats", "1",
-         "--engine", "vivit-bench", "--engine", "backpack", "--output", str(output)],
-    )  # fmt: skip
-    with pytest.raises(SystemExit) as ended:
-        cli_main()
-    assert ended.value.code in (0, None)
-    assert "backpack" in capsys.readouterr().out
-    rows = pd.read_csv(output)
-    assert list(rows["engine"]) == ["vivit-bench", "backpack"]
-    assert rows["difference"][1] < 1e-4
-    assert rows["agrees"].all()
-    assert rows["certificate_seconds"][0] > 0
-    assert rows["certificate_error"][0] < 1e-4
-    assert (rows["peak_bytes"] > 0).all()
-
-
-def test_summary_takes_ratios_round_by_round_and_keeps_failures() -> None:
-    base = EngineRuns("a", [1.0, 2.0, 4.0], [1.0, 1.0, 1.0], [10, 10, 10])
-    other = EngineRuns("b", [3.0, 6.0, 12.0], [1.0, 1.0, 1.0], [30, 30, 30])
-    failed = EngineRuns("c", failure="no such layer")
-    rows = summarise([base, other, failed], comparable=True)
-    assert rows[1]["wall_ratio"] == 3.0
-    assert rows[1]["peak_ratio"] == 3.0
-    assert rows[2] == {"engine": "c", "runs": 0, "failure": "no such layer"}
-
-
-def test_engines_that_disagree_are_marked(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    runs = [
-        EngineRuns(name, [1.0], [1.0], [1], {"eigenvalues": torch.tensor([value, 1.0])})
-        for name, value in (("vivit-bench", 2.0), ("backpack", 2.0001), ("curvlinops", 2.2))
-    ]
-    rows = summarise(runs, comparable=True)
-    assert [row["agrees"] for row in rows] == [True, True, False]
-    # Monte-Carlo draws differ between engines, and that is no disagreement.
-    assert [row["agrees"] for row in summarise(runs, comparable=False)] == [None] * 3
-    monkeypatch.setattr("vivit_bench.comparison.compare.compare_engines", lambda *_, **__: runs)
-    monkeypatch.setattr("sys.argv", ["vivit-bench", "compare-engines", DIGITS])
-    with pytest.raises(SystemExit) as ended:
-        cli_main()
-    assert ended.value.code == 1
-    seen = capsys.readouterr()
-    assert "DISAGREES" in seen.out
-    assert "engines disagree with vivit-bench: curvlinops by 1.0e-01" in seen.err
-
-
-def test_comparisons_are_appended_and_foreign_files_kept(tmp_path: Path) -> None:
-    rows = summarise([EngineRuns("a", [1.0], [1.0], [1])], comparable=True)
-    save_comparison(rows, {}, tmp_path / "x.csv")
-    save_comparison(rows, {}, tmp_path / "x.csv")
-    assert len(pd.read_csv(tmp_path / "x.csv")) == 2
-    (tmp_path / "foreign.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(UsageError, match="no table of comparisons"):
-        save_comparison(rows, {}, tmp_path / "foreign.csv")
-    assert (tmp_path / "foreign.csv").read_text() == "a,b\n1,2\n"

@@ -24,7 +24,7 @@ from vivit_bench.curvature.capture import (
 from vivit_bench.curvature.layout import AGREE, Layout, Layouts, agree, deviation, find_layouts
 from vivit_bench.curvature.minibatch import MiniBatch
 from vivit_bench.curvature.rules import Role, Rule, Saved
-from vivit_bench.errors import CertificateError, UsageError
+from vivit_bench.errors import CertificateError, UsageError, is_out_of_memory
 from vivit_bench.trees import leaves
 
 
@@ -326,6 +326,6 @@ def _try_batched(
     try:
         return _batched(outputs, edges, columns)
     except (RuntimeError, NotImplementedError, ValueError, IndexError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if is_out_of_memory(error):
             raise
         return None

@@ -11,6 +11,7 @@ import functools
 import gc
 import mmap
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,10 @@ Every block of 64 KiB and more is mapped alone and returned when freed. It makes
 
 _MADV_POPULATE_READ = 22  # Linux 5.14
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_STATUS = re.compile(
+    rb"VmHWM:\s*(\d+) kB\nVmRSS:\s*(\d+) kB\n.*?RssFile:\s*(\d+) kB\n.*?VmData:\s*(\d+) kB",
+    re.DOTALL,
+)
 _PRIVATE = "Private_Dirty:"
 _NOISE = 2**20
 
@@ -51,17 +56,14 @@ class MemoryReading:
 def read_memory(pid: int | str = "self") -> MemoryReading | None:
     """Read a process's memory; None if it has ended."""
     try:
-        text = Path(f"/proc/{pid}/status").read_text()
+        with open(f"/proc/{pid}/status", "rb", buffering=0) as file:
+            found = _STATUS.search(file.read())
     except OSError:
         return None
-    fields = dict(
-        line.split(":", 1) for line in text.splitlines() if line.startswith(("Vm", "Rss"))
-    )
-    if "VmHWM" not in fields:  # a zombie
+    if found is None:  # a zombie
         return None
-    return MemoryReading(
-        *(int(fields[key].split()[0]) * 1024 for key in ("VmRSS", "VmHWM", "RssFile", "VmData"))
-    )
+    peak, resident, of_files, data = (int(kib) * 1024 for kib in found.groups())
+    return MemoryReading(resident, peak, of_files, data)
 
 
 def reset_peak() -> None:

@@ -164,15 +164,15 @@ def decode(line: bytes) -> Message:
     Raises:
         ValueError: It is none.
     """
-    values = json.loads(line)
-    kind = _PHASES.get(values.pop("phase", None)) if isinstance(values, dict) else None
-    if kind is None or set(values) != {each.name for each in fields(kind)}:
-        raise ValueError("not a message of a child")
     try:
+        values = json.loads(line)
+        kind = _PHASES[values.pop("phase")]
+        if set(values) != {each.name for each in fields(kind)}:
+            raise ValueError("fields are missing or unknown")
         if values.get("memory") is not None:
             values["memory"] = MemoryReading(**values["memory"])
         if values.get("failure") is not None:
             values["failure"] = FailureKind(values["failure"])
-    except TypeError as error:
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise ValueError("not a message of a child") from error
     return kind(**values)

@@ -117,10 +117,8 @@ def judge(evidence: Evidence) -> tuple[Outcome, str]:
         The outcome and the reason on one line (empty for `Outcome.FITS`).
     """
     if evidence.kill is Kill.MACHINE:
-        return Outcome.ERROR, (
-            "stopped because the machine's memory ran low; free some, or use a smaller "
-            "--memory-limit"
-        )
+        smaller = "" if evidence.budget is None else ", or use a smaller --memory-limit"
+        return Outcome.ERROR, f"stopped because the machine's memory ran low; free some{smaller}"
     if evidence.kill is Kill.GARBLED or evidence.exit_code == REPORT_LOST:
         done = "wrote into" if evidence.kill is Kill.GARBLED else "closed"
         return Outcome.ERROR, (

@@ -1,0 +1,256 @@
+"""Engines side by side: runs as records, what follows from them, one notion of memory."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from vivit_bench.cli import main as cli_main
+from vivit_bench.comparison import compare
+from vivit_bench.comparison.compare import (
+    Record,
+    RunKind,
+    compare_engines,
+    difference,
+    summarise,
+)
+from vivit_bench.errors import UsageError, VivitBenchError
+from vivit_bench.measure import Observation, Outcome, Reading, Spec, TrialReport, run_trial
+from vivit_bench.measure.protocol import FailureKind, Measured, Ready
+from vivit_bench.measure.work import project
+from vivit_bench.report.comparison import save_comparison
+
+DIGITS = f"{Path(__file__).parent.parent / 'scripts/examples/small_cnn.py'}:digits"
+WORK: dict[str, Any] = {
+    "problem": "mnist_2c2d",
+    "quantity": "eigenvalues",
+    "curvature": "exact",
+    "samples": "full",
+    "mc_samples": 1,
+    "data": "synthetic",
+    "data_dir": None,
+    "seed": 0,
+    "checkpoint": None,
+    "device": "cpu",
+}
+
+
+def record(engine: str, kind: RunKind = RunKind.MEMORY, repeat: int = 0, **values: Any) -> Record:
+    return Record(engine, kind, repeat, "2026-01-01T00:00:00+00:00", **values)
+
+
+def records(engine: str, wall: list[float], peak: int, **memory: Any) -> list[Record]:
+    return [
+        record(engine, peak_bytes=peak, **memory),
+        *(
+            record(engine, RunKind.TIME, k, wall_seconds=seconds, cpu_seconds=1.0)
+            for k, seconds in enumerate(wall)
+        ),
+    ]
+
+
+def test_compare_engines_end_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "engines.csv"
+    monkeypatch.setattr(
+        "sys.argv",
+        ["vivit-bench", "compare-engines", DIGITS, "--batch-size", "8", "--repeats", "1",
+         "--engine", "vivit-bench", "--engine", "backpack", "--output", str(output),
+         "--floor"],
+    )  # fmt: skip
+    with pytest.raises(SystemExit) as ended:
+        cli_main()
+    assert ended.value.code in (0, None)
+    seen = capsys.readouterr()
+    assert "backpack" in seen.out
+    assert "floor" in seen.out
+    assert seen.err.splitlines() == [
+        "memory: vivit-bench",
+        "memory: backpack",
+        "time 1 of 1: vivit-bench",
+        "time 1 of 1: backpack",
+    ]
+    rows = pd.read_csv(output)
+    assert list(rows["engine"]) == ["vivit-bench", "backpack"]
+    assert rows["difference"][1] < 1e-4
+    assert rows["agrees"].all()
+    assert rows["certificate_seconds"][0] > 0
+    assert rows["certificate_error"][0] < 1e-4
+    assert (rows[["peak_bytes", "idle_bytes", "wall_seconds"]] > 0).all(axis=None)
+
+
+def test_a_trial_and_a_comparison_read_the_same_peak() -> None:
+    arguments = {**WORK, "engine": "vivit-bench"}
+    trial = run_trial(Spec(n=64, threads=2, arguments=arguments, limit_bytes=2**30), 120.0).trial
+    (run,) = compare_engines(WORK, ["vivit-bench"], 64, threads=2, repeats=0)
+    assert trial.outcome is Outcome.FITS
+    assert trial.peak_bytes is not None
+    assert run.peak_bytes == pytest.approx(trial.peak_bytes, rel=0.02)
+    assert run.certificate_error is not None
+    assert run.certificate_error < 1e-4
+
+
+class FakeMeasure:
+    """Stands in for child processes; some engines fail."""
+
+    def __init__(self, failing: dict[str, FailureKind] | None = None):
+        self.failing = failing or {}
+        self.runs: list[tuple[str, str]] = []
+        self.specs: list[Spec] = []
+        self.interrupt_after: int | None = None
+
+    def __call__(self, spec: Spec, timeout_seconds: float) -> Observation:
+        if len(self.runs) == self.interrupt_after:
+            raise KeyboardInterrupt
+        engine = spec.arguments["engine"]
+        self.runs.append((engine, spec.reading.value))
+        self.specs.append(spec)
+        failure = self.failing.get(engine)
+        report = TrialReport(
+            failure,
+            "the reason" if failure else "",
+            usage_error=failure is FailureKind.LIMIT,
+            digest={"eigenvalues": [1.0]} if spec.digest else {},
+        )
+        memory = spec.reading is Reading.MEMORY
+        return Observation(
+            outcome=Outcome.ERROR if failure else Outcome.FITS,
+            message=report.message,
+            ready=Ready(idle_bytes=5),
+            measured=Measured(wall_seconds=2.0, cpu_seconds=3.0),
+            report=report,
+            peak_bytes=7 if memory else None,
+            absolute_peak_bytes=12 if memory else None,
+            other_processes=0,
+            stderr="",
+        )
+
+
+Compare = Callable[..., list[Record]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Compare:
+    def compared(fake: FakeMeasure, engines: str = "ab", **options: Any) -> list[Record]:
+        monkeypatch.setattr(compare, "measure", fake)
+        return compare_engines(WORK, list(engines), 8, threads=2, repeats=2, **options)
+
+    return compared
+
+
+def test_runs_are_in_turn_and_no_time_is_taken_with_exact_memory(run: Compare) -> None:
+    fake = FakeMeasure()
+    found = run(fake)
+    assert fake.runs == [("a", "memory"), ("b", "memory"), *2 * [("a", "time"), ("b", "time")]]
+    assert [spec.certify for spec in fake.specs] == [True, True, *4 * [False]]
+    assert all(spec.limit_bytes is None for spec in fake.specs)
+    assert {each.wall_seconds for each in found if each.kind is RunKind.MEMORY} == {None}
+    assert {each.peak_bytes for each in found if each.kind is RunKind.TIME} == {None}
+    assert [Record.from_json(each.to_json()) for each in found] == found
+
+
+@pytest.mark.parametrize("survived", range(7))
+def test_an_interrupted_comparison_repeats_no_finished_run(run: Compare, survived: int) -> None:
+    first, rest, journal = FakeMeasure(), FakeMeasure(), list[Record]()
+    if survived < 6:
+        first.interrupt_after = survived
+        with pytest.raises(KeyboardInterrupt):
+            run(first, record=journal.append)
+    else:
+        run(first, record=journal.append)
+    stored = [Record.from_json(each.to_json()) for each in journal]
+    found = run(rest, done=stored)
+    whole = FakeMeasure()
+    run(whole)
+    assert first.runs + rest.runs == whole.runs
+    assert [replace(each, ended_at="") for each in found] == [
+        replace(each, ended_at="") for each in run(FakeMeasure())
+    ]
+
+
+def test_an_engine_that_fails_is_not_run_again_but_the_base_is(run: Compare) -> None:
+    fake, journal = FakeMeasure({"b": FailureKind.ERROR}), list[Record]()
+    found = run(fake, record=journal.append)
+    assert fake.runs == [("a", "memory"), ("b", "memory"), *2 * [("a", "time")]]
+    assert [each.failure for each in found] == ["", "the reason", "", ""]
+    failed = list[Record]()
+    with pytest.raises(VivitBenchError, match="engine 'a' failed: the reason"):
+        run(FakeMeasure({"a": FailureKind.ERROR}), record=failed.append)
+    with pytest.raises(UsageError):
+        run(FakeMeasure({"a": FailureKind.LIMIT}), done=failed)
+    assert len(run(FakeMeasure(), done=failed)) == 6
+
+
+def test_summary_takes_ratios_round_by_round_and_keeps_failures() -> None:
+    rows = summarise(
+        [
+            *records("a", [1.0, 2.0, 4.0], 10),
+            *records("b", [3.0, 6.0, 12.0], 30),
+            record("c", failure="no such layer"),
+        ],
+        comparable=True,
+    )
+    assert rows[1]["wall_ratio"] == 3.0
+    assert rows[1]["peak_ratio"] == 3.0
+    assert rows[2] == {"engine": "c", "runs": 0, "failure": "no such layer"}
+
+
+def test_engines_that_disagree_are_marked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [
+        each
+        for name, value in (("vivit-bench", 2.0), ("backpack", 2.0001), ("curvlinops", 2.2))
+        for each in records(name, [1.0], 1, digest={"eigenvalues": [value, 1.0]})
+    ]
+    rows = summarise(runs, comparable=True)
+    assert [row["agrees"] for row in rows] == [True, True, False]
+    # Monte-Carlo draws differ between engines, and that is no disagreement.
+    assert [row["agrees"] for row in summarise(runs, comparable=False)] == [None] * 3
+    monkeypatch.setattr("vivit_bench.comparison.compare.compare_engines", lambda *_, **__: runs)
+    monkeypatch.setattr("sys.argv", ["vivit-bench", "compare-engines", DIGITS])
+    with pytest.raises(SystemExit) as ended:
+        cli_main()
+    assert ended.value.code == 1
+    seen = capsys.readouterr()
+    assert "DISAGREES" in seen.out
+    assert "engines disagree with vivit-bench: curvlinops by 1.0e-01" in seen.err
+
+
+@pytest.mark.parametrize("deviation", [1e-3, 3e-2, 1.0])
+def test_the_deviation_of_steps_is_estimated_from_their_projections(deviation: float) -> None:
+    """Within four standard deviations of 18 %, also where a step is longer than one block."""
+    generator = torch.Generator().manual_seed(1)
+    step, noise = torch.randn(2, 2**20 + 5, generator=generator)
+    other = step + deviation * noise * step.norm() / noise.norm()
+    found = difference(project(other), project(step))
+    assert found == pytest.approx(deviation, rel=0.72)
+    assert difference(project(step), project(step)) == 0.0
+
+
+def test_a_scaled_step_is_never_underestimated() -> None:
+    step = torch.arange(1.0, 100.0)
+    found = difference(project(1.5 * step), project(step))
+    assert found is not None
+    assert found >= 0.5 - 1e-9
+
+
+def test_results_of_different_kinds_are_not_compared() -> None:
+    assert difference({"eigenvalues": [1.0]}, project(torch.ones(3))) is None
+    assert difference({}, {}) is None
+
+
+def test_comparisons_are_appended_and_foreign_files_kept(tmp_path: Path) -> None:
+    rows = summarise(records("a", [1.0], 1), comparable=True)
+    save_comparison(rows, {}, tmp_path / "x.csv")
+    save_comparison(rows, {}, tmp_path / "x.csv")
+    assert len(pd.read_csv(tmp_path / "x.csv")) == 2
+    (tmp_path / "foreign.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(UsageError, match="no table of comparisons"):
+        save_comparison(rows, {}, tmp_path / "foreign.csv")
+    assert (tmp_path / "foreign.csv").read_text() == "a,b\n1,2\n"
