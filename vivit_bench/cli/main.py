@@ -1,9 +1,12 @@
 """The ``vivit-bench`` command and the one place where errors become exit codes."""
 
+import errno
 import importlib
+import io
 import os
 import sys
 import warnings
+from typing import NoReturn
 
 import typer
 from rich.console import Console
@@ -29,6 +32,19 @@ _GROUPS = {
     "noise": "vivit_bench.cli.noise",
     "problems": "vivit_bench.cli.problems",
 }
+
+_WRONG_NAME = {
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EINVAL,
+}
+"""Failures of the system that another name avoids."""
+_LONGEST_NAME = 200
 
 
 @app.callback(invoke_without_command=True)
@@ -60,10 +76,23 @@ def main() -> None:
     app.command("compare-engines")(
         importlib.import_module("vivit_bench.cli.compare").compare_engines
     )
+    # A name that is not UTF-8 is shown with escapes, as stderr does by itself.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except VivitBenchError as error:
-        Console(emoji=False, stderr=True, soft_wrap=True, highlight=False).print(
-            f"vivit-bench: {error}", markup=False
-        )
-        sys.exit(error.exit_code)
+        _fail(str(error), error.exit_code)
+    except OSError as error:
+        name = f"{error.filename!r}: " if error.filename else ""
+        code = 2 if error.errno in _WRONG_NAME else 1
+        _fail(f"{name[:_LONGEST_NAME]}{error.strerror or error}", code)
+    except UnicodeEncodeError as error:
+        _fail(f"a name is not UTF-8, and cannot be stored: {error.object[:_LONGEST_NAME]!r}", 2)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    Console(emoji=False, stderr=True, soft_wrap=True, highlight=False).print(
+        f"vivit-bench: {message}", markup=False
+    )
+    sys.exit(code)
