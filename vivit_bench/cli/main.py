@@ -1,5 +1,6 @@
 """The ``vivit-bench`` command and the one place where errors become exit codes."""
 
+import errno
 import importlib
 import io
 import os
@@ -12,7 +13,7 @@ import typer
 from rich.console import Console
 
 from vivit_bench import __version__
-from vivit_bench.errors import Stopped, VivitBenchError
+from vivit_bench.errors import Stopped, UsageError, VivitBenchError
 from vivit_bench.hardware import OPENMP_WAITING
 
 app = typer.Typer(
@@ -34,6 +35,19 @@ _GROUPS = {
     "noise": "vivit_bench.cli.noise",
     "problems": "vivit_bench.cli.problems",
 }
+
+_WRONG_NAME = {
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EINVAL,
+}
+"""Failures of the system that another name avoids."""
+_LONGEST_NAME = 200
 
 
 @app.callback(invoke_without_command=True)
@@ -85,7 +99,12 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(VivitBenchError.exit_code)
     except OSError as error:
-        _end(f"{error.filename or 'output'}: {error.strerror or error}", VivitBenchError.exit_code)
+        name = f"{error.filename!r}: " if error.filename else ""
+        code = UsageError.exit_code if error.errno in _WRONG_NAME else VivitBenchError.exit_code
+        _end(f"{name[:_LONGEST_NAME]}{error.strerror or error}", code)
+    except UnicodeEncodeError as error:
+        name = repr(error.object[:_LONGEST_NAME])
+        _end(f"a name is not UTF-8, and cannot be stored: {name}", UsageError.exit_code)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

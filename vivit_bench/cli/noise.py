@@ -192,12 +192,12 @@ def plot(
     results_dir: ResultsDirOption = DEFAULT_RESULTS_DIR,
 ) -> None:
     """Draw slope, alignment and signal-to-noise ratios over curvature, and the training curves."""
-    from vivit_bench.noise import load_run, parse_positions
-    from vivit_bench.report.noise import choose_checkpoints, find_run, state_note
+    from vivit_bench.noise import parse_positions
+    from vivit_bench.report.noise import choose_checkpoints, read_run, state_note
     from vivit_bench.report.noise_figures import plot_directions, plot_training
 
     positions = None if at is None else parse_positions(at)
-    found = load_run(find_run(run, results_dir))
+    found = read_run(run, results_dir)
     steps = choose_checkpoints(found, positions)
     for path in [
         *plot_directions(found, steps, found.folder / "directions"),
@@ -216,11 +216,10 @@ def table(
     quiet: QuietOption = False,
 ) -> None:
     """Print one line per checkpoint, and write it as CSV, Markdown and LaTeX beside the run."""
-    from vivit_bench.noise import load_run
-    from vivit_bench.report.noise import checkpoint_table, find_run, state_note
+    from vivit_bench.report.noise import checkpoint_table, read_run, state_note
     from vivit_bench.report.tables import render, write_in_all_formats
 
-    found = load_run(find_run(run, results_dir))
+    found = read_run(run, results_dir)
     made = checkpoint_table(found)
     paths = write_in_all_formats(found.folder / "table", lambda style: render(made, style))
     hand_out(made, format)

@@ -45,6 +45,9 @@ class Blocks(StrEnum):
     """One block per layer, weight and bias together (appendix C.2)."""
 
 
+MOST_DRAWS = 2**31 - 1
+"""Sizes of tensors overflow for absurd numbers of draws."""
+
 _Choice = TypeVar("_Choice", bound=StrEnum)
 
 
@@ -87,6 +90,8 @@ class Approximation:
                 raise UsageError(f"{name} is {value!r}: must be a whole number")
         if self.mc_samples < 1:
             raise UsageError(f"mc_samples is {self.mc_samples}: must be at least 1")
+        if self.mc_samples > MOST_DRAWS:
+            raise UsageError(f"mc_samples is {self.mc_samples}: more than 2^31 - 1 make no sense")
         if self.curvature is Curvature.EXACT and self.mc_samples != 1:
             raise UsageError(
                 f"mc_samples is {self.mc_samples}: exact curvature draws no samples; "

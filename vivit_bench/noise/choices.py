@@ -17,6 +17,8 @@ from vivit_bench.noise.table_s2 import Hyperparameters
 from vivit_bench.problems import DataSource, Problem
 from vivit_bench.problems.sources import check_source
 
+_MOST_EPOCHS = 1_000_000
+
 
 @dataclass(frozen=True)
 class Choices:
@@ -65,6 +67,8 @@ def check_choices(choices: Choices) -> torch.device:
         value = getattr(choices, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} {value}: must be at least 1")
+    if choices.epochs is not None and choices.epochs > _MOST_EPOCHS:
+        raise UsageError(f"--epochs {choices.epochs}: more than {_MOST_EPOCHS:,} make no sense")
     if choices.checkpoints is not None and choices.at is not None:
         raise UsageError("--checkpoints and --at exclude each other: give one")
     if choices.data is not None:

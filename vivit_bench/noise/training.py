@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor, nn
 
-from vivit_bench.errors import CertificateError
+from vivit_bench.errors import CertificateError, VivitBenchError
 from vivit_bench.noise.data import RunData, chunks
 from vivit_bench.noise.listener import Listener
 from vivit_bench.noise.measurement import Measurement, evaluation_mode, measure
@@ -16,6 +16,7 @@ from vivit_bench.noise.settings import OptimizerName, Settings
 from vivit_bench.noise.state import load_state, save_state
 from vivit_bench.problems import Problem
 from vivit_bench.problems.batch import Batch
+from vivit_bench.problems.messages import describe
 from vivit_bench.trees import Tree, map_tree
 
 _EVALUATION_BATCH = 500
@@ -114,7 +115,15 @@ class Training:
     def _train_step(self, batch: Tensor) -> float:
         inputs, targets = self._move(*self.data.samples(batch))
         self.optimizer.zero_grad()
-        loss = self.loss(self.model(inputs), targets)
+        try:
+            loss = self.loss(self.model(inputs), targets)
+        except (MemoryError, RuntimeError):  # too little memory, among others
+            raise
+        except Exception as error:
+            raise VivitBenchError(
+                f"{self.settings.problem}: model or loss failed in step {self.step}, "
+                f"{describe(error)}"
+            ) from error
         value = loss.item()
         if not math.isfinite(value):
             raise Diverged(self.step, value)

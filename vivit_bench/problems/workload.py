@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from vivit_bench.problems.problem import Problem
 
 Purpose = Literal["memory", "real"]
+MOST_SAMPLES = 2**31 - 1
+"""Sizes of tensors overflow for absurd numbers of samples."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class WorkloadSpec:
     def __post_init__(self) -> None:
         if self.batch_size is not None and self.batch_size < 1:
             raise UsageError(f"--batch-size {self.batch_size}: must be at least 1")
+        if self.batch_size is not None and self.batch_size > MOST_SAMPLES:
+            raise UsageError(f"--batch-size {self.batch_size}: more than 2^31 - 1 make no sense")
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"--seed {self.seed}: must lie in 0 .. 2^63 - 1")
         object.__setattr__(self, "device", device_name(self.device))

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from vivit_bench.errors import UsageError
+from vivit_bench.errors import UsageError, VivitBenchError
 from vivit_bench.noise.checkpoints import Position
-from vivit_bench.noise.records import RUN, NoiseRun
+from vivit_bench.noise.records import CHECKPOINTS, CURVES, DIRECTIONS, RUN, NoiseRun, load_run
 from vivit_bench.noise.runner import monitoring_cost
+from vivit_bench.noise.statistics import COLUMNS
 from vivit_bench.report.tables import Column, Table
 
 BULK = 0.9
@@ -66,6 +67,27 @@ def find_run(name: str, results_dir: Path) -> Path:
         f"there are {', '.join(near)}" if near else "vivit-bench noise run PROBLEM makes the first"
     )
     raise UsageError(f"{name} is no run in {root} and no run's folder: {hint}")
+
+
+def read_run(name: str, results_dir: Path) -> NoiseRun:
+    """A stored run by its name or folder, with the columns that tables and figures need.
+
+    Raises:
+        UsageError: There is no such run, or nothing has been recorded yet.
+        VivitBenchError: A file is missing or not what it should be.
+    """
+    run = load_run(find_run(name, results_dir))
+    wanted = {
+        DIRECTIONS: (run.directions, COLUMNS),
+        CHECKPOINTS: (run.checkpoints, ("step", "epoch", "num_directions", "alignment_sum")),
+        CURVES: (run.curves, ("step", "epoch", "train_loss", "test_loss", "test_accuracy")),
+    }
+    for file, (table, columns) in wanted.items():
+        if missing := [column for column in columns if column not in table]:
+            raise VivitBenchError(
+                f"{run.folder / file} has no column {missing[0]}: run again with --fresh"
+            )
+    return run
 
 
 def choose_checkpoints(run: NoiseRun, at: list[Position] | None) -> list[int]:

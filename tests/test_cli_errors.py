@@ -1,0 +1,183 @@
+"""Whatever is typed, a wrong request is one line and exit code 2, a failed one exit code 1."""
+
+import shlex
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from command_line import Outcome, group_runner
+
+from vivit_bench.cli.options import (
+    complete_engine,
+    complete_problem,
+    complete_run,
+    complete_spectrum,
+)
+
+PROBLEMS = """
+import sys
+
+import torch
+from torch import nn
+
+X, Y = torch.ones(20, 4), torch.arange(20) % 3
+
+
+def ok():
+    return nn.Linear(4, 3), nn.CrossEntropyLoss(), (X, Y)
+
+
+def raises():
+    raise RuntimeError("two\\nlines")
+
+
+def exits():
+    sys.exit(7)
+
+
+def prints():
+    print("a word")
+    return ok()
+
+
+def undefined():
+    model = nn.Linear(4, 3)
+    model.weight.data.fill_(float("nan"))
+    return model, nn.CrossEntropyLoss(), (X, Y)
+
+
+def broken_batch():
+    def batch(n, seed):
+        if n > 2:
+            raise OSError("disk")
+        return X[:n], Y[:n]
+
+    return nn.Linear(4, 3), nn.CrossEntropyLoss(), batch
+"""
+LONG = "n" * 300
+TRAIN = "noise run p.py:ok --optimizer sgd --lr 0.1 --epochs 1"
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Run a whole command line in a folder with problems and files that are no results."""
+    monkeypatch.chdir(tmp_path)
+    Path("p.py").write_text(PROBLEMS)
+    Path("exits.py").write_text("import sys; sys.exit()")
+    Path("binary.pt").write_bytes(bytes(range(256)))
+    Path("binary.csv").write_bytes(bytes(range(256)))
+    Path("file").write_text("")
+    Path("folder").mkdir()
+    torch.save({"weight": torch.zeros(2, 2)}, "other.pt")
+    runs = Path("results/noise/old")
+    runs.mkdir(parents=True)
+    (runs / "run.json").write_text('{"format": 1}')
+    for name in ("directions", "checkpoints", "curves"):
+        (runs / f"{name}.csv").write_text("step,lambda\n0,1\n")
+
+    def run_line(line: str) -> Outcome:
+        group, *arguments = shlex.split(line)
+        return group_runner(group, monkeypatch, capsys)(*arguments)
+
+    return run_line
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("curvature newton p.py:ok --damping nan", "damping"),
+        ("curvature newton p.py:ok --cutoff nan", "--cutoff nan"),
+        ("curvature newton p.py:ok --seed -1", "0 .. 2^63 - 1"),
+        ("curvature newton p.py:ok --seed 18446744073709551616", "0 .. 2^63 - 1"),
+        ("curvature explain p.py:ok --seed -1", "0 .. 2^63 - 1"),
+        ("spectrum sweep p.py:ok --seed -1", "0 .. 2^63 - 1"),
+        (f"{TRAIN} --seed 9223372036854775808", "2^63 - 1"),
+        ("problems show p.py:ok --seed -1", "0 .. 2^63 - 1"),
+        ("curvature newton p.py:ok --batch-size 99999999999999999999", "2^31 - 1"),
+        ("curvature newton p.py:ok --batch-size 21", "20"),
+        (f"curvature newton p.py:ok --curvature mc --mc-samples {2**62}", "2^31 - 1"),
+        ("curvature newton p.py:ok --threads 99999", "--threads 99999"),
+        (f"curvature newton p.py:ok --device cuda:{'9' * 40}", "--device cuda"),
+        ("curvature newton p.py:ok --device ''", "write cpu, cuda"),
+        ("curvature newton p.py:ok --blocks a=nothing", "nothing"),
+        ("curvature newton p.py:ok --params ''", "''"),
+        ("curvature newton p.py:ok --output folder", "this is a folder"),
+        ("curvature newton p.py:ok --output file/x.pt", "cannot write"),
+        (f"curvature newton p.py:ok --output {LONG}.pt", "File name too long"),
+        ("curvature directional p.py:ok --output o.txt", "must end in .csv"),
+        ("curvature explain p.py:ok --output o.txt", "must end in .csv"),
+        ("curvature eigenvectors p.py:ok --output o.npy", "must end in .pt"),
+        ("curvature newton p.py:ok --checkpoint binary.pt", "cannot be read as tensors"),
+        ("curvature newton p.py:ok --checkpoint other.pt", "of another model"),
+        (f"curvature newton p.py:ok --checkpoint {LONG}", "File name too long"),
+        ("curvature newton ''", "unknown problem"),
+        (f"curvature newton {LONG}.py:f", "File name too long"),
+        ("curvature newton folder:f", "no problem"),
+        ("curvature newton p.py:raises", "two lines"),
+        ("curvature newton p.py:exits", "SystemExit"),
+        ("curvature newton exits.py:f", "SystemExit"),
+        ("curvature explain p.py:undefined", "NaN"),
+        ("curvature explain p.py:broken_batch --batch-size 4", "disk"),
+        ("spectrum plot binary.csv", "not a stored spectrum"),
+        (f"spectrum compare {LONG}.csv b.csv", "File name too long"),
+        ("spectrum compare '' ''", "neither a .csv file"),
+        (f"noise table {LONG}", "File name too long"),
+        (f"{TRAIN} --lr nan", "--lr nan"),
+        (f"{TRAIN} --at ٣steps", "--at"),
+        ("noise run p.py:ok --optimizer sgd --lr 1 --epochs 99999999999", "--epochs"),
+    ],
+)
+def test_a_wrong_request_is_one_line(run, line: str, message: str) -> None:
+    outcome = run(line)
+    assert outcome.code == 2, outcome.err
+    assert not outcome.out
+    (said,) = outcome.err.splitlines()
+    assert said.startswith("vivit-bench: ")
+    assert message in said
+    assert len(said) < 1000
+
+
+def test_a_run_with_other_columns_fails_in_one_line(run) -> None:
+    for command in ("table", "plot"):
+        outcome = run(f"noise {command} old")
+        assert outcome.code == 1
+        (said,) = outcome.err.splitlines()
+        assert "directions.csv has no column direction" in said
+
+
+def test_names_that_are_not_utf8_are_one_line(run) -> None:
+    outcome = run("spectrum compute p.py:ok --batch-size 2 --blocks \udcff=*")
+    assert outcome.code == 2
+    assert "vivit-bench: a name is not UTF-8" in outcome.err.splitlines()[-1]
+
+
+def test_a_problem_that_prints_still_works(run) -> None:
+    outcome = run("curvature explain p.py:prints --batch-size 2 --quiet --format csv")
+    assert outcome.code == 0
+    assert "layer,type,tier,num_params" in outcome.out
+
+
+def test_the_shell_completes_problems_and_stored_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in ("r/noise/mnist_sgd/run.json", "r/spectrum/mnist_exact_full_n8.json"):
+        file = Path(path)
+        file.parent.mkdir(parents=True)
+        file.write_text("{}")
+    context = SimpleNamespace(params={"results_dir": Path("r")})
+    assert complete_problem("cifar10_") == ["cifar10_3c3d"]
+    assert complete_engine("viv") == ["vivit-bench", "vivit-for-pytorch"]
+    assert complete_run(context, "mn") == ["mnist_sgd"]
+    assert complete_spectrum(context, "") == ["mnist_exact_full_n8"]
+    assert complete_run(SimpleNamespace(params={}), "") == []
+
+
+@pytest.mark.parametrize("command", ["curvature eigenvectors", "spectrum compute"])
+def test_help_keeps_its_brackets_and_has_examples(run, monkeypatch, command: str) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    shown = run(f"{command} --help").out
+    assert "eigenvalues [k]" in shown
+    assert "[k, *shape]" in shown
+    assert f"vivit-bench {command} mnist_2c2d" in shown
