@@ -16,6 +16,7 @@ import vivit_bench.store.files as store_files
 import vivit_bench.store.run as store_run
 from vivit_bench.errors import StorageError, UsageError, VivitBenchError
 from vivit_bench.noise import Listener, NoiseRun, load_run, run_noise
+from vivit_bench.store import State
 from vivit_bench.store.files import sha256
 
 Damage = Callable[[bytes], bytes]
@@ -218,6 +219,18 @@ def test_a_folder_deleted_during_a_run_is_not_said_to_be_stored(folder: Path, at
         start(Deleter())
     one_line(error)
     assert not folder.exists()
+
+
+def test_a_file_changed_during_a_run_is_not_vouched_for(folder: Path) -> None:
+    class Editor(Listener):
+        def stepped(self, step: int, loss: float) -> None:
+            if step == 20:
+                (folder / RECORDED[-1]).write_bytes(b"edited")
+
+    for _ in range(2):
+        with pytest.raises(VivitBenchError, match=r"step_00000001.npz is not as this run has"):
+            start(Editor())
+    assert load_run(folder).stored.state is State.RUNNING
 
 
 def test_two_processes_do_not_share_a_run() -> None:
