@@ -11,11 +11,10 @@ from vivit_bench.noise.settings import OptimizerName, Settings
 
 if TYPE_CHECKING:
     from vivit_bench.noise.choices import Choices
-    from vivit_bench.noise.measurement import Measurement, measure
+    from vivit_bench.noise.measurement import Measurement, direction_table, measure
     from vivit_bench.noise.monitor import NoiseMonitor
     from vivit_bench.noise.records import NoiseRun, find_run, load_run
     from vivit_bench.noise.runner import monitoring_cost, run_noise
-    from vivit_bench.noise.statistics import direction_table
     from vivit_bench.noise.training import Listener
 
 _LAZY = {
@@ -24,7 +23,7 @@ _LAZY = {
     "Measurement": "measurement",
     "NoiseMonitor": "monitor",
     "NoiseRun": "records",
-    "direction_table": "statistics",
+    "direction_table": "measurement",
     "find_run": "records",
     "load_run": "records",
     "measure": "measurement",

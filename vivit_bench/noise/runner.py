@@ -11,8 +11,7 @@ from vivit_bench.errors import VivitBenchError
 from vivit_bench.noise.choices import Choices, check_choices, resolve
 from vivit_bench.noise.data import RunData, load_run_data, training_seed
 from vivit_bench.noise.records import EXPERIMENT, OWNS, STATE, NoiseRun, Records, read_run
-from vivit_bench.noise.settings import Settings
-from vivit_bench.noise.table_s2 import hyperparameters
+from vivit_bench.noise.settings import Settings, hyperparameters
 from vivit_bench.noise.training import Diverged, Listener, Training
 from vivit_bench.problems import Problem, default_source, load_problem
 from vivit_bench.problems.fingerprint import batch_fingerprint, model_fingerprint
