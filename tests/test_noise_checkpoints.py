@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from vivit_bench.errors import UsageError
 from vivit_bench.noise import OptimizerName, log_spaced, parse_positions, resolve_positions
-from vivit_bench.noise.table_s2 import hyperparameters, released_learning_rate
+from vivit_bench.noise.settings import hyperparameters, released_learning_rate
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from rich.console import Console
 from vivit_bench.cli.noise_progress import TrainingProgress
 
 TINY = "tiny.py:tiny"
-FOLDER = Path("results/noise/tiny-tiny_sgd")
 OPTIONS = [
     *("--optimizer", "sgd", "--lr", "0.05", "--epochs", "2"),
     *("--batch-size", "16", "--monitor-batch-size", "6"),
@@ -36,10 +35,12 @@ def test_run_plot_and_table(run: Run) -> None:
     assert "128 training samples, 6 of 16 held out for the monitor, 16 test samples" in done.err
     assert done.err.count("monitor loss") == 3
     assert "monitoring calls     3" in done.out
-    assert str(FOLDER) in done.out
-    directions = pd.read_csv(FOLDER / "directions.csv")
+    (folder,) = Path("results/noise").iterdir()
+    assert folder.name.startswith("tiny-tiny_sgd-")
+    assert str(folder) in done.out
+    directions = pd.read_csv(folder / "directions.csv")
     assert sorted(directions["step"].unique()) == [0, 3, 16]
-    settings = json.loads((FOLDER / "run.json").read_text())["settings"]
+    settings = json.loads((folder / "run.json").read_text())["settings"]
     assert (settings["momentum"], settings["betas"]) == (0.5, None)
 
     again = run("run", TINY, *OPTIONS, "--at", "0,3steps,end", "--momentum", 0.5, "--threads", 1)
@@ -49,17 +50,23 @@ def test_run_plot_and_table(run: Run) -> None:
     plotted = run("plot", "tiny-tiny_sgd", "--at", "0,end")
     assert plotted.code == 0, plotted.err
     names = ["directions.png", "directions.pdf", "training.png", "training.pdf"]
-    assert plotted.out.split() == [str(FOLDER / name) for name in names]
+    assert plotted.out.split() == [str(folder / name) for name in names]
     for name in names:
-        start = (FOLDER / name).read_bytes()[:4]
+        start = (folder / name).read_bytes()[:4]
         assert start == (b"\x89PNG" if name.endswith("png") else b"%PDF")
 
-    table = run("table", FOLDER, "--format", "csv")
+    table = run("table", folder, "--format", "csv")
     assert pd.read_csv(io.StringIO(table.out))["step"].tolist() == [0, 3, 16]
-    assert (FOLDER / "table.csv").read_text() == table.out
-    assert "K: directions with" in run("table", FOLDER).out
-    assert run("table", FOLDER, "--format", "markdown").out.startswith("| step |")
-    assert run("table", FOLDER, "--format", "latex").out.startswith(r"\begin{tabular}")
+    assert (folder / "table.csv").read_text() == table.out
+    assert "K: directions with" in run("table", folder).out
+    assert run("table", folder, "--format", "markdown").out.startswith("| step |")
+    assert run("table", folder, "--format", "latex").out.startswith(r"\begin{tabular}")
+
+    # Nothing that a run, plot or table wrote outlives the run.
+    options = ["--at", "0,3steps,end", "--momentum", 0.5, "--threads", 1, "--fresh"]
+    assert run("run", TINY, *OPTIONS, *options).code == 0
+    assert list(Path("results/noise").iterdir()) == [folder]
+    assert not (folder / "table.csv").exists()
 
 
 def test_default_rates_and_folder_of_a_deepobs_problem_on_real_digits(run: Run) -> None:
@@ -87,6 +94,22 @@ def test_a_diverged_run_is_one_line_and_stays_readable(run: Run) -> None:
     assert "note: the training diverged" in plotted.err
 
 
+def test_damaged_files_are_one_line(run: Run) -> None:
+    options = [TINY, *OPTIONS, "--checkpoints", 2, "--name", "mine"]
+    assert run("run", *options).code == 0
+    for name in ("curves.csv", "run.json"):
+        path = Path("results/noise/mine", name)
+        for content in (b"", b"\xff" + path.read_bytes(), b"[]"):
+            path.write_bytes(content)
+            for command in (["run", *options], ["plot", "mine"], ["table", "mine"]):
+                done = run(*command)
+                assert done.code == 1
+                assert not done.out
+                assert name in done.err.splitlines()[-1]
+                assert "Traceback" not in done.err
+    assert "mine/run.json" in run("table", "min").err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -98,7 +121,8 @@ def test_a_diverged_run_is_one_line_and_stays_readable(run: Run) -> None:
         ("run mnist_2c2 --optimizer sgd", "did you mean 'mnist_2c2d'"),
         ("run cifar100_3c3d --optimizer sgd", "Table S.2 of the paper does not have it"),
         ("plot nothing", "vivit-bench noise run PROBLEM"),
-        ("table nothing", "no run in results/noise"),
+        ("table nothing", "no run of this name in results/noise"),
+        (f"run {TINY} --optimizer sgd --lr 0.1 --epochs 1 --name x/../y --fresh", "is a path"),
         ("plot nothing --at 5", "write 5steps or 5epochs"),
     ],
 )

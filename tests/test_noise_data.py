@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from noise_cases import CHOICES, with_changes, write_tiny
@@ -85,9 +86,9 @@ def test_what_makes_no_sense_is_refused_in_one_line(
     tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message) as refused:
-        run_noise(with_changes(**changes), tmp_path / "run")
+        run_noise(with_changes(**changes), tmp_path, name="run")
     assert "\n" not in str(refused.value)
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "noise").exists()
 
 
 def test_too_little_data_is_refused(tmp_path: Path) -> None:
@@ -99,10 +100,21 @@ def test_too_little_data_is_refused(tmp_path: Path) -> None:
     )
     source.write_text(text)
     with pytest.raises(UsageError, match="9 samples, too few to hold out"):
-        run_noise(CHOICES, tmp_path / "run")
+        run_noise(CHOICES, tmp_path, name="run")
 
 
 def test_defaults_of_a_users_problem_fit_its_data(tmp_path: Path) -> None:
-    run = run_noise(with_changes(batch_size=None, monitor_batch_size=None), tmp_path / "run")
+    run = run_noise(with_changes(batch_size=None, monitor_batch_size=None), tmp_path, name="run")
     assert run.settings["batch_size"] == 128
     assert run.settings["monitor_batch_size"] == 16
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_the_held_out_tenth_is_drawn_by_the_seed(seed: int) -> None:
+    """Stored runs hold for this split alone: its random numbers are spelled out here."""
+    data = load_run_data(load_problem("tiny.py:tiny"), DataSource.OWN, None, seed=seed)
+    drawn = np.random.SeedSequence([seed, 0, 0]).generate_state(1, np.uint64)[0] >> np.uint64(1)
+    order = torch.randperm(160, generator=torch.Generator().manual_seed(int(drawn)))
+    assert torch.equal(data.held_out, order[:16])
+    assert torch.equal(data.test[0], data.inputs[order[16:32]])
+    assert torch.equal(data.train, order[32:])

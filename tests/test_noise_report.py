@@ -14,11 +14,11 @@ from vivit_bench.report.noise import (
     checkpoint_table,
     choose_checkpoints,
     directions_for,
-    find_run,
     state_note,
 )
 from vivit_bench.report.noise_figures import draw_directions, draw_training, run_title
 from vivit_bench.report.tables import TableFormat, render
+from vivit_bench.store import State, StoredRun
 
 INF, NAN = float("inf"), float("nan")
 STEPS = (0, 1, 10, 40)
@@ -71,13 +71,20 @@ def made_up(folder: Path, *, accuracy: bool = True, **header: Any) -> NoiseRun:
         "mc_samples": 1,
         "cutoff": 1e-4,
     }
-    described = {
-        "state": "finished",
-        "settings": {**settings, **header.pop("settings", {})},
-        "sizes": {"num_outputs": 2, "steps_per_epoch": 20, "total_steps": 40},
-        **header,
-    }
-    return NoiseRun(folder, described, directions, checkpoints, curves)
+    stored = StoredRun(
+        folder=folder,
+        experiment="noise",
+        label="cifar10_3c3d_sgd",
+        state=header.pop("state", State.FINISHED),
+        settings={**settings, **header.pop("settings", {})},
+        environment={},
+        provenance={},
+        results={
+            "sizes": {"num_outputs": 2, "steps_per_epoch": 20, "total_steps": 40},
+            **header,
+        },
+    )
+    return NoiseRun(stored, directions, checkpoints, curves)
 
 
 def test_table_has_a_line_per_checkpoint(tmp_path: Path) -> None:
@@ -124,8 +131,8 @@ def test_formats(tmp_path: Path) -> None:
 
 def test_unfinished_and_diverged_runs_say_so(tmp_path: Path) -> None:
     assert state_note(made_up(tmp_path)) == ""
-    assert "goes on" in checkpoint_table(made_up(tmp_path, state="running")).notes[-1]
-    diverged = made_up(tmp_path, state="diverged", diverged_at={"step": 41, "loss": "nan"})
+    assert "goes on" in checkpoint_table(made_up(tmp_path, state=State.RUNNING)).notes[-1]
+    diverged = made_up(tmp_path, state=State.FAILED, diverged_at={"step": 41, "loss": "nan"})
     assert "diverged: loss nan at step 41" in checkpoint_table(diverged).notes[-1]
 
 
@@ -135,19 +142,6 @@ def test_checkpoints_are_chosen_by_place(tmp_path: Path) -> None:
     assert choose_checkpoints(run, parse_positions("end,1steps,0.5epochs")) == [1, 10, 40]
     with pytest.raises(UsageError, match=r"--at 5steps .* choose from 0,1steps,10steps,40steps$"):
         choose_checkpoints(run, parse_positions("5steps"))
-
-
-def test_runs_are_found_by_name_or_folder(tmp_path: Path) -> None:
-    for name in ("mnist_2c2d_sgd", "mnist_2c2d_adam"):
-        (tmp_path / "noise" / name).mkdir(parents=True)
-        (tmp_path / "noise" / name / "run.json").write_text("{}")
-    expected = tmp_path / "noise" / "mnist_2c2d_sgd"
-    assert find_run("mnist_2c2d_sgd", tmp_path) == expected
-    assert find_run(str(expected), tmp_path / "elsewhere") == expected
-    with pytest.raises(UsageError, match="there are mnist_2c2d_sgd"):
-        find_run("mnist_2c2d_sdg", tmp_path)
-    with pytest.raises(UsageError, match="vivit-bench noise run PROBLEM"):
-        find_run("x", tmp_path / "elsewhere")
 
 
 def test_figure_has_a_column_per_checkpoint_and_a_row_per_quantity(tmp_path: Path) -> None:

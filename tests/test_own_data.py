@@ -518,8 +518,8 @@ def test_training_runs_under_a_monitor(
         lr=0.1,
         checkpoints=2,
     )
-    run = run_noise(choices, tmp_path / "run")
+    run = run_noise(choices, tmp_path, name="run")
     assert run.checkpoints["step"].tolist() == [0, 4]
-    assert run.header["sizes"]["test_samples"] == 4
+    assert run.sizes["test_samples"] == 4
     assert run.curves["test_loss"].iloc[-1] < run.curves["test_loss"].iloc[0]
     assert run.curves[["train_accuracy", "test_accuracy"]].notna().all(axis=None) == accuracies

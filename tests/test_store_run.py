@@ -283,10 +283,26 @@ def test_a_folder_removed_meanwhile_is_not_said_to_be_stored(tmp_path: Path) -> 
 
 
 def test_what_a_kill_leaves_of_a_file_is_removed(tmp_path: Path) -> None:
+    def leave(folder: Path) -> None:
+        (folder / "parts").mkdir(exist_ok=True)
+        for place in (folder, folder / "parts"):
+            (place / ".abc.vivit-bench-tmp").write_text("half")
+
     with open_run(tmp_path, IDENTITY) as run:
-        (run.folder / ".abc.vivit-bench-tmp").write_text("half")
+        leave(run.folder)
     with open_run(tmp_path, IDENTITY) as run:
-        assert [path.name for path in run.folder.iterdir()] == ["run.json"]
+        assert {path.name for path in run.folder.rglob("*")} == {"parts", "run.json"}
+        leave(run.folder)
+    finish(tmp_path, fresh=True)
+    assert list(run.folder.parent.iterdir()) == [run.folder]
+
+
+def test_a_run_removes_its_own_files(tmp_path: Path) -> None:
+    with open_run(tmp_path, IDENTITY) as run:
+        run.write("table.csv", "a")
+        for _ in range(2):
+            run.remove("table.csv")
+        assert not (run.folder / "table.csv").exists()
 
 
 @pytest.mark.parametrize("call", range(12))
@@ -328,6 +344,9 @@ def test_runs_are_found_by_name_label_or_folder(tmp_path: Path) -> None:
         find_run("mnist_mlp_exact", tmp_path, "toy", "toy run")
     with pytest.raises(UsageError, match="there are mnist_mlp_exact"):
         find_run("mnist_mpl", tmp_path, "toy", "toy run")
+    (folder / "run.json").write_text("")
+    with pytest.raises(UsageError, match=r"no run of this name .*left out: .*run.json is no head"):
+        find_run(folder.name[:-1], tmp_path, "toy", "toy run")
     with pytest.raises(UsageError, match="make one with: toy run"):
         find_run("x" * 5000, tmp_path / "none", "toy", "toy run")
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from vivit_bench.arguments import DEFAULT_CUTOFF, DEFAULT_RESULTS_DIR, problem_slug
+from vivit_bench.arguments import DEFAULT_CUTOFF, DEFAULT_RESULTS_DIR
 from vivit_bench.cli.options import (
     OUTPUT,
     CurvatureOption,
@@ -130,7 +130,9 @@ def run(
     name: Annotated[
         str | None,
         typer.Option(
-            help="Of the run's folder.", show_default="PROBLEM_OPTIMIZER", rich_help_panel=OUTPUT
+            help="Of the run's folder.",
+            show_default="PROBLEM_OPTIMIZER-HASH",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     results_dir: ResultsDirOption = DEFAULT_RESULTS_DIR,
@@ -165,11 +167,10 @@ def run(
         per_sample=per_sample,
         device=device,
     )
-    folder = results_dir / "noise" / (name or f"{problem_slug(problem)}_{optimizer}")
     progress = TrainingProgress(progress_console(quiet))
     try:
         with engine_on(problem, device, threads):
-            finished = run_noise(choices, folder, fresh=fresh, listener=progress)
+            finished = run_noise(choices, results_dir, name=name, fresh=fresh, listener=progress)
     finally:
         progress.close()
     hand_out(run_table(finished), format)
@@ -192,12 +193,12 @@ def plot(
     results_dir: ResultsDirOption = DEFAULT_RESULTS_DIR,
 ) -> None:
     """Draw slope, alignment and signal-to-noise ratios over curvature, and the training curves."""
-    from vivit_bench.noise import parse_positions
-    from vivit_bench.report.noise import choose_checkpoints, read_run, state_note
+    from vivit_bench.noise import find_run, parse_positions
+    from vivit_bench.report.noise import choose_checkpoints, state_note
     from vivit_bench.report.noise_figures import plot_directions, plot_training
 
     positions = None if at is None else parse_positions(at)
-    found = read_run(run, results_dir)
+    found = find_run(run, results_dir)
     steps = choose_checkpoints(found, positions)
     for path in [
         *plot_directions(found, steps, found.folder / "directions"),
@@ -216,10 +217,11 @@ def table(
     quiet: QuietOption = False,
 ) -> None:
     """Print one line per checkpoint, and write it as CSV, Markdown and LaTeX beside the run."""
-    from vivit_bench.report.noise import checkpoint_table, read_run, state_note
+    from vivit_bench.noise import find_run
+    from vivit_bench.report.noise import checkpoint_table, state_note
     from vivit_bench.report.tables import render, write_in_all_formats
 
-    found = read_run(run, results_dir)
+    found = find_run(run, results_dir)
     made = checkpoint_table(found)
     paths = write_in_all_formats(found.folder / "table", lambda style: render(made, style))
     hand_out(made, format)

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vivit_bench.noise.listener import Listener
+from vivit_bench.noise.training import Listener
 
 _SECONDS_BETWEEN_LINES = 15.0
 _SMOOTHING = 0.9

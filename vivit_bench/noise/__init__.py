@@ -11,20 +11,20 @@ from vivit_bench.noise.settings import OptimizerName, Settings
 
 if TYPE_CHECKING:
     from vivit_bench.noise.choices import Choices
-    from vivit_bench.noise.listener import Listener
-    from vivit_bench.noise.measurement import Measurement, measure
+    from vivit_bench.noise.measurement import Measurement, direction_table, measure
     from vivit_bench.noise.monitor import NoiseMonitor
-    from vivit_bench.noise.records import NoiseRun, load_run
+    from vivit_bench.noise.records import NoiseRun, find_run, load_run
     from vivit_bench.noise.runner import monitoring_cost, run_noise
-    from vivit_bench.noise.statistics import direction_table
+    from vivit_bench.noise.training import Listener
 
 _LAZY = {
     "Choices": "choices",
-    "Listener": "listener",
+    "Listener": "training",
     "Measurement": "measurement",
     "NoiseMonitor": "monitor",
     "NoiseRun": "records",
-    "direction_table": "statistics",
+    "direction_table": "measurement",
+    "find_run": "records",
     "load_run": "records",
     "measure": "measurement",
     "monitoring_cost": "runner",
@@ -40,6 +40,7 @@ __all__ = [
     "OptimizerName",
     "Settings",
     "direction_table",
+    "find_run",
     "load_run",
     "log_spaced",
     "measure",

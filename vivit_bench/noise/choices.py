@@ -12,8 +12,12 @@ from vivit_bench.errors import UsageError
 from vivit_bench.hardware import parse_device
 from vivit_bench.noise.checkpoints import Position, log_spaced, resolve_positions
 from vivit_bench.noise.data import RunData
-from vivit_bench.noise.settings import DEFAULT_CHECKPOINTS, OptimizerName, Settings
-from vivit_bench.noise.table_s2 import Hyperparameters
+from vivit_bench.noise.settings import (
+    DEFAULT_CHECKPOINTS,
+    Hyperparameters,
+    OptimizerName,
+    Settings,
+)
 from vivit_bench.problems import DataSource, Problem
 from vivit_bench.problems.sources import check_source
 

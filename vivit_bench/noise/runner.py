@@ -6,34 +6,37 @@ from typing import Any
 
 import torch
 
-from vivit_bench.errors import UsageError, VivitBenchError
-from vivit_bench.noise import records
+from vivit_bench.arguments import DEFAULT_RESULTS_DIR, problem_slug
+from vivit_bench.errors import VivitBenchError
 from vivit_bench.noise.choices import Choices, check_choices, resolve
 from vivit_bench.noise.data import RunData, load_run_data, training_seed
-from vivit_bench.noise.listener import Listener
-from vivit_bench.noise.records import DIVERGED, FINISHED, RUNNING, NoiseRun, Store, open_store
-from vivit_bench.noise.settings import Settings
-from vivit_bench.noise.table_s2 import hyperparameters
-from vivit_bench.noise.training import Diverged, Timing, Training
+from vivit_bench.noise.records import EXPERIMENT, OWNS, STATE, NoiseRun, Records, read_run
+from vivit_bench.noise.settings import Settings, hyperparameters
+from vivit_bench.noise.training import Diverged, Listener, Training
 from vivit_bench.problems import Problem, default_source, load_problem
 from vivit_bench.problems.fingerprint import batch_fingerprint, model_fingerprint
 from vivit_bench.problems.seeding import seeded
-from vivit_bench.store import differences, provenance
-from vivit_bench.store.provenance import code_fingerprint
+from vivit_bench.store import Identity, Run, State, StoredRun, check_name, environment, open_run
 
-_ROOMS = ("noise", "curvature", "problems")
+_ROOMS = ("noise", "curvature", "problems", "trees", "errors")
 """Code that can change a run's numbers."""
-_LIBRARIES = ("python", "torch", "numpy", "deepobs", "host", "cpu")
+_LIBRARIES = ("python", "torch", "torchvision", "numpy", "deepobs", "host", "cpu")
 
 
 def run_noise(
-    choices: Choices, folder: Path, *, fresh: bool = False, listener: Listener | None = None
+    choices: Choices,
+    results_dir: Path = DEFAULT_RESULTS_DIR,
+    *,
+    name: str | None = None,
+    fresh: bool = False,
+    listener: Listener | None = None,
 ) -> NoiseRun:
     """Train a problem and record what a held-out mini-batch shows at every checkpoint.
 
     Args:
         choices: What to run.
-        folder: Of this run alone; holds ``run.json`` and the tables of `NoiseRun`.
+        results_dir: Folder of all results; the run gets a folder below its ``noise``.
+        name: Of the run's folder; default: problem, optimizer and a hash of the settings.
         fresh: Start over, and replace whatever run is there.
         listener: Told of every step.
 
@@ -41,11 +44,15 @@ def run_noise(
         The finished run. A run that is finished already is returned as it is.
 
     Raises:
-        UsageError: A value that makes no sense, or a folder with a run of other settings.
-        VivitBenchError: The data are missing, the loss became NaN or infinite, or the folder
-            has an interrupted run by other code.
+        UsageError: A value that makes no sense, or a folder that is no run, or one of other
+            settings, code, libraries, data or another machine.
+        VivitBenchError: The data are missing, the loss became NaN or infinite, a stored file is
+            damaged, or another process has the run.
+        StorageError: The disk is full or read-only, or the folder was removed.
     """
     listener = listener or Listener()
+    if name is not None:
+        check_name(name)
     chosen = hyperparameters(choices.problem, choices.optimizer, choices.lr, choices.momentum)
     device = check_choices(choices)
     problem = load_problem(choices.problem, seed=choices.seed)
@@ -57,23 +64,20 @@ def run_noise(
         f"{len(data.train):,} training samples, {settings.monitor_batch_size} of "
         f"{len(data.held_out):,} held out for the monitor, {data.num_test:,} test samples"
     )
-    header = _header(settings, problem, data)
-    with open_store(folder) as store:
-        if fresh:
-            store.clear()
-        finished = _earlier_run(store, header)
-        if finished is not None:
-            listener.note(f"finished already, in {folder}; --fresh runs it again")
-            return finished
-        store.write_header({**header, "state": RUNNING})
+    identity = _identity(settings, problem, data, device)
+    with open_run(results_dir, identity, name=name, fresh=fresh, note=listener.note) as run:
+        if run.is_returned:
+            run.remove(STATE)  # a kill right after the end leaves it
+            return read_run(run.stored)
+        sizes = _sizes(settings, problem, data)
+        run.update(sizes=sizes)
         with seeded(training_seed(settings.seed)):
             if device.type == "cuda":
                 torch.cuda.manual_seed_all(training_seed(settings.seed))
-            training = Training(problem, data, settings, store, listener, device)
+            training = Training(problem, data, settings, Records(run), listener, device)
             if training.resume():
                 listener.note(f"going on from step {training.step} of {training.total}")
-            _train(training, header)
-    return records.load_run(folder)
+            return read_run(_train(training, run, sizes))
 
 
 def monitoring_cost(run: NoiseRun) -> dict[str, float]:
@@ -84,8 +88,8 @@ def monitoring_cost(run: NoiseRun) -> dict[str, float]:
         that a pause of the process does not count), ``call_in_epochs`` (their ratio), and
         ``share`` of the whole run's time.
     """
-    timing = run.header["timing"]
-    calls, epochs = list(timing["monitor"].values()), list(timing["train"].values())
+    timing = run.stored.results["timing"]
+    calls, epochs = list(timing["monitor_seconds"].values()), list(timing["train_seconds"].values())
     epoch = statistics.median(epochs) if epochs else 0.0
     call = statistics.median(calls) if calls else 0.0
     return {
@@ -93,94 +97,66 @@ def monitoring_cost(run: NoiseRun) -> dict[str, float]:
         "seconds_per_call": call,
         "seconds_per_epoch": epoch,
         "call_in_epochs": call / epoch if epoch else float("nan"),
-        "share": sum(calls) / (sum(calls) + sum(epochs) + timing["evaluate"]),
+        "share": sum(calls) / (sum(calls) + sum(epochs) + timing["evaluate_seconds"]),
     }
 
 
-def _train(training: Training, header: dict[str, Any]) -> None:
-    store = training.store
+def _train(training: Training, run: Run, sizes: dict[str, int]) -> StoredRun:
+    """Train to the end, which is written down.
+
+    Raises:
+        VivitBenchError: The loss became NaN or infinite.
+    """
+    results: dict[str, Any] = {"sizes": sizes}
     try:
         training.run()
     except Diverged as diverged:
-        where = {"step": diverged.step, "loss": str(diverged.loss)}
-        header = {**header, "diverged_at": where, "timing": _seconds(training.timing)}
-        store.write_header({**header, "state": DIVERGED})
-        (store.folder / records.STATE).unlink(missing_ok=True)
-        raise VivitBenchError(_diverged_line(store.folder, header)) from None
-    except OSError as error:
-        raise VivitBenchError(
-            f"cannot write to {store.folder} ({error.strerror or error}): make room, then the "
-            "same command goes on from the last checkpoint or epoch"
-        ) from error
-    store.write_header({**header, "state": FINISHED, "timing": _seconds(training.timing)})
-    (store.folder / records.STATE).unlink(missing_ok=True)
+        failure = (
+            f"the training diverged: loss {diverged.loss} at step {diverged.step}, with --lr "
+            f"{training.settings.lr:g}; the records before it are kept for noise table and plot; "
+            "try a smaller --lr"
+        )
+        results |= {
+            "failure": failure,
+            "diverged_at": {"step": diverged.step, "loss": str(diverged.loss)},
+            "timing": training.timing.record(),
+        }
+        training.records.finish(results, State.FAILED)
+        raise VivitBenchError(f"{failure} ({run.folder})") from None
+    results["timing"] = training.timing.record()
+    return training.records.finish(results, State.FINISHED)
 
 
-def _diverged_line(folder: Path, header: dict[str, Any]) -> str:
-    where = header["diverged_at"]
-    return (
-        f"the training diverged: loss {where['loss']} at step {where['step']}, with --lr "
-        f"{header['settings']['lr']:g}; the records before it are in {folder}, for noise table "
-        "and plot; try a smaller --lr with --fresh or another --name"
+def _identity(
+    settings: Settings, problem: Problem, data: RunData, device: torch.device
+) -> Identity:
+    """What the numbers depend on; the model is read before it is trained."""
+    return Identity(
+        experiment=EXPERIMENT,
+        label=f"{problem_slug(settings.problem)}_{settings.optimizer}",
+        settings={
+            **settings.record(),
+            "threads": torch.get_num_threads(),
+            "model": model_fingerprint(problem.name, problem.model, problem.loss),
+        },
+        environment=environment(
+            _ROOMS,
+            (*_LIBRARIES, "gpu") if device.type == "cuda" else _LIBRARIES,
+            train_data=batch_fingerprint(data.inputs, data.targets),
+            test_data=batch_fingerprint(*data.test),
+        ),
+        owns=OWNS,
     )
 
 
-def _header(settings: Settings, problem: Problem, data: RunData) -> dict[str, Any]:
-    """What describes a run before it has begun."""
-    facts = provenance()
+def _sizes(settings: Settings, problem: Problem, data: RunData) -> dict[str, int]:
     steps_per_epoch = data.steps_per_epoch(settings.batch_size)
     return {
-        "settings": settings.record(),
-        "sizes": {
-            "num_params": problem.num_params,
-            "num_outputs": problem.num_outputs,
-            "train_samples": len(data.train),
-            "held_out_samples": len(data.held_out),
-            "test_samples": data.num_test,
-            "steps_per_epoch": steps_per_epoch,
-            "total_steps": steps_per_epoch * settings.epochs,
-        },
-        "environment": {
-            "code": code_fingerprint(_ROOMS),
-            **{name: facts[name] for name in _LIBRARIES},
-            "threads": torch.get_num_threads(),
-            "model": model_fingerprint(problem.name, problem.model, problem.loss),
-            "train_data": batch_fingerprint(data.inputs, data.targets),
-            "test_data": batch_fingerprint(*data.test),
-        },
-        "provenance": facts,
-    }
-
-
-def _earlier_run(store: Store, header: dict[str, Any]) -> NoiseRun | None:
-    """The folder's finished run; None if there is none, or one to go on with.
-
-    Raises:
-        UsageError: It is a run of other settings, or an unfinished one by other code.
-        VivitBenchError: It diverged.
-    """
-    earlier = records.read_header(store.folder)
-    if earlier is None:
-        return None
-    remedy = "choose another --name, or --fresh to replace it"
-    if changed := differences(earlier["settings"], header["settings"]):
-        raise UsageError(f"{store.folder} holds a run of other settings ({changed}): {remedy}")
-    if earlier["state"] == DIVERGED:
-        raise VivitBenchError(_diverged_line(store.folder, earlier))
-    changed = differences(earlier["environment"], header["environment"])
-    if earlier["state"] == FINISHED:
-        return records.load_run(store.folder)
-    if changed:
-        raise UsageError(
-            f"{store.folder} holds an interrupted run under other conditions ({changed}), whose "
-            f"numbers would not go together: {remedy}"
-        )
-    return None
-
-
-def _seconds(timing: Timing) -> dict[str, Any]:
-    return {
-        "train": {epoch: round(seconds, 3) for epoch, seconds in timing.train.items()},
-        "evaluate": round(timing.evaluate, 3),
-        "monitor": {step: round(seconds, 3) for step, seconds in timing.monitor.items()},
+        "num_params": problem.num_params,
+        "num_outputs": problem.num_outputs,
+        "train_samples": len(data.train),
+        "held_out_samples": len(data.held_out),
+        "test_samples": data.num_test,
+        "steps_per_epoch": steps_per_epoch,
+        "total_steps": steps_per_epoch * settings.epochs,
     }

@@ -3,23 +3,41 @@
 import math
 import time
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vivit_bench.errors import CertificateError, VivitBenchError
 from vivit_bench.noise.data import RunData, chunks
-from vivit_bench.noise.listener import Listener
 from vivit_bench.noise.measurement import Measurement, evaluation_mode, measure
-from vivit_bench.noise.records import STATE, Store
+from vivit_bench.noise.records import Records
 from vivit_bench.noise.settings import OptimizerName, Settings
-from vivit_bench.noise.state import load_state, save_state
 from vivit_bench.problems import Problem
 from vivit_bench.problems.batch import Batch
 from vivit_bench.problems.messages import describe
 from vivit_bench.trees import Tree, map_tree
 
 _EVALUATION_BATCH = 500
+
+
+class Listener:
+    """What a run tells whoever watches it; this one ignores everything."""
+
+    def note(self, text: str) -> None:
+        """Something the user should know."""
+
+    def started(self, done: int, total: int, steps_per_epoch: int) -> None:
+        """Training goes on after ``done`` of ``total`` steps."""
+
+    def stepped(self, step: int, loss: float) -> None:
+        """An optimizer step was taken at this loss of its mini-batch."""
+
+    def evaluated(self, row: dict[str, Any]) -> None:
+        """A row of ``curves.csv``."""
+
+    def measured(self, row: dict[str, Any], seconds: float) -> None:
+        """A row of ``checkpoints.csv``, and the time of the call."""
 
 
 class Diverged(Exception):  # noqa: N818
@@ -34,11 +52,19 @@ class Diverged(Exception):  # noqa: N818
 class Timing:
     """Wall-clock seconds, over all sittings of an interrupted run (work redone counts once)."""
 
-    train: dict[str, float] = field(default_factory=dict)
+    train_seconds: dict[str, float] = field(default_factory=dict)
     """Epoch from 0 -> its training steps."""
-    evaluate: float = 0.0
-    monitor: dict[str, float] = field(default_factory=dict)
+    evaluate_seconds: float = 0.0
+    monitor_seconds: dict[str, float] = field(default_factory=dict)
     """Step -> one monitoring call."""
+
+    def record(self) -> dict[str, Any]:
+        """JSON-ready, in milliseconds' precision."""
+        return {
+            "train_seconds": {key: round(value, 3) for key, value in self.train_seconds.items()},
+            "evaluate_seconds": round(self.evaluate_seconds, 3),
+            "monitor_seconds": {k: round(value, 3) for k, value in self.monitor_seconds.items()},
+        }
 
 
 class Training:
@@ -48,7 +74,7 @@ class Training:
         problem: Its model is trained in place.
         data: Samples.
         settings: What to do.
-        store: Where records go; its tables are empty or rewound by `resume`.
+        records: Where records go; they are empty, or those that `resume` goes on from.
         listener: Told what happens.
         device: Of model and mini-batches.
     """
@@ -58,11 +84,11 @@ class Training:
         problem: Problem,
         data: RunData,
         settings: Settings,
-        store: Store,
+        records: Records,
         listener: Listener,
         device: torch.device,
     ) -> None:
-        self.settings, self.data, self.store, self.listener = settings, data, store, listener
+        self.settings, self.data, self.records, self.listener = settings, data, records, listener
         self.device = device
         self.model, self.loss = problem.model.to(device), problem.loss.to(device)
         self.optimizer = make_optimizer(self.model, settings)
@@ -77,9 +103,11 @@ class Training:
 
         Returns:
             Whether there was one.
+
+        Raises:
+            VivitBenchError: It is damaged, or a file that it counts on.
         """
-        progress = load_state(self.store.folder / STATE, self.model, self.optimizer)
-        self.store.rewind(progress["lengths"] if progress else {})
+        progress = self.records.load_state(self.model, self.optimizer)
         if progress is None:
             return False
         self.step, self.timing = progress["step"], Timing(**progress["timing"])
@@ -109,7 +137,7 @@ class Training:
                     self._record()
 
     def _count(self, epoch: int, seconds: float) -> None:
-        times = self.timing.train
+        times = self.timing.train_seconds
         times[str(epoch)] = times.get(str(epoch), 0.0) + seconds
 
     def _train_step(self, batch: Tensor) -> float:
@@ -136,21 +164,17 @@ class Training:
         place = {"step": self.step, "epoch": self.step / self.steps_per_epoch}
         start = time.perf_counter()
         row = {**place, **self._evaluate()}
-        self.timing.evaluate += time.perf_counter() - start
+        self.timing.evaluate_seconds += time.perf_counter() - start
         if self.step in self.settings.checkpoints:
             seen = self._measure()
             summary = {**place, **seen.summary()}
-            self.timing.monitor[str(self.step)] = seen.seconds
-            self.store.add_measurement(summary, seen, self.settings.per_sample)
+            self.timing.monitor_seconds[str(self.step)] = seen.seconds
+            self.records.add_measurement(summary, seen, self.settings.per_sample)
             self.listener.measured(summary, seen.seconds)
-        self.store.add_curves(row)
+        self.records.add_curves(row)
         self.listener.evaluated(row)
-        progress = {
-            "step": self.step,
-            "lengths": self.store.lengths(),
-            "timing": asdict(self.timing),
-        }
-        save_state(self.store.folder / STATE, self.model, self.optimizer, progress)
+        progress = {"step": self.step, "timing": asdict(self.timing)}
+        self.records.save_state(self.model, self.optimizer, progress)
 
     def _measure(self) -> Measurement:
         """Look through the monitor batch, unless the engine would refuse what overflowed.
@@ -173,7 +197,7 @@ class Training:
             )
         except CertificateError as error:
             raise CertificateError(
-                f"step {self.step}: {error} (earlier checkpoints are kept in {self.store.folder})"
+                f"step {self.step}: {error} (earlier checkpoints are kept in {self.records.folder})"
             ) from error
 
     def _evaluate(self) -> dict[str, float]:

@@ -1,17 +1,14 @@
-"""Stored noise runs: how they are named, which checkpoints are shown, and their table."""
-
-import difflib
-from pathlib import Path
+"""Stored noise runs: which checkpoints are shown, and their tables."""
 
 import numpy as np
 import pandas as pd
 
-from vivit_bench.errors import UsageError, VivitBenchError
+from vivit_bench.errors import UsageError
 from vivit_bench.noise.checkpoints import Position
-from vivit_bench.noise.records import CHECKPOINTS, CURVES, DIRECTIONS, RUN, NoiseRun, load_run
+from vivit_bench.noise.records import NoiseRun
 from vivit_bench.noise.runner import monitoring_cost
-from vivit_bench.noise.statistics import COLUMNS
 from vivit_bench.report.tables import Column, Table
+from vivit_bench.store import State
 
 BULK = 0.9
 """Share of the gradient's squared norm in the column ``directions_for_bulk``."""
@@ -47,49 +44,6 @@ _RUN = (
 )
 
 
-def find_run(name: str, results_dir: Path) -> Path:
-    """Folder of a stored run.
-
-    Args:
-        name: The folder itself, or its name below ``results_dir / "noise"``.
-        results_dir: Folder of all results.
-
-    Raises:
-        UsageError: There is no such run; names the nearest.
-    """
-    root = results_dir / "noise"
-    for folder in (root / name, Path(name)):
-        if (folder / RUN).is_file():
-            return folder
-    stored = sorted(path.parent.name for path in root.glob(f"*/{RUN}"))
-    near = difflib.get_close_matches(name, stored, n=3, cutoff=0.4) or stored[:5]
-    hint = (
-        f"there are {', '.join(near)}" if near else "vivit-bench noise run PROBLEM makes the first"
-    )
-    raise UsageError(f"{name} is no run in {root} and no run's folder: {hint}")
-
-
-def read_run(name: str, results_dir: Path) -> NoiseRun:
-    """A stored run by its name or folder, with the columns that tables and figures need.
-
-    Raises:
-        UsageError: There is no such run, or nothing has been recorded yet.
-        VivitBenchError: A file is missing or not what it should be.
-    """
-    run = load_run(find_run(name, results_dir))
-    wanted = {
-        DIRECTIONS: (run.directions, COLUMNS),
-        CHECKPOINTS: (run.checkpoints, ("step", "epoch", "num_directions", "alignment_sum")),
-        CURVES: (run.curves, ("step", "epoch", "train_loss", "test_loss", "test_accuracy")),
-    }
-    for file, (table, columns) in wanted.items():
-        if missing := [column for column in columns if column not in table]:
-            raise VivitBenchError(
-                f"{run.folder / file} has no column {missing[0]}: run again with --fresh"
-            )
-    return run
-
-
 def choose_checkpoints(run: NoiseRun, at: list[Position] | None) -> list[int]:
     """Steps of the checkpoints to show.
 
@@ -104,7 +58,7 @@ def choose_checkpoints(run: NoiseRun, at: list[Position] | None) -> list[int]:
     steps = run.checkpoints["step"].tolist()
     if at is None:
         return sorted({steps[0], steps[len(steps) // 2], steps[-1]})
-    sizes = run.header["sizes"]
+    sizes = run.sizes
     chosen = {p.step(sizes["steps_per_epoch"], sizes["total_steps"]): p.text for p in at}
     for step, text in chosen.items():
         if step not in steps:
@@ -153,7 +107,7 @@ def checkpoint_table(run: NoiseRun) -> Table:
         ``zero_variance``, directions in which an SNR is infinite or undefined.
     """
     curves = run.curves.set_index("step")
-    leading = run.header["sizes"]["num_outputs"]
+    leading = run.sizes["num_outputs"]
     rows = []
     for checkpoint in run.checkpoints.to_dict("records"):
         step = checkpoint["step"]
@@ -192,7 +146,7 @@ def directions_for(alignment: "pd.Series[float]", share: float) -> int | None:
 
 def _notes(run: NoiseRun) -> list[str]:
     """What the columns mean, and what state the run is in."""
-    count = run.header["sizes"]["num_outputs"]
+    count = run.sizes["num_outputs"]
     notes = [
         f"K: directions with an eigenvalue above {run.settings['cutoff']:g}. In span: share of the "
         "gradient's squared norm on the monitor batch that lies in their span; K for "
@@ -207,10 +161,10 @@ def _notes(run: NoiseRun) -> list[str]:
 
 def state_note(run: NoiseRun) -> str:
     """Why a run has no more records; empty for a finished one."""
-    match run.header["state"]:
-        case "running":
+    match run.stored.state:
+        case State.RUNNING:
             return "the run is not finished: the same vivit-bench noise run goes on with it"
-        case "diverged":
-            where = run.header["diverged_at"]
+        case State.FAILED:
+            where = run.stored.results["diverged_at"]
             return f"the training diverged: loss {where['loss']} at step {where['step']}"
     return ""

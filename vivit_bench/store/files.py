@@ -102,9 +102,15 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_temporary(folder: Path) -> None:
-    """Remove what a killed `write_atomic` left in a folder that this process has locked."""
-    for path in folder.glob(f".*{TEMPORARY}"):
-        path.unlink(missing_ok=True)
+    """Remove what a killed `write_atomic` left in a folder that this process has locked.
+
+    Raises:
+        StorageError: The file system refuses.
+    """
+    with storage_errors(folder):
+        for path in folder.rglob(f".*{TEMPORARY}"):
+            if not path.parent.is_symlink():
+                path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

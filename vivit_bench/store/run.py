@@ -120,6 +120,12 @@ class Run:
             raise StorageError(f"{path.parent} is a symbolic link: nothing is written through it")
         write_atomic(path, content)
 
+    def remove(self, name: str) -> None:
+        """Remove a file of the run, if it is there."""
+        self._check_folder()
+        with storage_errors(self.folder / name):
+            (self.folder / name).unlink(missing_ok=True)
+
     def update(self, **facts: Any) -> None:
         """Add facts to the results of a run that goes on."""
         self._write_header(replace(self.stored, results={**self.stored.results, **facts}))
@@ -276,7 +282,7 @@ def find_run(name: str | None, results_dir: Path, experiment: str, command: str)
     names = [run.label for run in stored]
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[:5]
     hint = f"there are {', '.join(near)}" if near else f"make one with: {command}"
-    raise UsageError(f"{name[:100]}: no run of this name in {root}; {hint}")
+    raise UsageError("; ".join([f"{name[:100]}: no run of this name in {root}", hint, *damaged]))
 
 
 def stored_runs(results_dir: Path, experiment: str) -> tuple[list[StoredRun], list[str]]:
@@ -407,6 +413,7 @@ def _remove(folder: Path, experiment: str) -> None:
         return
     if folder.is_symlink():
         return
+    remove_temporary(folder)
     owned = (*stored.owns, *stored.files)
     for path in sorted(folder.rglob("*"), reverse=True):
         inside = str(path.relative_to(folder))
