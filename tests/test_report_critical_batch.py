@@ -25,7 +25,7 @@ from vivit_bench.report.critical_batch_tables import (
     size_label,
     write_table,
 )
-from vivit_bench.report.table_format import TableFormat
+from vivit_bench.report.tables import TableFormat
 
 
 def select(folder: Path, *engines: str, **options: object) -> Selection:
@@ -87,7 +87,7 @@ def test_every_format_marks_what_memory_did_not_stop(tmp_path: Path) -> None:
     add_search(tmp_path, critical_batch_size=10)
     add_search(tmp_path, samples="frac", critical_batch_size=20, stopped_by="timeout")
     made = table_of(tmp_path)
-    terminal = format_table(made, TableFormat.TERMINAL)
+    terminal = format_table(made, TableFormat.TABLE)
     assert [line.split() for line in terminal.splitlines()[4:8]] == [
         ["cifar10_3c3d", "full", "frac"],
         ["--------------", "------", "------"],

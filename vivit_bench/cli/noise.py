@@ -21,7 +21,7 @@ from vivit_bench.cli.options import (
     SamplesOption,
     SeedOption,
     ThreadsOption,
-    complete_run,
+    complete_stored,
     engine_on,
     examples,
     progress_console,
@@ -41,7 +41,7 @@ RunArgument = Annotated[
     typer.Argument(
         metavar="RUN",
         help="Name of a run in the results, or its folder.",
-        autocompletion=complete_run,
+        autocompletion=complete_stored("noise"),
     ),
 ]
 

@@ -1,6 +1,6 @@
 """Arguments and options of the commands: one name, one default and one meaning everywhere."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vivit_bench.arguments import DEFAULT_RESULTS_DIR
 from vivit_bench.curvature.options import Curvature, Precision, Samples
 from vivit_bench.problems.sources import DataSource
 from vivit_bench.report.tables import TableFormat
@@ -80,20 +81,15 @@ def complete_engine(incomplete: str) -> list[str]:
     return [name for name in engine_names() if name.startswith(incomplete)]
 
 
-def complete_spectrum(context: typer.Context, incomplete: str) -> list[str]:
-    """Names of stored spectra, for the shell."""
-    stored = _results_dir(context).joinpath("spectrum").glob("*.json")
-    return sorted(path.stem for path in stored if path.stem.startswith(incomplete))
+def complete_stored(experiment: str) -> Callable[[typer.Context, str], list[str]]:
+    """Names of an experiment's stored runs, for the shell."""
 
+    def complete(context: typer.Context, incomplete: str) -> list[str]:
+        root = Path(context.params.get("results_dir") or DEFAULT_RESULTS_DIR) / experiment
+        names = {path.parent.name for path in root.glob("*/run.json")}
+        return sorted(name for name in names if name.startswith(incomplete))
 
-def complete_run(context: typer.Context, incomplete: str) -> list[str]:
-    """Names of stored noise runs, for the shell."""
-    stored = _results_dir(context).joinpath("noise").glob("*/run.json")
-    return sorted(p.parent.name for p in stored if p.parent.name.startswith(incomplete))
-
-
-def _results_dir(context: typer.Context) -> Path:
-    return Path(context.params.get("results_dir") or "results")
+    return complete
 
 
 ProblemArgument = Annotated[
@@ -249,6 +245,12 @@ OutputOption = Annotated[
 ]
 FormatOption = Annotated[
     TableFormat, typer.Option("--format", help="What is printed.", rich_help_panel=OUTPUT)
+]
+NameOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Of the run's folder.", show_default="made of the settings", rich_help_panel=OUTPUT
+    ),
 ]
 FreshOption = Annotated[
     bool,

@@ -7,8 +7,8 @@ from typing import Any
 import typer
 
 from vivit_bench.errors import UsageError
-from vivit_bench.report.tables import Table, TableFormat, render, write_report
-from vivit_bench.store import check_writable
+from vivit_bench.report.tables import Table, TableFormat, render
+from vivit_bench.store import check_writable, write_output
 
 
 def check_file(output: Path | None, ending: str, what: str) -> None:
@@ -45,12 +45,12 @@ def hand_out(
     """Print a table, or write it as CSV and say so on stderr.
 
     Raises:
-        UsageError: The file cannot be written.
+        StorageError: The file cannot be written.
     """
     if output is None:
         typer.echo(render(table, style), nl=False)
     else:
-        write_report(output, render(table, TableFormat.CSV))
+        write_output(output, render(table, TableFormat.CSV))
         _say_written(output, quiet)
 
 
@@ -58,13 +58,13 @@ def save_tensors(values: dict[str, Any], output: Path, quiet: bool = False) -> N
     """Write tensors for ``torch.load(..., weights_only=True)``, and say so on stderr.
 
     Raises:
-        UsageError: The file cannot be written.
+        StorageError: The file cannot be written.
     """
     import torch
 
     buffer = io.BytesIO()
     torch.save(values, buffer)
-    write_report(output, buffer.getvalue())
+    write_output(output, buffer.getvalue())
     _say_written(output, quiet)
 
 

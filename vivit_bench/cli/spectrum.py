@@ -1,7 +1,8 @@
 """``vivit-bench spectrum``: compute, sweep, plot and compare GGN spectra."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -29,6 +30,7 @@ from vivit_bench.cli.options import (
     FormatOption,
     FreshOption,
     McSamplesOption,
+    NameOption,
     OutputOption,
     ParamsOption,
     ProblemArgument,
@@ -37,8 +39,7 @@ from vivit_bench.cli.options import (
     SamplesOption,
     SeedOption,
     ThreadsOption,
-    complete_problem,
-    complete_spectrum,
+    complete_stored,
     engine_on,
     examples,
     print_certificate,
@@ -47,21 +48,40 @@ from vivit_bench.cli.options import (
 from vivit_bench.cli.output import check_table_file, check_tensor_file, hand_out, save_tensors
 from vivit_bench.curvature.options import Approximation, Blocks, Curvature, Precision, Samples
 from vivit_bench.errors import UsageError
+from vivit_bench.problems.sources import DataSource
 from vivit_bench.problems.workload import WorkloadSpec
 from vivit_bench.report.tables import TableFormat
+from vivit_bench.store import write_output
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
     from vivit_bench.spectrum import SpectrumRecord, SweepStep
+    from vivit_bench.store import StoredRun
 
 DEFAULT_TOP = 10
+_COMMAND = "vivit-bench spectrum compute PROBLEM"
 
 app = typer.Typer(
     no_args_is_help=True,
     help="Spectra of the GGN: compute, sweep over approximations, plot, compare.",
 )
 
+StoredDataOption = Annotated[
+    DataSource | None,
+    typer.Option("--data", help="Of the spectra.", rich_help_panel=MODEL_AND_DATA),
+]
+StoredSeedOption = Annotated[
+    int | None, typer.Option("--seed", help="Of the spectra.", rich_help_panel=MODEL_AND_DATA)
+]
+StoredDtypeOption = Annotated[
+    Precision | None,
+    typer.Option("--dtype", help="Of the spectra.", rich_help_panel=MODEL_AND_DATA),
+]
+StoredCheckpointOption = Annotated[
+    Path | None,
+    typer.Option("--checkpoint", help="Of the spectra.", rich_help_panel=MODEL_AND_DATA),
+]
 LayerBlocksOption = Annotated[
     Blocks,
     typer.Option(
@@ -97,12 +117,14 @@ def compute(
         Path | None,
         typer.Option(
             metavar="FILE.csv",
-            help="Where to store the eigenvalues; a JSON of the same name goes beside them.",
-            show_default="named after problem and variant, below --results-dir",
+            help="Also write the eigenvalues to this file.",
+            show_default="stored below --results-dir only",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
+    name: NameOption = None,
     results_dir: ResultsDirOption = DEFAULT_RESULTS_DIR,
+    fresh: FreshOption = False,
     eigenvectors: Annotated[
         Path | None,
         typer.Option(
@@ -124,21 +146,20 @@ def compute(
     format: FormatOption = TableFormat.TABLE,
     quiet: QuietOption = False,
 ) -> None:
-    """Compute all non-trivial GGN eigenvalues on one mini-batch and store them."""
+    """Compute all non-trivial GGN eigenvalues on one mini-batch and store them.
+
+    A spectrum of the same settings, model, data, code and libraries is not computed again.
+    """
     from vivit_bench.curvature import Certificate
     from vivit_bench.problems.workload import load_workload
     from vivit_bench.report.spectrum import spectrum_table
-    from vivit_bench.spectrum import SpectrumSettings, compute_on, leading_eigenvectors
-    from vivit_bench.spectrum.paths import default_path
-    from vivit_bench.spectrum.record import check_output
-    from vivit_bench.spectrum.sweep import replacement_note
+    from vivit_bench.spectrum import SpectrumSettings, leading_eigenvectors, store_spectrum
 
     spec = WorkloadSpec(problem, batch_size, data, data_dir, seed, checkpoint, dtype, device)
     approximation = Approximation(curvature, samples, mc_samples, seed)
     check_cutoff(cutoff)
     structure = parse_blocks(blocks or [])
-    if output is not None:
-        check_output(output)
+    check_table_file(output)
     if eigenvectors is not None and structure != Blocks.NONE:
         raise UsageError(
             f"--eigenvectors {eigenvectors}: they are those of the full GGN; "
@@ -151,16 +172,22 @@ def compute(
     with engine_on(problem, device, threads), progress.status(f"{problem}: {approximation.label}"):
         workload = load_workload(spec)
         settings = SpectrumSettings(workload.spec, approximation, structure, params, cutoff)
-        record = compute_on(workload, settings, certify.certify)
-        path = output or default_path(record.settings, results_dir)
-        if note := replacement_note(path, record.settings):
-            progress.print(note, soft_wrap=True, markup=False)
-        record.save(path)
+        record, _ = store_spectrum(
+            workload,
+            settings,
+            results_dir,
+            certify=certify.certify,
+            name=name,
+            fresh=fresh,
+            note=lambda text: progress.print(text, soft_wrap=True, markup=False),
+        )
+        if output is not None:
+            write_output(output, record.table())
         if eigenvectors is not None:
             number = top or DEFAULT_TOP
             vectors, _ = leading_eigenvectors(workload, settings, number, certify.certify)
             save_tensors(vectors, eigenvectors, quiet)
-    hand_out(spectrum_table(record, path), format)
+    hand_out(spectrum_table(record), format)
     print_certificate(Certificate(**record.certificate) if record.certificate else None, quiet)
 
 
@@ -218,28 +245,30 @@ def sweep(
             cutoff=cutoff,
             results_dir=results_dir,
             fresh=fresh,
+            note=lambda text: progress.console.print(text, soft_wrap=True, markup=False),
         ):
             _show_step(progress, step)
             progress.update(
                 task, description=step.settings.variant, advance=step.record is not None
             )
             if step.record is not None:
-                stored.append((step.path, step.record))
+                stored.append(step.record)
     hand_out(sweep_table(stored), format)
 
 
 @app.command(
     epilog=examples(
-        "spectrum plot mnist_2c2d", "spectrum plot a.csv b.csv --cutoff 1e-3 --output figures/ab"
+        "spectrum plot mnist_2c2d",
+        "spectrum plot mnist_2c2d_exact_full_n128 mnist_2c2d_mc_full_n128 --output figures/two",
     )
 )
 def plot(
     spectra: Annotated[
         list[str],
         typer.Argument(
-            metavar="PROBLEM|FILE.csv...",
-            help="Problems, each for its four stored variants, or files of single spectra.",
-            autocompletion=complete_problem,
+            metavar="PROBLEM|SPECTRUM...",
+            help="Problems, each for its four stored variants, or names of single spectra.",
+            autocompletion=complete_stored("spectrum"),
         ),
     ],
     batch_size: Annotated[
@@ -252,6 +281,11 @@ def plot(
         ),
     ] = None,
     blocks: LayerBlocksOption = Blocks.NONE,
+    mc_samples: McSamplesOption = 1,
+    data: StoredDataOption = None,
+    seed: StoredSeedOption = None,
+    dtype: StoredDtypeOption = None,
+    checkpoint: StoredCheckpointOption = None,
     cutoff: Annotated[
         float | None,
         typer.Option(
@@ -265,7 +299,7 @@ def plot(
         typer.Option(
             metavar="STEM",
             help="Path of the figure without .png and .pdf.",
-            show_default="<results-dir>/spectrum/<problem>_n<N>, or beside the files",
+            show_default="in <results-dir>/spectrum",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
@@ -274,20 +308,24 @@ def plot(
     """Draw histograms of stored spectra (Figures S.4a and S.5a), one panel a spectrum."""
     from vivit_bench.report.spectrum_figures import plot_spectra
     from vivit_bench.spectrum import load_spectrum
-    from vivit_bench.spectrum.paths import figure_stem, is_file_name
+    from vivit_bench.spectrum.stored import figure_stem
 
     if cutoff is not None:
         check_cutoff(cutoff)
-    paths = []
-    for name in spectra:
-        if is_file_name(name):
-            paths.append(Path(name))
-        else:
-            paths += _stored_variants(name, blocks, batch_size, results_dir)
-    records = [load_spectrum(path) for path in paths]
-    for path, record in zip(paths, records, strict=True):
-        _warn_if_not_finite(path, record)
-    stem = output or figure_stem(spectra, paths, records[0].settings, results_dir)
+    chosen = {
+        "blocks": blocks.value,
+        "batch_size": batch_size,
+        "data": data,
+        "seed": seed,
+        "dtype": dtype,
+        "checkpoint": None if checkpoint is None else str(checkpoint),
+    }
+    runs = [run for name in spectra for run in _stored(name, results_dir, mc_samples, chosen)]
+    records = [load_spectrum(run) for run in runs]
+    for record in records:
+        _warn_if_not_finite(record)
+    _warn_of_differences(records)
+    stem = output or figure_stem(records, results_dir)
     if stem.suffix in {".png", ".pdf"}:
         stem = stem.with_suffix("")
     for figure in plot_spectra(records, stem, cutoff=cutoff):
@@ -297,7 +335,7 @@ def plot(
 @app.command(
     epilog=examples(
         "spectrum compare mnist_2c2d_exact_full mnist_2c2d_mc_full",
-        "spectrum compare a.csv b.csv --top 3 --format markdown",
+        "spectrum compare mnist_2c2d_exact_full_n128 mnist_2c2d_mc_full_n128 --format markdown",
     )
 )
 def compare(
@@ -305,13 +343,15 @@ def compare(
         str,
         typer.Argument(
             metavar="A",
-            help="The reference: FILE.csv, or a stored one, e.g. mnist_mlp_exact_full.",
-            autocompletion=complete_spectrum,
+            help="The reference: a stored spectrum, e.g. mnist_mlp_exact_full_n128.",
+            autocompletion=complete_stored("spectrum"),
         ),
     ],
     b: Annotated[
         str,
-        typer.Argument(metavar="B", help="The other spectrum.", autocompletion=complete_spectrum),
+        typer.Argument(
+            metavar="B", help="The other spectrum.", autocompletion=complete_stored("spectrum")
+        ),
     ],
     top: Annotated[
         int,
@@ -337,48 +377,67 @@ def compare(
     """
     from vivit_bench.report.spectrum import comparison_table
     from vivit_bench.spectrum import compare_spectra, load_spectrum
-    from vivit_bench.spectrum.paths import find_stored
+    from vivit_bench.spectrum.record import EXPERIMENT
+    from vivit_bench.store import find_run
 
     check_cutoff(cutoff)
     check_table_file(output)
-    first, second = (load_spectrum(find_stored(name, results_dir)) for name in (a, b))
+    runs = (find_run(name, results_dir, EXPERIMENT, _COMMAND) for name in (a, b))
+    first, second = map(load_spectrum, runs)
     comparison = compare_spectra(first, second, top=top, cutoff=cutoff)
-    if first.settings.problem != second.settings.problem:
-        typer.echo(
-            f"warning: different problems: A is {first.settings.problem}, "
-            f"B is {second.settings.problem}",
-            err=True,
-        )
+    _warn_of_differences([first, second])
     hand_out(comparison_table(comparison, first, second, cutoff), format, output, quiet)
 
 
-def _stored_variants(
-    problem: str, blocks: Blocks, batch_size: int | None, results_dir: Path
-) -> list[Path]:
-    """Paths of a problem's stored variants; names those that are missing."""
-    from vivit_bench.spectrum.paths import stored_variants, sweep_command
+def _stored(
+    name: str, results_dir: Path, mc_samples: int, chosen: dict[str, Any]
+) -> "list[StoredRun]":
+    """A single stored spectrum, or a problem's stored variants; names those that are missing."""
+    from vivit_bench.problems.catalogue import PROBLEMS, is_user_problem
+    from vivit_bench.spectrum.record import EXPERIMENT
+    from vivit_bench.spectrum.stored import stored_variants, sweep_command
+    from vivit_bench.store import find_run
 
-    stored = stored_variants(problem, blocks, batch_size, results_dir)
-    if missing := [variant for variant, path in stored.items() if path is None]:
+    single = Path(name).is_dir() or not (name in PROBLEMS or is_user_problem(name))
+    if single:
+        return [find_run(name, results_dir, EXPERIMENT, _COMMAND)]
+    stored, damaged = stored_variants(name, results_dir, mc_samples=mc_samples, **chosen)
+    for line in damaged:
+        typer.echo(f"warning: {line}", err=True)
+    if missing := [variant for variant, run in stored.items() if run is None]:
         names = "; ".join(f"{curvature}, {samples}" for curvature, samples in missing)
+        known = {option: value for option, value in chosen.items() if value is not None}
         typer.echo(
-            f"{problem}: not stored and left out: {names}; make them with: "
-            f"{sweep_command(problem, blocks, batch_size, results_dir)}",
+            f"{name}: not stored and left out: {names}; make them with: "
+            f"{sweep_command(name, results_dir, known)}",
             err=True,
         )
-    return [path for path in stored.values() if path is not None]
+    return [run for run in stored.values() if run is not None]
 
 
-def _warn_if_not_finite(path: Path, record: "SpectrumRecord") -> None:
+def _warn_if_not_finite(record: "SpectrumRecord") -> None:
     import numpy as np
 
     if count := int((~np.isfinite(record.eigenvalues)).sum()):
-        typer.echo(f"warning: {path}: {count} eigenvalues are not finite", err=True)
+        typer.echo(f"warning: {record.folder}: {count} eigenvalues are not finite", err=True)
+
+
+def _warn_of_differences(records: "Sequence[SpectrumRecord]") -> None:
+    """Say in what spectra differ beside their approximation: they stand side by side."""
+    first = records[0]
+    for record in records[1:]:
+        found = first.settings.differences(record.settings)
+        others = {k: v for k, v in found.items() if k not in ("curvature", "samples", "mc_samples")}
+        if others:
+            listed = ", ".join(f"{name} {old} and {new}" for name, (old, new) in others.items())
+            typer.echo(f"warning: the spectra differ in {listed}", err=True)
 
 
 def _show_step(progress: "Progress", step: "SweepStep") -> None:
-    name = f"{step.settings.problem} {step.settings.variant}"
-    lines = [f"{step.path}: not reused: {step.stale}"] if step.stale else []
-    seconds = f" ({step.record.seconds:.1f} s)" if step.event == "stored" and step.record else ""
-    for line in [*lines, f"{name}: {step.event}{seconds}"]:
-        progress.console.print(line, soft_wrap=True, markup=False)
+    seconds = (
+        f" ({step.record.compute_seconds:.1f} s)"
+        if step.event == "stored" and step.record is not None
+        else ""
+    )
+    line = f"{step.settings.problem} {step.settings.variant}: {step.event}{seconds}"
+    progress.console.print(line, soft_wrap=True, markup=False)

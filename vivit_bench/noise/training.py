@@ -8,14 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vivit_bench.errors import CertificateError, VivitBenchError
+from vivit_bench.errors import CertificateError, VivitBenchError, describe
 from vivit_bench.noise.data import RunData, chunks
 from vivit_bench.noise.measurement import Measurement, evaluation_mode, measure
 from vivit_bench.noise.records import Records
 from vivit_bench.noise.settings import OptimizerName, Settings
 from vivit_bench.problems import Problem
 from vivit_bench.problems.batch import Batch
-from vivit_bench.problems.messages import describe
 from vivit_bench.trees import Tree, map_tree
 
 _EVALUATION_BATCH = 500

@@ -10,8 +10,7 @@ from tabulate import tabulate
 
 from vivit_bench.critical_batch.table_s1 import PROBLEMS, SubTable
 from vivit_bench.report.critical_batch import Selection, paper_searches
-from vivit_bench.report.files import write_in_all_formats
-from vivit_bench.report.table_format import TableFormat
+from vivit_bench.report.tables import TableFormat, write_in_all_formats
 
 _CURVATURES = ("exact", "mc")
 _SAMPLES = ("full", "frac")

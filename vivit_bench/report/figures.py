@@ -7,7 +7,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from vivit_bench.report.tables import write_report
+from vivit_bench.store import write_output
 
 STYLE: dict[Any, Any] = {
     "font.size": 8,
@@ -44,6 +44,6 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
         with matplotlib.rc_context(STYLE):
             figure.savefig(content, format=ending, dpi=200, metadata=metadata)
         path = stem.with_name(f"{stem.name}.{ending}")
-        write_report(path, content.getvalue())
+        write_output(path, content.getvalue())
         paths.append(path)
     return paths

@@ -1,7 +1,6 @@
 """Tables of spectra: one, the variants of a sweep, two compared."""
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from vivit_bench.curvature.options import Precision
@@ -25,33 +24,33 @@ _SPECTRUM = (
     Column("loss", "loss", ".6g"),
     Column("dtype", "precision", left=True),
     Column("solver_dtype", "of the eigensolver", left=True),
-    Column("wall_seconds", "seconds", ".2f"),
+    Column("compute_seconds", "seconds", ".2f"),
     Column("certificate_error", "check error", ".0e"),
-    Column("file", "stored", left=True),
+    Column("folder", "stored", left=True),
 )
 _OF_THE_RECORD = (
     *("num_params", "num_outputs", "num_columns", "num_above_cutoff", "num_zeros"),
-    *("trace", "loss", "solver_dtype"),
+    *("trace", "loss", "solver_dtype", "compute_seconds", "folder"),
 )
 _IN_A_SWEEP = ("variant", "largest_eigenvalue", "num_above_cutoff", "num_zeros", "trace")
 
 
-def spectrum_table(record: SpectrumRecord, path: Path) -> Table:
+def spectrum_table(record: SpectrumRecord) -> Table:
     """What is worth knowing of one spectrum."""
-    return Table(_SPECTRUM, [_row(record, path)], is_record=True)
+    return Table(_SPECTRUM, [_row(record)], is_record=True)
 
 
-def sweep_table(stored: Iterable[tuple[Path, SpectrumRecord]]) -> Table:
-    """A row a variant; people find the files below."""
-    rows = [_row(record, path) for path, record in stored]
-    shown = {*_IN_A_SWEEP, "wall_seconds", "certificate_error"}
+def sweep_table(records: Iterable[SpectrumRecord]) -> Table:
+    """A row a variant; people find the folders below."""
+    rows = [_row(record) for record in records]
+    shown = {*_IN_A_SWEEP, "compute_seconds", "certificate_error"}
     columns = [
         Column(c.name, c.title, c.shown, c.left, is_detail=c.name not in shown) for c in _SPECTRUM
     ]
-    return Table(columns, rows, notes=[row["file"] for row in rows])
+    return Table(columns, rows, notes=[str(row["folder"]) for row in rows])
 
 
-def _row(record: SpectrumRecord, path: Path) -> dict[str, Any]:
+def _row(record: SpectrumRecord) -> dict[str, Any]:
     settings = record.settings
     values = record.eigenvalues.tolist()
     return {
@@ -59,9 +58,7 @@ def _row(record: SpectrumRecord, path: Path) -> dict[str, Any]:
         **{name: getattr(record, name) for name in _OF_THE_RECORD},
         "variant": settings.variant,
         "largest_eigenvalue": values[0] if values else None,
-        "wall_seconds": record.seconds,
         "certificate_error": max(record.certificate.get("errors", {}).values(), default=None),
-        "file": str(path),
     }
 
 
@@ -94,5 +91,6 @@ def _described(record: SpectrumRecord) -> str:
     weights = f", {work.checkpoint}" if work.checkpoint else ""
     return (
         f"{settings.problem}, {settings.variant}, N = {settings.batch_size}, "
-        f"D = {record.num_params:,}, data {work.data}, seed {work.seed}{dtype}{weights}"
+        f"D = {record.num_params:,}, data {work.data}, seed {work.seed}{dtype}{weights}, "
+        f"computed on {record.ended_on or 'an unknown day'}"
     )

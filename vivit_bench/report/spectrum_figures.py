@@ -180,7 +180,8 @@ def _titles(records: Sequence[SpectrumRecord], line_length: int) -> tuple[str, l
     """Title of the figure, with what all panels share, and titles of the panels."""
     settings = [record.settings for record in records]
     workloads = [
-        f"{_short(s.problem)}, N\xa0=\xa0{s.batch_size}, D\xa0=\xa0{record.num_params:,}"
+        f"{_short(s.problem)}, N\xa0=\xa0{s.batch_size}, D\xa0=\xa0{record.num_params:,}, "
+        f"data\xa0{s.workload.data}, seed\xa0{s.workload.seed}"
         for s, record in zip(settings, records, strict=True)
     ]
     if len(set(workloads)) == 1:
@@ -191,7 +192,9 @@ def _titles(records: Sequence[SpectrumRecord], line_length: int) -> tuple[str, l
             f"{textwrap.fill(workload, line_length)}\n{s.variant}"
             for workload, s in zip(workloads, settings, strict=True)
         ]
-    return textwrap.fill(common, 56), titles
+    days = sorted({record.ended_on for record in records if record.ended_on})
+    when = f" ({' to '.join(dict.fromkeys([days[0], days[-1]]))})" if days else ""
+    return textwrap.fill(f"{common}{when}".strip(), 56), titles
 
 
 def _short(problem: str) -> str:

@@ -12,8 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from vivit_bench.errors import UsageError
-from vivit_bench.store import write_atomic
+from vivit_bench.store import write_output
 
 Row = Mapping[str, Any]
 
@@ -33,7 +32,6 @@ class TableFormat(StrEnum):
     """All digits, strict: NaN is null, infinities are "Infinity" and "-Infinity"."""
     MARKDOWN = "markdown"
     LATEX = "latex"
-    TERMINAL = TABLE
 
 
 @dataclass(frozen=True)
@@ -118,19 +116,6 @@ def json_text(value: Any) -> str:
     return json.dumps(_strict(value), indent=2, allow_nan=False) + "\n"
 
 
-def write_report(path: Path, content: str | bytes) -> None:
-    """Write a table or figure where the user wants it.
-
-    Raises:
-        UsageError: The file cannot be written.
-    """
-    try:
-        write_atomic(path, content)
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"cannot write {path}: {reason}") from error
-
-
 def write_in_all_formats(stem: Path, text_of: Callable[[TableFormat], str]) -> list[Path]:
     """Write a table as CSV, Markdown and LaTeX.
 
@@ -142,13 +127,13 @@ def write_in_all_formats(stem: Path, text_of: Callable[[TableFormat], str]) -> l
         The files.
 
     Raises:
-        UsageError: They cannot be written.
+        StorageError: They cannot be written.
     """
     endings = {TableFormat.CSV: "csv", TableFormat.MARKDOWN: "md", TableFormat.LATEX: "tex"}
     paths = []
     for style, ending in endings.items():
         path = stem.with_name(f"{stem.name}.{ending}")
-        write_report(path, text_of(style))
+        write_output(path, text_of(style))
         paths.append(path)
     return paths
 

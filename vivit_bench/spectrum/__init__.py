@@ -4,7 +4,7 @@ from vivit_bench.spectrum.compare import SpectrumComparison, compare_spectra, sp
 from vivit_bench.spectrum.compute import compute_on, compute_spectrum, leading_eigenvectors
 from vivit_bench.spectrum.record import SpectrumRecord, load_spectrum
 from vivit_bench.spectrum.settings import SpectrumSettings
-from vivit_bench.spectrum.sweep import SweepEvent, SweepStep, sweep_spectra
+from vivit_bench.spectrum.stored import SweepEvent, SweepStep, store_spectrum, sweep_spectra
 
 __all__ = [
     "SpectrumComparison",
@@ -18,5 +18,6 @@ __all__ = [
     "leading_eigenvectors",
     "load_spectrum",
     "spectral_distance",
+    "store_spectrum",
     "sweep_spectra",
 ]

@@ -18,7 +18,6 @@ from vivit_bench.hardware import cpu_threads, memory_errors
 from vivit_bench.problems.workload import Workload, WorkloadSpec, load_workload
 from vivit_bench.spectrum.record import SpectrumRecord
 from vivit_bench.spectrum.settings import SpectrumSettings
-from vivit_bench.store import provenance
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,7 +67,7 @@ def compute_spectrum(
         threads: CPU threads; None leaves PyTorch's choice.
 
     Returns:
-        The spectrum; ``save(path)`` stores it.
+        The spectrum; it is not stored (`store_spectrum` does).
 
     Raises:
         UsageError: A wrong name, value, file or device.
@@ -103,7 +102,6 @@ def compute_on(
 
     from vivit_bench.curvature import eigenvalues
 
-    data_dir = workload.spec.data_dir
     start = time.perf_counter()
     with _memory_errors(settings):
         spectrum = eigenvalues(
@@ -127,12 +125,8 @@ def compute_on(
         loss=spectrum.info.loss,
         solver_dtype=spectrum.info.solver_dtype,
         threads=torch.get_num_threads(),
-        seconds=seconds,
-        model_fingerprint=workload.model_fingerprint,
-        batch_fingerprint=workload.batch_fingerprint,
+        compute_seconds=seconds,
         certificate=asdict(spectrum.certificate) if spectrum.certificate else {},
-        provenance=provenance(),
-        data_dir=None if data_dir is None else str(data_dir),
     )
 
 

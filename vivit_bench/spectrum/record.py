@@ -1,9 +1,8 @@
-"""A computed spectrum and its stored form: a CSV of eigenvalues and a JSON beside it."""
+"""A computed spectrum and its stored form: a run with one table of eigenvalues."""
 
 import csv
-import hashlib
 import io
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vivit_bench.errors import UsageError
+from vivit_bench.errors import UsageError, VivitBenchError
 from vivit_bench.spectrum.settings import SpectrumSettings
-from vivit_bench.store import Provenance, check_writable, write_atomic
+from vivit_bench.store import StoredRun, load_run
 
-FORMAT = "vivit-bench spectrum 2"
+EXPERIMENT = "spectrum"
+EIGENVALUES = "eigenvalues.csv"
 
-_COLUMNS = ["index", "eigenvalue"]
+_COLUMNS = ["direction", "eigenvalue"]
 _BLOCK_COLUMNS = ["block", *_COLUMNS]
-# Keys of the JSON that are fields of the record under the same name.
-_PLAIN_FIELDS = {
+# Results in the header that are fields of the record under the same name.
+_FACTS = {
     "num_params": int,
     "num_samples": int,
     "num_outputs": int,
@@ -29,9 +29,7 @@ _PLAIN_FIELDS = {
     "loss": float,
     "solver_dtype": str,
     "threads": int,
-    "seconds": float,
-    "model_fingerprint": str,
-    "batch_fingerprint": str,
+    "compute_seconds": float,
     "certificate": dict,
 }
 
@@ -60,20 +58,17 @@ class SpectrumRecord:
     """Precision of the eigensolver."""
     threads: int
     """CPU threads of the computation."""
-    seconds: float
+    compute_seconds: float
     """Wall time of the eigenvalue computation, without loading model and data."""
-    model_fingerprint: str
-    """Hash of model, parameters, buffers and loss."""
-    batch_fingerprint: str
-    """Hash of the mini-batch."""
     certificate: dict[str, Any]
     """What was compared with plain autograd: ``samples``, ``errors``, ``tolerance``, ``notes``,
     ``seconds``; empty if it was switched off."""
-    provenance: Provenance
-    data_dir: str | None = None
-    """Folder of the data, if one was given."""
     blocks: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     """Layer name -> eigenvalues of its diagonal block, descending; empty for the full GGN."""
+    folder: Path | None = None
+    """Where it is stored; None if it is not."""
+    ended_on: str = ""
+    """Date of its computation, ISO 8601."""
 
     @property
     def num_zeros(self) -> int:
@@ -88,34 +83,11 @@ class SpectrumRecord:
         """K, eigenvalues above ``settings.cutoff``."""
         return _above(self.eigenvalues, self.settings.cutoff)
 
-    def save(self, path: Path | str) -> Path:
-        """Write ``path`` (CSV) and the JSON of the same stem; the JSON completes the pair.
+    def table(self) -> str:
+        """The eigenvalues as CSV: [block,] direction (from 1), eigenvalue.
 
-        Eigenvalues are written with ``repr``, so that reading them gives the same bits.
-
-        Args:
-            path: File that ends in ``.csv``; missing parent folders are made.
-
-        Returns:
-            Path of the CSV.
-
-        Raises:
-            UsageError: The path does not end in ``.csv`` or cannot be written.
-            ValueError: Trace or loss is not finite (JSON has no such number).
+        They are written with ``repr``, so that reading them gives the same bits.
         """
-        path = check_output(path)
-        table = self._csv()
-        description = json.dumps(self._json(_digest(table)), indent=2, allow_nan=False) + "\n"
-        try:
-            # An older pair loses its JSON first: a half-replaced pair must not look finished.
-            path.with_suffix(".json").unlink(missing_ok=True)
-            write_atomic(path, table)
-            write_atomic(path.with_suffix(".json"), description)
-        except OSError as error:
-            raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
-        return path
-
-    def _csv(self) -> str:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         if self.settings.is_blocked:
@@ -127,18 +99,16 @@ class SpectrumRecord:
             writer.writerows([i, repr(v)] for i, v in enumerate(self.eigenvalues.tolist(), 1))
         return text.getvalue()
 
-    def _json(self, digest: str) -> dict[str, Any]:
-        description: dict[str, Any] = {
-            "format": FORMAT,
-            "settings": self.settings.to_json(),
-            "data_dir": self.data_dir,
-            **{key: getattr(self, key) for key in _PLAIN_FIELDS},
+    def facts(self) -> dict[str, Any]:
+        """What the header of the stored run says of it, JSON-ready."""
+        facts: dict[str, Any] = {
+            **{name: getattr(self, name) for name in _FACTS},
             "num_eigenvalues": len(self.eigenvalues),
             "num_above_cutoff": self.num_above_cutoff,
             "num_zeros": self.num_zeros,
         }
         if self.settings.is_blocked:
-            description["blocks"] = {
+            facts["blocks"] = {
                 name: {
                     "num_eigenvalues": len(values),
                     "num_above_cutoff": _above(values, self.settings.cutoff),
@@ -146,85 +116,58 @@ class SpectrumRecord:
                 }
                 for name, values in self.blocks.items()
             }
-        return {**description, "csv_sha256": digest, "provenance": self.provenance}
+        return facts
 
 
-def check_output(path: Path | str) -> Path:
-    """Return the path of a spectrum's CSV if one can be written there.
+def load_spectrum(stored: StoredRun | Path | str) -> SpectrumRecord:
+    """Read a stored spectrum.
 
-    Called before a computation too, so that a long run does not end with a wrong path.
-
-    Raises:
-        UsageError: Another file ending, a folder, a place that cannot be written, or a file
-            of that name (CSV or JSON) that is no spectrum and would be lost.
-    """
-    path = Path(path)
-    if path.suffix != ".csv":
-        raise UsageError(f"output {path}: the name must end in .csv (a .json is written beside it)")
-    check_writable(path)
-    try:
-        foreign = [file for file in (path, path.with_suffix(".json")) if _is_foreign(file)]
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
-    if foreign:
-        raise UsageError(f"output {foreign[0]}: exists and is no spectrum; name another file")
-    return path
-
-
-def _is_foreign(path: Path) -> bool:
-    """Whether a file exists that no ``save`` of this or another version can have written."""
-    if not path.exists():
-        return False
-    with path.open(encoding="utf-8", errors="replace") as file:
-        start = file.read(200)
-    if path.suffix == ".json":
-        return FORMAT.rsplit(" ", 1)[0] not in start
-    return start.partition("\n")[0] not in {",".join(_COLUMNS), ",".join(_BLOCK_COLUMNS)}
-
-
-def load_spectrum(path: Path | str) -> SpectrumRecord:
-    """Read a stored spectrum; either file of the pair may be named.
+    Args:
+        stored: The run, or its folder.
 
     Raises:
-        UsageError: A file is missing or is not (or no longer) what ``save`` wrote.
+        UsageError: It is no finished spectrum.
+        VivitBenchError: A file is missing, edited or cut short.
     """
-    path = Path(path)
-    table_path, json_path = path.with_suffix(".csv"), path.with_suffix(".json")
-    if path.suffix not in {".csv", ".json"}:
-        raise UsageError(f"{path}: not a stored spectrum (a .csv with a .json beside it)")
-    try:
-        table = table_path.read_text(encoding="utf-8")
-        description = json.loads(json_path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    if not isinstance(stored, StoredRun):
+        stored = load_run(Path(stored), EXPERIMENT)
+    if not stored.is_finished:
         raise UsageError(
-            f"{path}: no stored spectrum, {error.filename} is missing; "
-            "make one with: vivit-bench spectrum compute PROBLEM"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: not a stored spectrum ({error})") from error
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise UsageError(f"{path}: not a stored spectrum ({json_path} lacks format {FORMAT!r})")
-    if description.get("csv_sha256") != _digest(table):
-        raise UsageError(
-            f"{path}: the eigenvalues are not those {json_path.name} describes "
-            "(edited, or a replacement was interrupted); compute the spectrum again"
+            f"{stored.folder}: its computation was interrupted; the same vivit-bench spectrum "
+            "compute makes it"
         )
     try:
-        return _parse(table, description)
+        return _parse(stored, stored.read(EIGENVALUES).decode())
     except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{path}: not a stored spectrum (bad or missing {error})") from error
+        raise VivitBenchError(
+            f"{stored.folder}: not a stored spectrum (bad or missing {error})"
+        ) from error
 
 
-def _parse(table: str, description: dict[str, Any]) -> SpectrumRecord:
-    settings = SpectrumSettings.from_json(description["settings"])
+def settings_of(stored: StoredRun) -> SpectrumSettings:
+    """The settings of a stored run.
+
+    Raises:
+        KeyError: A setting is missing; TypeError, ValueError and UsageError as in `from_json`.
+    """
+    return SpectrumSettings.from_json(without_fingerprint(stored.settings))
+
+
+def without_fingerprint(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Stored settings without the model's hash, which is no choice of the user's."""
+    return {name: value for name, value in settings.items() if name != "model"}
+
+
+def _parse(stored: StoredRun, table: str) -> SpectrumRecord:
+    settings = settings_of(stored)
     eigenvalues, blocks = _parse_table(table, settings.is_blocked)
     return SpectrumRecord(
         settings=settings,
         eigenvalues=eigenvalues,
         blocks=blocks,
-        data_dir=description["data_dir"],
-        provenance=description["provenance"],
-        **{key: kind(description[key]) for key, kind in _PLAIN_FIELDS.items()},
+        folder=stored.folder,
+        ended_on=str(stored.provenance["started_at"])[:10],
+        **{name: kind(stored.results[name]) for name, kind in _FACTS.items()},
     )
 
 
@@ -251,7 +194,3 @@ def merge_blocks(blocks: dict[str, NDArray[np.float64]]) -> NDArray[np.float64]:
 
 def _above(eigenvalues: NDArray[np.float64], cutoff: float) -> int:
     return int((eigenvalues > cutoff).sum())
-
-
-def _digest(table: str) -> str:
-    return hashlib.sha256(table.encode()).hexdigest()
