@@ -47,6 +47,18 @@ def undefined():
     return model, nn.CrossEntropyLoss(), (X, Y)
 
 
+class Exits(nn.Linear):
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x) if self.calls < 4 else sys.exit(5)
+
+
+def exits_late():
+    return Exits(4, 3), nn.CrossEntropyLoss(), (X, Y)
+
+
 def broken_batch():
     def batch(n, seed):
         if n > 2:
@@ -117,6 +129,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         ("curvature newton p.py:raises", "two lines"),
         ("curvature newton p.py:exits", "SystemExit"),
         ("curvature newton exits.py:f", "SystemExit"),
+        ("curvature newton p.py:exits_late", "sys.exit(5)"),
         ("curvature explain p.py:undefined", "NaN"),
         ("curvature explain p.py:broken_batch --batch-size 4", "disk"),
         ("spectrum plot binary.csv", "not a stored spectrum"),

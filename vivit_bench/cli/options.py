@@ -10,6 +10,7 @@ import typer
 
 from vivit_bench.arguments import DEFAULT_RESULTS_DIR
 from vivit_bench.curvature.options import Curvature, Precision, Samples
+from vivit_bench.errors import UsageError
 from vivit_bench.problems.sources import DataSource
 from vivit_bench.report.tables import TableFormat
 
@@ -59,12 +60,20 @@ def progress_console(quiet: bool) -> "Console":
 
 @contextmanager
 def engine_on(problem: str, device: str, threads: int | None) -> Iterator[None]:
-    """Run the engine inside: its threads, and one line where memory runs out."""
+    """Run the engine inside: its threads, and one line where memory runs out.
+
+    Raises:
+        UsageError: Too many threads, or the user's own code ends the process.
+        VivitBenchError: The memory does not suffice.
+    """
     from vivit_bench.hardware import cpu_threads, memory_errors
 
     advice = "try a smaller --batch-size, or --samples frac"
-    with cpu_threads(threads), memory_errors(f"{problem} on {device}", advice):
-        yield
+    try:
+        with cpu_threads(threads), memory_errors(f"{problem} on {device}", advice):
+            yield
+    except SystemExit as error:
+        raise UsageError(f"{problem}: its code calls sys.exit({error.code})") from error
 
 
 def complete_problem(incomplete: str) -> list[str]:
