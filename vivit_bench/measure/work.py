@@ -121,16 +121,13 @@ class EngineWork(Work):
         dtype: str = "float32",
         device: str,
     ):
-        from vivit_bench.curvature.options import Curvature, Samples
+        from vivit_bench.curvature.options import Approximation, Curvature, Samples
         from vivit_bench.peers import Quantity, get_engine
 
         self._quantity = Quantity(quantity)
-        self._options: dict[str, Any] = {
-            "curvature": Curvature(curvature),
-            "samples": Samples(samples),
-            "mc_samples": mc_samples,
-            "seed": seed,
-        }
+        self._approximation = Approximation(
+            Curvature(curvature), Samples(samples), mc_samples, seed
+        )
         self._engine = get_engine(engine)
         self._workload = load(problem, data, data_dir, seed, checkpoint, device, dtype)
         self._model, self._loss = self._engine.prepare(self._workload.model, self._workload.loss)
@@ -153,7 +150,11 @@ class EngineWork(Work):
     def certify(self, n: int) -> "Certificate | None":
         """See `Work`: a check by plain autograd."""
         return self._engine.certify(
-            self._quantity, self._model, self._loss, *self._workload.batch(n), **self._options
+            self._quantity,
+            self._model,
+            self._loss,
+            *self._workload.batch(n),
+            self._approximation,
         )
 
     def run(self, n: int) -> object:
@@ -163,7 +164,11 @@ class EngineWork(Work):
             TooFewSamplesError: The data end before.
         """
         result = self._engine.run(
-            self._quantity, self._model, self._loss, *self._workload.batch(n), **self._options
+            self._quantity,
+            self._model,
+            self._loss,
+            *self._workload.batch(n),
+            self._approximation,
         )
         if self._workload.spec.device != "cpu":
             import torch
