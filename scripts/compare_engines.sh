@@ -1,10 +1,10 @@
 #!/bin/sh
-# Time and memory of the engines on the paper's problems, interleaved, into one CSV.
+# Time and memory of the engines on the paper's problems, interleaved; interrupted, it goes on.
+# All of them in one table: vivit-bench compare-engines --stored [--format csv]
 set -eu
 cd "$(dirname "$0")/.."
-out=results/comparison/engines.csv
 compare() {
-    .venv/bin/vivit-bench compare-engines "$@" --output "$out"
+    .venv/bin/vivit-bench compare-engines "$@"
 }
 compare cifar10_3c3d --batch-size 128 --floor
 compare fmnist_2c2d --batch-size 128 --floor
@@ -18,3 +18,4 @@ compare cifar10_3c3d --batch-size 128 --quantity full-newton --engine vivit-benc
 compare cifar10_3c3d --batch-size 32 --engine vivit-bench --engine backpack --engine curvlinops
 compare scripts/examples/resnet18.py:images --batch-size 16 --repeats 3 \
     --engine vivit-bench --engine curvlinops
+.venv/bin/vivit-bench compare-engines --stored

@@ -75,7 +75,7 @@ def _replacement(token: tokenize.TokenInfo) -> str | None:
 
 
 def _annotations(tree: ast.AST) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Where a mutation changes nothing that runs: annotations, imports, parameter lists' * and /."""
+    """Where a mutation changes nothing that runs: annotations, imports, parameters' * and /."""
     spans = []
     for node in ast.walk(tree):
         parts: list[ast.AST] = []

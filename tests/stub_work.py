@@ -129,7 +129,8 @@ def maps_a_file(mib: int) -> Stub:
     """Reads a file through memory; the kernel can take those pages back at any time."""
     import mmap
 
-    file = tempfile.TemporaryFile()  # noqa: SIM115
+    # Not in /tmp, which may itself be memory.
+    file = tempfile.TemporaryFile(dir="/var/tmp")  # noqa: SIM115
     file.write(bytes(mib * MIB))
     file.flush()
 

@@ -1,5 +1,6 @@
 """Engines side by side: runs as records, what follows from them, one notion of memory."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from vivit_bench.cli import main as cli_main
-from vivit_bench.comparison import compare
+from vivit_bench.comparison import compare, stored
 from vivit_bench.comparison.compare import (
     Record,
     RunKind,
@@ -22,7 +23,6 @@ from vivit_bench.errors import UsageError, VivitBenchError
 from vivit_bench.measure import Observation, Outcome, Reading, Spec, TrialReport, run_trial
 from vivit_bench.measure.protocol import FailureKind, Measured, Ready
 from vivit_bench.measure.work import project
-from vivit_bench.report.comparison import save_comparison
 
 DIGITS = f"{Path(__file__).parent.parent / 'scripts/examples/small_cnn.py'}:digits"
 WORK: dict[str, Any] = {
@@ -57,19 +57,18 @@ def test_compare_engines_end_to_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "engines.csv"
+    results = str(tmp_path / "results")
     monkeypatch.setattr(
         "sys.argv",
         ["vivit-bench", "compare-engines", DIGITS, "--batch-size", "8", "--repeats", "1",
          "--engine", "vivit-bench", "--engine", "backpack", "--output", str(output),
-         "--floor"],
+         "--floor", "--results-dir", results],
     )  # fmt: skip
     with pytest.raises(SystemExit) as ended:
         cli_main()
     assert ended.value.code in (0, None)
     seen = capsys.readouterr()
-    assert "backpack" in seen.out
-    assert "floor" in seen.out
-    assert seen.err.splitlines() == [
+    assert seen.err.splitlines()[:4] == [
         "memory: vivit-bench",
         "memory: backpack",
         "time 1 of 1: vivit-bench",
@@ -82,6 +81,23 @@ def test_compare_engines_end_to_end(
     assert rows["certificate_seconds"][0] > 0
     assert rows["certificate_error"][0] < 1e-4
     assert (rows[["peak_bytes", "idle_bytes", "wall_seconds"]] > 0).all(axis=None)
+
+    monkeypatch.setattr(compare, "measure", None)  # from here on nothing is measured
+    with pytest.raises(SystemExit) as ended:
+        cli_main()
+    assert ended.value.code in (0, None)
+    assert "finished already" in capsys.readouterr().err
+    monkeypatch.setattr(
+        "sys.argv",
+        ["vivit-bench", "compare-engines", "--stored", "--format", "json", "--results-dir",
+         results],
+    )  # fmt: skip
+    with pytest.raises(SystemExit):
+        cli_main()
+    found = json.loads(capsys.readouterr().out)
+    assert [row["engine"] for row in found] == ["vivit-bench", "backpack"]
+    assert found[1]["wall_ratio"] == pytest.approx(rows["wall_ratio"][1])
+    assert {"problem", "batch_size", "threads", "cpu", "code"} <= set(found[0])
 
 
 def test_a_trial_and_a_comparison_read_the_same_peak() -> None:
@@ -201,7 +217,7 @@ def test_summary_takes_ratios_round_by_round_and_keeps_failures() -> None:
 
 
 def test_engines_that_disagree_are_marked(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = [
         each
@@ -212,8 +228,15 @@ def test_engines_that_disagree_are_marked(
     assert [row["agrees"] for row in rows] == [True, True, False]
     # Monte-Carlo draws differ between engines, and that is no disagreement.
     assert [row["agrees"] for row in summarise(runs, comparable=False)] == [None] * 3
-    monkeypatch.setattr("vivit_bench.comparison.compare.compare_engines", lambda *_, **__: runs)
-    monkeypatch.setattr("sys.argv", ["vivit-bench", "compare-engines", DIGITS])
+
+    def measured(*_: Any, record: Callable[[Record], None], **__: Any) -> None:
+        for each in runs:
+            record(each)
+
+    monkeypatch.setattr(stored, "compare_engines", measured)
+    engines = [part for name in ("backpack", "curvlinops") for part in ("--engine", name)]
+    command = ["compare-engines", DIGITS, "--engine", "vivit-bench", *engines]
+    monkeypatch.setattr("sys.argv", ["vivit-bench", *command, "--results-dir", str(tmp_path)])
     with pytest.raises(SystemExit) as ended:
         cli_main()
     assert ended.value.code == 1
@@ -243,14 +266,3 @@ def test_a_scaled_step_is_never_underestimated() -> None:
 def test_results_of_different_kinds_are_not_compared() -> None:
     assert difference({"eigenvalues": [1.0]}, project(torch.ones(3))) is None
     assert difference({}, {}) is None
-
-
-def test_comparisons_are_appended_and_foreign_files_kept(tmp_path: Path) -> None:
-    rows = summarise(records("a", [1.0], 1), comparable=True)
-    save_comparison(rows, {}, tmp_path / "x.csv")
-    save_comparison(rows, {}, tmp_path / "x.csv")
-    assert len(pd.read_csv(tmp_path / "x.csv")) == 2
-    (tmp_path / "foreign.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(UsageError, match="no table of comparisons"):
-        save_comparison(rows, {}, tmp_path / "foreign.csv")
-    assert (tmp_path / "foreign.csv").read_text() == "a,b\n1,2\n"

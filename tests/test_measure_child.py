@@ -1,6 +1,8 @@
 """What a child says of its work: the end of the data, errors of the user's, progress."""
 
 import io
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -160,3 +162,10 @@ def test_progress_on_a_terminal_shows_what_runs_and_for_how_long() -> None:
     progress.close()
     assert "confirming N = 56, 2 of at most 4" in text.getvalue()
     assert "0:00:0" in text.getvalue()
+
+
+def test_a_child_loads_no_library_before_its_work_does() -> None:
+    code = "import sys, vivit_bench.measure.child; print(*sys.modules)"
+    loaded = subprocess.check_output([sys.executable, "-c", code], text=True).split()
+    assert "vivit_bench.measure.work" in loaded
+    assert not {"torch", "numpy", "pandas", "rich"} & set(loaded)

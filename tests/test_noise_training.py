@@ -155,9 +155,11 @@ def test_interrupted_inside_epochs_it_goes_on_from_the_last_record(
 
 
 def test_killed_between_any_two_writes_it_ends_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[str, bytes]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every file is written by one function, which dies after each of its calls."""
+    choices = with_changes(epochs=2, checkpoints=None, at=positions("0,3steps,end"))
+    whole = contents(run_noise(choices, tmp_path, name="whole").folder)
     write, count, die_at = store_run.write_atomic, 0, 0
 
     def dying(path: Path, content: str | bytes) -> None:
@@ -168,17 +170,17 @@ def test_killed_between_any_two_writes_it_ends_the_same(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(store_run, "write_atomic", dying)
-    run_noise(CHOICES, tmp_path, name="counted")
+    run_noise(choices, tmp_path, name="counted")
     assert contents(tmp_path / "noise" / "counted") == whole
     total = count
-    # run.json three times, four checkpoints of three files, six rows of curves and six states.
-    assert total == 3 + 4 * 3 + 6 + 6
+    # run.json three times, three checkpoints of three files, four rows of curves and four states.
+    assert total == 3 + 3 * 3 + 4 + 4
     for number in range(1, total + 1):
         count, die_at = 0, number
         with pytest.raises(KeyboardInterrupt):
-            run_noise(CHOICES, tmp_path, name=f"killed-{number}")
+            run_noise(choices, tmp_path, name=f"killed-{number}")
         die_at = 0
-        run = run_noise(CHOICES, tmp_path, name=f"killed-{number}")
+        run = run_noise(choices, tmp_path, name=f"killed-{number}")
         assert contents(run.folder) == whole, number
         assert run.stored.is_finished
         assert not (run.folder / "state.pt").exists()

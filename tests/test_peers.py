@@ -5,7 +5,7 @@ import torch
 from oracle import relative_error
 from torch import nn
 
-from vivit_bench.curvature import Curvature, Samples
+from vivit_bench.curvature import Approximation, Curvature, Samples
 from vivit_bench.errors import UsageError
 from vivit_bench.peers import Quantity, engine_names, get_engine
 from vivit_bench.peers.registry import _ENGINES
@@ -25,8 +25,7 @@ def run(name: str, quantity: Quantity, **options: object) -> dict[str, torch.Ten
         pytest.importorskip({"curvlinops": "curvlinops", "backpack": "backpack"}.get(name, "vivit"))
     engine = get_engine(name)
     model, loss = engine.prepare(model, loss)
-    settings = {"curvature": Curvature.EXACT, "samples": Samples.FULL, "mc_samples": 1, "seed": 0}
-    result = engine.run(quantity, model, loss, x, y, **{**settings, **options})
+    result = engine.run(quantity, model, loss, x, y, Approximation(**options))  # type: ignore[arg-type]
     assert all(p.grad is not None for p in model.parameters())
     return result
 

@@ -384,3 +384,21 @@ def test_files_get_the_users_permissions(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+
+
+def test_nothing_is_written_through_a_linked_subfolder(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    with open_run(tmp_path, IDENTITY) as run:
+        (run.folder / "parts").symlink_to(elsewhere)
+        with pytest.raises(StorageError, match="symbolic link"):
+            run.write("parts/step_1.npz", b"1")
+        run.write("table.csv", "a\n")
+    assert not list(elsewhere.iterdir())
+
+
+def test_an_address_ends_in_a_short_hash() -> None:
+    label, _, key = IDENTITY.address.rpartition("-")
+    assert label == "mnist_mlp_exact"
+    assert len(key) == 10
+    assert key == IDENTITY.key

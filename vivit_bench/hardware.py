@@ -70,6 +70,18 @@ def parse_device(text: str) -> str:
     return name
 
 
+def check_threads(threads: int | None) -> None:
+    """Refuse absurd numbers of CPU threads.
+
+    Raises:
+        UsageError: Fewer than 1, or more than `MOST_THREADS`.
+    """
+    if threads is not None and threads < 1:
+        raise UsageError(f"--threads {threads}: must be at least 1")
+    if threads is not None and threads > MOST_THREADS:
+        raise UsageError(f"--threads {threads}: more than {MOST_THREADS} make no sense")
+
+
 @contextmanager
 def cpu_threads(threads: int | None) -> Iterator[None]:
     """Run PyTorch on ``threads`` CPU threads inside the block (None: leave it alone).
@@ -79,8 +91,7 @@ def cpu_threads(threads: int | None) -> Iterator[None]:
     """
     import torch
 
-    if threads is not None and threads > MOST_THREADS:
-        raise UsageError(f"--threads {threads}: more than {MOST_THREADS} make no sense")
+    check_threads(threads)
     before = torch.get_num_threads()
     if threads is not None:
         torch.set_num_threads(threads)

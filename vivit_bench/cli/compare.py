@@ -1,93 +1,121 @@
 """``vivit-bench compare-engines``: time, memory and agreement, side by side."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from vivit_bench.arguments import DEFAULT_RESULTS_DIR
 from vivit_bench.cli.options import (
+    CheckpointOption,
     CurvatureOption,
     DataDirOption,
+    DtypeOption,
+    EnginesOption,
+    FormatOption,
+    FreshOption,
     McSamplesOption,
-    ProblemArgument,
+    MemoryDataOption,
+    OutputOption,
+    QuietOption,
+    ResultsDirOption,
     SamplesOption,
     SeedOption,
+    TimeoutOption,
+    complete_problem,
+    progress_console,
 )
-from vivit_bench.curvature.options import Approximation, Curvature, Samples
-from vivit_bench.errors import VivitBenchError
-from vivit_bench.peers import Quantity, engine_names
-from vivit_bench.problems.sources import DataSource
+from vivit_bench.cli.output import check_table_file, hand_out
+from vivit_bench.curvature.options import Approximation, Curvature, Precision, Samples
+from vivit_bench.errors import UsageError, VivitBenchError
+from vivit_bench.peers import Quantity
+from vivit_bench.report.tables import TableFormat
 
 
 def compare_engines(
-    problem: ProblemArgument,
+    problem: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="PROBLEM",
+            help="DeepOBS name, or path/to/file.py:function for your own.",
+            autocompletion=complete_problem,
+        ),
+    ] = None,
     quantity: Annotated[Quantity, typer.Option(help="What to compute.")] = Quantity.EIGENVALUES,
     batch_size: Annotated[int, typer.Option(min=1, help="Mini-batch size N.")] = 128,
     curvature: CurvatureOption = Curvature.EXACT,
     samples: SamplesOption = Samples.FULL,
     mc_samples: McSamplesOption = 1,
-    engine: Annotated[
-        list[str],
-        typer.Option(help=f"Engine, repeatable; the first is the base. {engine_names()}"),
-    ] = ["vivit-bench", "vivit-for-pytorch"],  # noqa: B006
+    engine: EnginesOption = ["vivit-bench", "vivit-for-pytorch"],  # noqa: B006
     repeats: Annotated[
         int, typer.Option(min=1, help="Time runs of each engine, in turn, after one for memory.")
     ] = 5,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
-    data: Annotated[DataSource | None, typer.Option(help="Default: synthetic, or own.")] = None,
+    data: MemoryDataOption = None,
     data_dir: DataDirOption = None,
     seed: SeedOption = 0,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds one run may take.")] = 600.0,
+    checkpoint: CheckpointOption = None,
+    dtype: DtypeOption = Precision.FLOAT32,
+    timeout: TimeoutOption = 600.0,
     floor: Annotated[
         bool, typer.Option("--floor", help="Also report the time the machine needs at best.")
     ] = False,
-    output: Annotated[Path | None, typer.Option(help="Write the table to this CSV file.")] = None,
+    stored: Annotated[
+        bool, typer.Option("--stored", help="Print all stored comparisons; needs no PROBLEM.")
+    ] = False,
+    results_dir: ResultsDirOption = DEFAULT_RESULTS_DIR,
+    fresh: FreshOption = False,
+    output: OutputOption = None,
+    format: FormatOption = TableFormat.TABLE,
+    quiet: QuietOption = False,
 ) -> None:
     """Measure engines in turn, every run in a fresh process: time, memory, agreement.
 
-    Memory is the peak over the idle process, read as in a trial of critical-batch.
+    Memory is the peak over the idle process, read as in a trial of critical-batch. Every run is
+    stored as it is made; interrupted, the same command goes on.
     """
-    from vivit_bench.comparison.compare import AGREEMENT, summarise
-    from vivit_bench.comparison.compare import compare_engines as measure
-    from vivit_bench.comparison.floor import measure_floor
+    from vivit_bench.comparison.compare import AGREEMENT
+    from vivit_bench.comparison.stored import Comparison, run_comparison, stored_rows
+    from vivit_bench.hardware import check_threads
     from vivit_bench.peers import get_engine
     from vivit_bench.problems.sources import default_source
-    from vivit_bench.report.comparison import print_comparison, print_floor, save_comparison
+    from vivit_bench.problems.workload import WorkloadSpec
+    from vivit_bench.report.comparison import engines_table, stored_table
 
-    Approximation(curvature, samples, mc_samples, seed)
+    check_table_file(output)
+    if stored:
+        rows, damaged = stored_rows(results_dir)
+        for line in damaged:
+            typer.echo(f"warning: {line}", err=True)
+        if not rows:
+            raise UsageError(f"no finished comparison in {results_dir / 'comparison'}")
+        hand_out(stored_table(rows), format, output, quiet)
+        return
+    if problem is None:
+        raise UsageError("no PROBLEM is named; --stored prints the comparisons there are")
+    check_threads(threads)
     for name in engine:
         get_engine(name)
-    work = {
-        "problem": problem,
-        "quantity": quantity.value,
-        "curvature": curvature.value,
-        "samples": samples.value,
-        "mc_samples": mc_samples,
-        "data": (data or default_source(problem, "memory")).value,
-        "data_dir": str(data_dir) if data_dir else None,
-        "seed": seed,
-        "checkpoint": None,
-        "device": "cpu",
-    }
-    records = measure(
-        work,
-        engine,
-        batch_size,
-        threads=threads,
+    if len(set(engine)) < len(engine):
+        raise UsageError(f"--engine {', '.join(engine)}: name each engine once")
+    source = data or default_source(problem, "memory")
+    spec = WorkloadSpec(problem, batch_size, source, data_dir, seed, checkpoint, dtype)
+    approximation = Approximation(curvature, samples, mc_samples, seed)
+    console = progress_console(quiet)
+    compared = run_comparison(
+        Comparison(spec, quantity, approximation, tuple(engine), threads),
+        results_dir,
         repeats=repeats,
         timeout_seconds=timeout,
-        progress=lambda line: typer.echo(line, err=True),
+        floor=floor,
+        fresh=fresh,
+        note=lambda text: console.print(text, soft_wrap=True, markup=False),
     )
-    rows = summarise(records, comparable=curvature is Curvature.EXACT)
-    print_comparison(rows)
-    if output is not None:
-        save_comparison(rows, {**work, "batch_size": batch_size, "threads": threads}, output)
-    if floor:
-        print_floor(measure_floor(work, batch_size, threads, timeout), rows[0]["wall_seconds"])
-    if odd := [row for row in rows if row.get("agrees") is False]:
+    table = engines_table(compared.rows, compared.floor)
+    hand_out(table, format, output, quiet)
+    if odd := [row for row in compared.rows if row.get("agrees") is False]:
         named = ", ".join(f"{row['engine']} by {row['difference']:.1e}" for row in odd)
         raise VivitBenchError(
-            f"engines disagree with {rows[0]['engine']}: {named} (tolerance "
+            f"engines disagree with {compared.rows[0]['engine']}: {named} (tolerance "
             f"{AGREEMENT['eigenvalues']:.0e} for eigenvalues, {AGREEMENT['step']:.0e} for steps); "
             "one of them is wrong on this model"
         )

@@ -27,7 +27,7 @@ def print_search(finished: FinishedSearch) -> None:
     reasons = {
         StoppedBy.MEMORY: f"N = {n + 1} does not fit",
         StoppedBy.MAX_BATCH: "the largest N allowed fits; see --max-batch",
-        StoppedBy.TIMEOUT: f"{result.message}; see --trial-timeout",
+        StoppedBy.TIMEOUT: f"{result.message}; see --timeout",
         StoppedBy.LIMIT: result.message,
         StoppedBy.DATA: result.message,
     }

@@ -239,6 +239,16 @@ EngineOption = Annotated[
         rich_help_panel=MACHINE,
     ),
 ]
+EnginesOption = Annotated[
+    list[str],
+    typer.Option(
+        "--engine",
+        metavar="NAME",
+        help="Implementation that is measured, repeatable.",
+        autocompletion=complete_engine,
+        rich_help_panel=MACHINE,
+    ),
+]
 
 ResultsDirOption = Annotated[
     Path, typer.Option(help="Folder of all results.", rich_help_panel=OUTPUT)

@@ -1,13 +1,12 @@
 """How far a run is from what the machine could do at best, measured in a process of its own."""
 
 import time
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 from vivit_bench.errors import UsageError, VivitBenchError
 from vivit_bench.measure import Outcome, Reading, Spec, measure
-from vivit_bench.measure.work import Work
+from vivit_bench.measure.work import Work, load
 
 
 def measure_floor(
@@ -51,19 +50,9 @@ class FloorWork(Work):
     """
 
     def __init__(self, arguments: dict[str, Any]):
-        from vivit_bench.problems.sources import DataSource
-        from vivit_bench.problems.workload import WorkloadSpec, load_workload
-
+        names = ("problem", "data", "data_dir", "seed", "checkpoint")
+        self._workload = load(**{name: arguments[name] for name in names}, device="cpu")
         self._arguments = arguments
-        folder, checkpoint = arguments["data_dir"], arguments["checkpoint"]
-        spec = WorkloadSpec(
-            arguments["problem"],
-            data=None if arguments["data"] is None else DataSource(arguments["data"]),
-            data_dir=None if folder is None else Path(folder),
-            seed=arguments["seed"],
-            checkpoint=None if checkpoint is None else Path(checkpoint),
-        )
-        self._workload = load_workload(spec, "memory")
 
     def run(self, n: int) -> object:
         """See `Work`; returns what `measure_floor` does."""

@@ -57,7 +57,7 @@ class TrialRecords:
     def reusable(self, n: int, timeout_seconds: float) -> Trial | None:
         """The record of a batch size, if running it again can tell nothing new.
 
-        An error can go away; a time-out can under a longer ``--trial-timeout``.
+        An error can go away; a time-out can under a longer ``--timeout``.
 
         Args:
             n: Batch size.

@@ -1,8 +1,8 @@
 """What a search is asked for, and under which name its records are kept."""
 
-import hashlib
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from vivit_bench.arguments import problem_slug
 from vivit_bench.curvature.options import Approximation, Curvature, Samples
 from vivit_bench.errors import UsageError
-from vivit_bench.hardware import OPENMP_WAITING, parse_device
+from vivit_bench.hardware import OPENMP_WAITING, check_threads, parse_device
 from vivit_bench.measure.work import work_of
 from vivit_bench.peers import Quantity, get_engine
 from vivit_bench.problems.catalogue import is_user_problem
@@ -33,6 +33,25 @@ _ENGINE_DISTRIBUTIONS = {
     "vivit-for-pytorch": "vivit-for-pytorch",
     "curvlinops": "curvlinops-for-pytorch",
 }
+
+
+def measuring_environment(engines: Sequence[str], device: str) -> dict[str, Any]:
+    """What must be the same for measurements of some engines to be comparable.
+
+    Args:
+        engines: Names.
+        device: ``cpu`` or ``cuda:i``.
+
+    Returns:
+        Flat JSON types. ``code`` is that of the parts of the package that a measured process
+        imports; how its threads wait is set outside of them.
+    """
+    on_device = () if device == "cpu" else ("gpu", "gpu_bytes")
+    others: dict[str, Any] = dict(OPENMP_WAITING)
+    for engine in engines:
+        if distribution := _ENGINE_DISTRIBUTIONS.get(engine):
+            others[distribution] = library_version(distribution)
+    return environment(_MEASURING_ROOMS, (*_LIBRARIES, *on_device), **others)
 
 
 @dataclass(frozen=True)
@@ -97,21 +116,12 @@ class Cell:
             "mc_samples": None if given is None else given.mc_samples,
             "engine": self.engine,
             "threads": self.threads,
-            "problem_file": _hash_of(self.problem.rpartition(":")[0]),
-            "checkpoint_file": _hash_of(self.workload.checkpoint),
+            **self.workload.files(),
         }
 
     def environment(self) -> dict[str, Any]:
-        """What must be the same for two trials of this cell to be comparable, flat JSON types.
-
-        ``code`` is that of the parts of the package that a trial's process imports; how its
-        threads wait is set outside of them.
-        """
-        on_device = () if self.device == "cpu" else ("gpu", "gpu_bytes")
-        others: dict[str, Any] = dict(OPENMP_WAITING)
-        if distribution := _ENGINE_DISTRIBUTIONS.get(self.engine):
-            others[distribution] = library_version(distribution)
-        return environment(_MEASURING_ROOMS, (*_LIBRARIES, *on_device), **others)
+        """What must be the same for two trials of this cell to be comparable, flat JSON types."""
+        return measuring_environment([self.engine], self.device)
 
 
 def make_cell(
@@ -155,8 +165,7 @@ def make_cell(
     if quantity not in (offered := get_engine(engine).quantities):
         names = ", ".join(sorted(offered))
         raise UsageError(f"--quantity {quantity}: the engine {engine} has {names}")
-    if threads is not None and threads < 1:
-        raise UsageError(f"--threads {threads}: must be at least 1")
+    check_threads(threads)
     if checkpoint is not None and not checkpoint.is_file():
         raise UsageError(f"--checkpoint {checkpoint}: no such file")
     _check_problem_file(problem)
@@ -188,8 +197,7 @@ def check_bounds(max_batch: int, trial_timeout: float) -> None:
         raise UsageError(f"--max-batch {max_batch}: must be at least 1")
     if not 0 < trial_timeout < math.inf:
         raise UsageError(
-            f"--trial-timeout {trial_timeout:g}: must be a number of seconds above 0, "
-            "for example 600"
+            f"--timeout {trial_timeout:g}: must be a number of seconds above 0, for example 600"
         )
 
 
@@ -219,9 +227,3 @@ def _check_problem_file(problem: str) -> None:
         raise UsageError(f"{problem}: write path/to/file.py:function")
     if not Path(file).is_file():
         raise UsageError(f"{problem}: there is no file {file}")
-
-
-def _hash_of(file: str | Path | None) -> str | None:
-    if not file:
-        return None
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vivit_bench.errors import VivitBenchError
 from vivit_bench.hardware import thread_environment
 from vivit_bench.measure.budget import MACHINE_RESERVE, MemoryBudget, available_memory
 from vivit_bench.measure.host_memory import (
@@ -75,6 +76,9 @@ def measure(spec: Spec, timeout_seconds: float) -> Observation:
 
     Returns:
         What was seen. No process is left behind, whatever interrupts this function.
+
+    Raises:
+        VivitBenchError: No process can be started.
     """
     with _child(spec) as (keeper, pipe), selectors.DefaultSelector() as selector:
         watch = Watch(spec, timeout_seconds, keeper.pid)
@@ -92,7 +96,8 @@ def measure(spec: Spec, timeout_seconds: float) -> Observation:
             _listen(selector, _WATCH_SECONDS[spec.reading])
             reading = watch.read()
             _listen(selector, 0)  # did the work end before that was read?
-            watch.kill = watch.kill or watch.look(reading)
+            if watch.report is None and watch.kill is None:
+                watch.kill = watch.look(reading)
         _stop(keeper)
         deadline = time.monotonic() + _KEEPER_PATIENCE_SECONDS
         while not watch.ended and time.monotonic() < deadline:
@@ -280,15 +285,18 @@ def _child(spec: Spec) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     run = [sys.executable, "-P", "-X", "faulthandler", "-m", "vivit_bench.measure.child"]
     keeper = None
     try:
-        keeper = subprocess.Popen(
-            [*keep, *run, str(writing), spec.to_json()],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            pass_fds=[writing],
-            start_new_session=True,
-            env=child_environment(spec),
-        )
+        try:
+            keeper = subprocess.Popen(
+                [*keep, *run, str(writing), spec.to_json()],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                pass_fds=[writing],
+                start_new_session=True,
+                env=child_environment(spec),
+            )
+        except OSError as error:
+            raise VivitBenchError(f"cannot start a process to measure: {error}") from error
         os.close(writing)
         writing = -1
         yield keeper, reading

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from vivit_bench.curvature import Certificate
     from vivit_bench.curvature.options import Approximation
     from vivit_bench.peers import Quantity
-    from vivit_bench.problems.workload import WorkloadSpec
+    from vivit_bench.problems.workload import Workload, WorkloadSpec
 
 WARM_UP_SAMPLES = 2
 
@@ -121,29 +121,15 @@ class EngineWork(Work):
         dtype: str = "float32",
         device: str,
     ):
-        from vivit_bench.curvature.options import Curvature, Precision, Samples
+        from vivit_bench.curvature.options import Approximation, Curvature, Samples
         from vivit_bench.peers import Quantity, get_engine
-        from vivit_bench.problems.sources import DataSource
-        from vivit_bench.problems.workload import WorkloadSpec, load_workload
 
         self._quantity = Quantity(quantity)
-        self._options: dict[str, Any] = {
-            "curvature": Curvature(curvature),
-            "samples": Samples(samples),
-            "mc_samples": mc_samples,
-            "seed": seed,
-        }
-        self._engine = get_engine(engine)
-        spec = WorkloadSpec(
-            problem,
-            data=None if data is None else DataSource(data),
-            data_dir=_path(data_dir),
-            seed=seed,
-            checkpoint=_path(checkpoint),
-            dtype=Precision(dtype),
-            device=device,
+        self._approximation = Approximation(
+            Curvature(curvature), Samples(samples), mc_samples, seed
         )
-        self._workload = load_workload(spec, "memory")
+        self._engine = get_engine(engine)
+        self._workload = load(problem, data, data_dir, seed, checkpoint, device, dtype)
         self._model, self._loss = self._engine.prepare(self._workload.model, self._workload.loss)
 
     def warm_up(self) -> "Certificate | None":
@@ -164,7 +150,11 @@ class EngineWork(Work):
     def certify(self, n: int) -> "Certificate | None":
         """See `Work`: a check by plain autograd."""
         return self._engine.certify(
-            self._quantity, self._model, self._loss, *self._workload.batch(n), **self._options
+            self._quantity,
+            self._model,
+            self._loss,
+            *self._workload.batch(n),
+            self._approximation,
         )
 
     def run(self, n: int) -> object:
@@ -174,7 +164,11 @@ class EngineWork(Work):
             TooFewSamplesError: The data end before.
         """
         result = self._engine.run(
-            self._quantity, self._model, self._loss, *self._workload.batch(n), **self._options
+            self._quantity,
+            self._model,
+            self._loss,
+            *self._workload.batch(n),
+            self._approximation,
         )
         if self._workload.spec.device != "cpu":
             import torch
@@ -246,6 +240,36 @@ def project(step: "Tensor") -> dict[str, Any]:
             direction = torch.randn(len(part), generator=generator, dtype=torch.float64)
             projections[k] += float(direction @ part)
     return {"step_norm": float(step.norm()), "step_projections": projections}
+
+
+def load(
+    problem: str,
+    data: str | None,
+    data_dir: str | None,
+    seed: int,
+    checkpoint: str | None,
+    device: str,
+    dtype: str = "float32",
+) -> "Workload":
+    """Load model and loss; arguments are those of `EngineWork`.
+
+    Raises:
+        UsageError: A wrong name, value, file or device.
+    """
+    from vivit_bench.curvature.options import Precision
+    from vivit_bench.problems.sources import DataSource
+    from vivit_bench.problems.workload import WorkloadSpec, load_workload
+
+    spec = WorkloadSpec(
+        problem,
+        data=None if data is None else DataSource(data),
+        data_dir=_path(data_dir),
+        seed=seed,
+        checkpoint=_path(checkpoint),
+        dtype=Precision(dtype),
+        device=device,
+    )
+    return load_workload(spec, "memory")
 
 
 def _path(text: str | None) -> Path | None:

@@ -8,7 +8,7 @@ from backpack.core.derivatives.convnd import weight_jac_t_save_memory
 from backpack.extensions import SqrtGGNExact, SqrtGGNMC
 from torch import Tensor, nn
 
-from vivit_bench.curvature.options import Curvature, Samples
+from vivit_bench.curvature.options import Approximation, Curvature
 from vivit_bench.errors import UsageError
 from vivit_bench.peers.engine import CUTOFF, DAMPING, Quantity, Uncertified, backpropagate_gradient
 from vivit_bench.trees import Tree
@@ -46,9 +46,9 @@ def layer_groups(model: nn.Module, quantity: Quantity) -> list[list[nn.Parameter
     return [group for group in own if group]
 
 
-def curvature_samples(samples: Samples, batch_size: int) -> list[int] | None:
+def curvature_samples(approximation: Approximation, batch_size: int) -> list[int] | None:
     """BackPACK's ``subsampling``: indices of the samples that carry the curvature."""
-    count = samples.size(batch_size)
+    count = approximation.num_samples(batch_size)
     return None if count == batch_size else list(range(count))
 
 
@@ -69,26 +69,22 @@ class BackpackEngine(Uncertified):
         loss: nn.Module,
         inputs: Tree,
         targets: Tensor,
-        *,
-        curvature: Curvature,
-        samples: Samples,
-        mc_samples: int,
-        seed: int,
+        approximation: Approximation,
     ) -> dict[str, Tensor]:
         """See `Engine`."""
         if quantity is Quantity.GRADIENT:
             return {"loss": backpropagate_gradient(model, loss, inputs, targets)}
-        torch.manual_seed(seed)
-        subset = curvature_samples(samples, len(targets))
+        torch.manual_seed(approximation.seed)
+        subset = curvature_samples(approximation, len(targets))
         extension = (
             SqrtGGNExact(subsampling=subset)
-            if curvature is Curvature.EXACT
-            else SqrtGGNMC(mc_samples=mc_samples, subsampling=subset)
+            if approximation.curvature is Curvature.EXACT
+            else SqrtGGNMC(mc_samples=approximation.mc_samples, subsampling=subset)
         )
         with backpack(extension), weight_jac_t_save_memory(True):
             value = backpropagate_gradient(model, loss, inputs, targets)
         # BackPACK scales by the whole mini-batch.
-        scale = len(targets) / samples.size(len(targets))
+        scale = len(targets) / approximation.num_samples(len(targets))
         field = extension.savefield
         try:
             with torch.no_grad():

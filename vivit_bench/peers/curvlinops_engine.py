@@ -1,14 +1,12 @@
 """Leading eigenvalues by Lanczos iterations on ``curvlinops``' GGN operator."""
 
-from typing import Any
-
 import numpy as np
 import torch
 from curvlinops import GGNLinearOperator
 from scipy.sparse.linalg import eigsh
 from torch import Tensor, nn
 
-from vivit_bench.curvature.options import Curvature, Samples
+from vivit_bench.curvature.options import Approximation, Curvature
 from vivit_bench.errors import UsageError
 from vivit_bench.peers.engine import Quantity, Uncertified, backpropagate_gradient
 from vivit_bench.trees import Tree, select
@@ -33,21 +31,17 @@ class CurvlinopsEngine(Uncertified):
         loss: nn.Module,
         inputs: Tree,
         targets: Tensor,
-        *,
-        curvature: Curvature,
-        samples: Samples,
-        seed: int,
-        **_: Any,
+        approximation: Approximation,
     ) -> dict[str, Tensor]:
         """See `Engine`; ``eigenvalues`` are the 10 leading ones."""
         if quantity not in self.quantities:
             raise UsageError(f"engine 'curvlinops' cannot compute {quantity.value}")
-        if quantity is Quantity.EIGENVALUES and curvature is not Curvature.EXACT:
+        if quantity is Quantity.EIGENVALUES and approximation.curvature is not Curvature.EXACT:
             raise UsageError("engine 'curvlinops' computes exact curvature only")
         value = backpropagate_gradient(model, loss, inputs, targets)
         if quantity is Quantity.GRADIENT:
             return {"loss": value}
-        count = samples.size(len(targets))
+        count = approximation.num_samples(len(targets))
         parameters = [p for p in model.parameters() if p.requires_grad]
         operator = GGNLinearOperator(
             model,
@@ -56,7 +50,7 @@ class CurvlinopsEngine(Uncertified):
             [(select(inputs, slice(count)), targets[:count])],
             check_deterministic=False,
         )
-        start = np.random.default_rng(seed).standard_normal(operator.shape[0])
+        start = np.random.default_rng(approximation.seed).standard_normal(operator.shape[0])
         leading = min(LEADING, operator.shape[0] - 1)
         values = eigsh(
             operator.to_scipy(),

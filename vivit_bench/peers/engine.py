@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from vivit_bench.curvature import Certificate
-    from vivit_bench.curvature.options import Curvature, Samples
+    from vivit_bench.curvature.options import Approximation
     from vivit_bench.trees import Tree
 
 DAMPING = 1.0
@@ -50,11 +50,7 @@ class Engine(Protocol):
         loss: nn.Module,
         inputs: Tree,
         targets: Tensor,
-        *,
-        curvature: Curvature,
-        samples: Samples,
-        mc_samples: int,
-        seed: int,
+        approximation: Approximation,
     ) -> dict[str, Tensor]:
         """Backpropagate the whole mini-batch's gradient (into ``.grad``) and compute.
 
@@ -64,10 +60,7 @@ class Engine(Protocol):
             loss: As ``prepare`` returned it.
             inputs: Tensors [N, ...].
             targets: [N, ...].
-            curvature: Exact or Monte-Carlo.
-            samples: All samples or the first max(N // 8, 1).
-            mc_samples: Monte-Carlo samples per datum.
-            seed: Of the Monte-Carlo samples; engines draw differently.
+            approximation: Of the GGN; engines draw differently from the same seed.
 
         Returns:
             ``loss`` [], and ``eigenvalues`` [K] (descending) or ``step`` [D], the
@@ -84,11 +77,7 @@ class Engine(Protocol):
         loss: nn.Module,
         inputs: Tree,
         targets: Tensor,
-        *,
-        curvature: Curvature,
-        samples: Samples,
-        mc_samples: int,
-        seed: int,
+        approximation: Approximation,
     ) -> Certificate | None:
         """Compute the same and check it by plain autograd.
 
@@ -98,10 +87,7 @@ class Engine(Protocol):
             loss: As there.
             inputs: As there.
             targets: As there.
-            curvature: As there.
-            samples: As there.
-            mc_samples: As there.
-            seed: As there.
+            approximation: As there.
 
         Returns:
             The certificate; None where the implementation has none.

@@ -1,11 +1,10 @@
 """This project's engine."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from vivit_bench.curvature import (
+    Approximation,
     Blocks,
     Certificate,
     NewtonStep,
@@ -34,13 +33,13 @@ class OwnEngine:
         loss: nn.Module,
         inputs: Tree,
         targets: Tensor,
-        **options: Any,
+        approximation: Approximation,
     ) -> dict[str, Tensor]:
         """See `Engine`. The gradient comes with the quantity; nothing is certified."""
         if quantity is Quantity.GRADIENT:
             return {"loss": backpropagate_gradient(model, loss, inputs, targets)}
         model.zero_grad(set_to_none=True)
-        found = _compute(quantity, model, loss, inputs, targets, certify=False, **options)
+        found = _compute(quantity, model, loss, inputs, targets, approximation, certify=False)
         if isinstance(found, Spectrum):
             result = {"eigenvalues": found.eigenvalues}
         else:
@@ -58,7 +57,7 @@ class OwnEngine:
         loss: nn.Module,
         inputs: Tree,
         targets: Tensor,
-        **options: Any,
+        approximation: Approximation,
     ) -> Certificate | None:
         """The certificate of what `run` computes; None for the gradient alone.
 
@@ -67,7 +66,7 @@ class OwnEngine:
         """
         if quantity is Quantity.GRADIENT:
             return None
-        found = _compute(quantity, model, loss, inputs, targets, certify=True, **options)
+        found = _compute(quantity, model, loss, inputs, targets, approximation, certify=True)
         return found.certificate
 
 
@@ -77,11 +76,17 @@ def _compute(
     loss: nn.Module,
     inputs: Tree,
     targets: Tensor,
-    **options: Any,
+    approximation: Approximation,
+    certify: bool,
 ) -> Spectrum | NewtonStep:
-    options["with_gradient"] = True
+    request = (model, loss, inputs, targets, approximation)
     if quantity is Quantity.EIGENVALUES:
-        return eigenvalues(model, loss, inputs, targets, **options)
-    blocks = Blocks.LAYER if quantity is Quantity.BLOCK_NEWTON else Blocks.NONE
-    options |= {"blocks": blocks, "damping": DAMPING, "cutoff": CUTOFF}
-    return newton_step(model, loss, inputs, targets, **options)
+        return eigenvalues(*request, certify=certify, with_gradient=True)
+    return newton_step(
+        *request,
+        damping=DAMPING,
+        cutoff=CUTOFF,
+        blocks=Blocks.LAYER if quantity is Quantity.BLOCK_NEWTON else Blocks.NONE,
+        certify=certify,
+        with_gradient=True,
+    )

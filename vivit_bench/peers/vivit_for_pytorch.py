@@ -13,7 +13,7 @@ from backpack.core.derivatives.convnd import weight_jac_t_save_memory
 from torch import Tensor, nn
 from vivit import DirectionalDampedNewtonComputation, EigvalshComputation
 
-from vivit_bench.curvature.options import Curvature, Samples
+from vivit_bench.curvature.options import Approximation, Curvature
 from vivit_bench.errors import UsageError
 from vivit_bench.peers.backpack_engine import (
     curvature_samples,
@@ -63,23 +63,20 @@ class VivitForPytorch(Uncertified):
         loss: nn.Module,
         inputs: Tree,
         targets: Tensor,
-        *,
-        curvature: Curvature,
-        samples: Samples,
-        mc_samples: int,
-        seed: int,
+        approximation: Approximation,
     ) -> dict[str, Tensor]:
         """See `Engine`."""
         if quantity is Quantity.GRADIENT:
             return {"loss": backpropagate_gradient(model, loss, inputs, targets)}
-        if quantity is not Quantity.EIGENVALUES and mc_samples != 1:
+        if quantity is not Quantity.EIGENVALUES and approximation.mc_samples != 1:
             raise UsageError(
                 f"vivit-for-pytorch computes Newton steps with 1 Monte-Carlo sample only, "
-                f"not {mc_samples}; use --mc-samples 1"
+                f"not {approximation.mc_samples}; use --mc-samples 1"
             )
-        torch.manual_seed(seed)
-        subset = curvature_samples(samples, len(targets))
-        draws = 0 if curvature is Curvature.EXACT else mc_samples
+        torch.manual_seed(approximation.seed)
+        subset = curvature_samples(approximation, len(targets))
+        exact = approximation.curvature is Curvature.EXACT
+        draws = 0 if exact else approximation.mc_samples
         groups = [
             {
                 "params": parameters,

@@ -1,5 +1,6 @@
 """A problem with its data, device and precision: what every experiment computes on."""
 
+import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from vivit_bench.curvature.options import Precision
 from vivit_bench.errors import UsageError
 from vivit_bench.hardware import device_name, parse_device
+from vivit_bench.problems.catalogue import is_user_problem
 from vivit_bench.problems.sources import DataSource, check_source, default_source
 from vivit_bench.trees import Tree, map_tree
 
@@ -56,6 +58,15 @@ class WorkloadSpec:
         if self.data is not None:
             object.__setattr__(self, "data", DataSource(self.data))
             check_source(self.problem, self.data)
+
+    def files(self) -> dict[str, str | None]:
+        """Hashes of the user's files by their content: ``problem_file``, ``checkpoint_file``.
+
+        Raises:
+            UsageError: One cannot be read.
+        """
+        problem = self.problem.rpartition(":")[0] if is_user_problem(self.problem) else None
+        return {"problem_file": _hash_of(problem), "checkpoint_file": _hash_of(self.checkpoint)}
 
     def record(self) -> dict[str, Any]:
         """The settings that determine numbers, JSON-ready (not where the data folder is)."""
@@ -183,3 +194,13 @@ def _float_type(dtype: Precision) -> "torch.dtype":
     import torch
 
     return torch.float64 if dtype is Precision.FLOAT64 else torch.float32
+
+
+def _hash_of(file: str | Path | None) -> str | None:
+    if not file:
+        return None
+    try:
+        return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12]
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{str(file)[:200]} cannot be read: {reason}") from error

@@ -130,15 +130,6 @@ class NoisyOracle:
         lambdas = draw.generator(stream=1).gamma(means / scale, scale, shape)
         return gammas, torch.from_numpy(lambdas).clamp_(min=CURVATURE_FLOOR)
 
-    def gradient_snr(self, theta: Tensor) -> Tensor:
-        """Squared mean over variance of the slopes along every direction, [D]."""
-        slopes = self.directions.T @ self.quadratic.gradient(theta)
-        return slopes**2 / self.gradient_variance
-
-    def curvature_snr(self) -> Tensor:
-        """Squared mean over variance of the curvatures along every direction, [D]."""
-        return self.curvatures**2 / self.curvature_variance
-
 
 def check_orthonormal(directions: Tensor, dim: int) -> None:
     """Raise a UsageError unless ``directions`` [dim, dim] has orthonormal columns."""

@@ -1,78 +1,57 @@
 """Tables of engine comparisons."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import pandas as pd
-from rich.console import Console
-from rich.table import Table
-
-from vivit_bench.errors import UsageError
 from vivit_bench.measure.budget import format_peak
-from vivit_bench.store import provenance, write_atomic
+from vivit_bench.report.tables import Column, Table
+
+_COLUMNS = (
+    Column("engine", left=True),
+    Column("wall_seconds", "wall s", ".2f"),
+    Column("wall_ratio", "ratio", ".2f"),
+    Column("cpu_seconds", "CPU s", ".2f"),
+    Column("peak_bytes", "peak", format_peak),
+    Column("peak_ratio", "ratio", ".2f"),
+    Column("difference", "difference", ".1e"),
+)
+_DETAILS = (
+    *("runs", "wall_min_seconds", "wall_max_seconds", "cpu_ratio", "idle_bytes", "agrees"),
+    *("certificate_seconds", "certificate_error", "failure"),
+)
 
 
-def print_comparison(rows: Sequence[dict[str, Any]]) -> None:
-    """Print medians and ratios to the first engine's on stdout."""
-    table = Table(caption=f"ratios over {rows[0]['engine']}, the median of each round's")
-    for name in ("engine", "wall", "ratio", "CPU", "peak", "ratio", "difference"):
-        table.add_column(name, justify="left" if name == "engine" else "right", no_wrap=True)
+def engines_table(rows: Sequence[dict[str, Any]], floor: dict[str, float] | None) -> Table:
+    """Medians and ratios to the first engine's; failures and checks below the table."""
+    notes = [f"Ratios over {rows[0]['engine']}, of times the median of each round's."]
     for row in rows:
         if row["failure"]:
-            table.add_row(row["engine"], f"failed: {row['failure']}")
-            continue
-        difference = "-" if row["difference"] is None else f"{row['difference']:.1e}"
-        table.add_row(
-            row["engine"],
-            f"{row['wall_seconds']:.2f} s",
-            f"{row['wall_ratio']:.2f}",
-            f"{row['cpu_seconds']:.2f} s",
-            format_peak(row["peak_bytes"]),
-            f"{row['peak_ratio']:.2f}",
-            difference,
-        )
-    console = Console(emoji=False)
-    console.print(table)
-    for row in rows:
+            notes.append(f"{row['engine']} failed: {row['failure']}")
         if row.get("agrees") is False:
-            console.print(f"{row['engine']} DISAGREES with {rows[0]['engine']}", highlight=False)
-        if "certificate_seconds" in row:
-            console.print(
+            notes.append(f"{row['engine']} DISAGREES with {rows[0]['engine']}.")
+        if row.get("certificate_seconds") is not None:
+            notes.append(
                 f"{row['engine']}: its check by plain autograd takes "
                 f"{row['certificate_seconds']:.2f} s more, largest error "
-                f"{row['certificate_error']:.1e}",
-                highlight=False,
+                f"{row['certificate_error']:.1e}."
             )
+    if floor is not None:
+        wall = rows[0]["wall_seconds"]
+        notes.append(
+            f"Floor {floor['floor_seconds']:.2f} s = Gram products {floor['gram_seconds']:.2f} s "
+            f"at {floor['gemm_gflops']:.0f} GFLOP/s + eigensolver {floor['solver_seconds']:.2f} "
+            f"s; measured {wall:.2f} s, {wall / floor['floor_seconds']:.1f} times the floor (which "
+            "leaves out the columns' backpropagation)."
+        )
+    details = [Column(name, is_detail=True) for name in _DETAILS]
+    return Table([*_COLUMNS, *details], rows, notes=notes)
 
 
-def save_comparison(rows: Sequence[dict[str, Any]], settings: dict[str, Any], output: Path) -> None:
-    """Append the rows with settings and provenance to a CSV file, atomically.
-
-    Raises:
-        UsageError: The file cannot be written, or holds something else.
-    """
-    about = provenance()
-    frame = pd.DataFrame([{**settings, **row, **about} for row in rows])
-    try:
-        if output.exists():
-            stored = pd.read_csv(output)
-            if "wall_min_seconds" not in stored:
-                raise UsageError(
-                    f"{output} is no table of comparisons of this version; name another file"
-                )
-            frame = pd.concat([stored, frame], ignore_index=True)
-        write_atomic(output, frame.to_csv(index=False))
-    except (OSError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise UsageError(f"cannot write {output}: {error}") from error
-
-
-def print_floor(floor: dict[str, float], wall_seconds: float) -> None:
-    """Print how far a run is from the Gram products at the GEMM rate plus the eigensolver."""
-    Console(emoji=False).print(
-        f"floor {floor['floor_seconds']:.2f} s = Gram products {floor['gram_seconds']:.2f} s "
-        f"at {floor['gemm_gflops']:.0f} GFLOP/s + eigensolver {floor['solver_seconds']:.2f} s; "
-        f"measured {wall_seconds:.2f} s, {wall_seconds / floor['floor_seconds']:.1f} times the "
-        "floor (which leaves out the columns' backpropagation)",
-        highlight=False,
-    )
+def stored_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """All stored comparisons, a row per engine; as CSV and JSON with settings and machine."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    shown = {column.name: column for column in _COLUMNS}
+    first = [Column("problem", left=True), Column("quantity", left=True), Column("batch_size", "N")]
+    known = {column.name for column in first} | set(shown)
+    details = [Column(name, is_detail=True) for name in names if name not in known]
+    return Table([*first, *shown.values(), *details], rows)

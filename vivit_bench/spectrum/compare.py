@@ -26,16 +26,6 @@ class SpectrumComparison:
     """See `spectral_distance`, in decades."""
 
     @property
-    def relative_errors(self) -> NDArray[np.float64]:
-        """[k] |b - a| / |a|: 0 where both are zero, infinite where only a is."""
-        return np.array(
-            [
-                _relative_error(a, b)
-                for a, b in zip(self.leading_a.tolist(), self.leading_b.tolist(), strict=True)
-            ]
-        )
-
-    @property
     def trace_ratio(self) -> float:
         """Trace of B over trace of A (NaN if A's is zero)."""
         return self.trace_b / self.trace_a if self.trace_a else float("nan")

@@ -1,0 +1,135 @@
+"""What is recorded of code, libraries and machine: it changes when it must, and only then."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+
+import vivit_bench
+from vivit_bench.store import Provenance, code_fingerprint, environment, provenance
+from vivit_bench.store.provenance import library_version
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A package of two rooms and a module in place of this one."""
+    root = tmp_path / "package"
+    for name, text in {
+        "__init__.py": "",
+        "alone.py": "x = 1\n",
+        "a/__init__.py": "",
+        "a/one.py": '"""A room."""\n\ndef f(x):\n    """Add."""\n    return x + 1\n',
+        "b/two.py": "class C:\n    y: int = 2\n    '''Said below.'''\n",
+    }.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    monkeypatch.setattr(vivit_bench, "__file__", str(root / "__init__.py"))
+    yield root
+    code_fingerprint.cache_clear()
+
+
+def fingerprint(*rooms: str) -> str:
+    code_fingerprint.cache_clear()
+    return code_fingerprint(rooms) if rooms else code_fingerprint()
+
+
+def test_words_and_layout_change_no_fingerprint(package: Path) -> None:
+    before = fingerprint(), fingerprint("a", "b")
+    (package / "a/one.py").write_text("def f(x):  # comment\n    'Another.'\n\n    return (x+1)\n")
+    (package / "b/two.py").write_text("class C:\n    y: int = 2\n")
+    assert (fingerprint(), fingerprint("a", "b")) == before
+    assert len(before[0]) == 12
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("a/one.py", "def f(x):\n    return x + 2\n"),
+        ("a/one.py", "def f(x):\n    return 'Add.'\n"),
+        ("a/new.py", "z = 1\n"),
+    ],
+)
+def test_code_changes_the_fingerprint_of_its_room_alone(
+    package: Path, file: str, text: str
+) -> None:
+    before = [fingerprint(*rooms) for rooms in ((), ("a",), ("b",), ("a", "b"), ("alone",))]
+    (package / file).write_text(text)
+    after = [fingerprint(*rooms) for rooms in ((), ("a",), ("b",), ("a", "b"), ("alone",))]
+    assert [old != new for old, new in zip(before, after, strict=True)] == [
+        True, True, False, True, False,
+    ]  # fmt: skip
+
+
+def test_a_renamed_file_is_other_code(package: Path) -> None:
+    before = fingerprint("a")
+    (package / "a/one.py").rename(package / "a/other.py")
+    assert fingerprint("a") != before
+
+
+def test_modules_are_rooms_too(package: Path) -> None:
+    before = fingerprint("alone")
+    (package / "alone.py").write_text("x = 2\n")
+    assert fingerprint("alone") != before
+
+
+def test_an_environment_is_what_it_is_asked_for() -> None:
+    found = environment(("store",), ("torch", "host"), batch="abc")
+    facts = provenance()
+    assert found == {
+        "code": code_fingerprint(("store",)),
+        "torch": facts["torch"],
+        "host": facts["host"],
+        "batch": "abc",
+    }
+
+
+def test_facts_are_those_of_this_machine() -> None:
+    facts: Provenance = provenance()
+    assert json.loads(json.dumps(facts)) == facts
+    assert facts["torch"] == library_version("torch")
+    assert library_version("no-such-distribution") is None
+    assert facts["ram_bytes"] == psutil.virtual_memory().total
+    assert facts["started_at"].endswith("+00:00")
+    assert facts["gpu"] is None or torch.cuda.is_available()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists() and "model name" in cpuinfo.read_text():
+        assert facts["cpu"]
+        assert facts["cpu"] in cpuinfo.read_text()
+        assert facts["cpu"] == facts["cpu"].strip()
+
+
+def test_a_gpu_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vivit_bench.store.provenance import _gpu
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    properties = {0: SimpleNamespace(name="G", total_memory=5)}
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties.__getitem__)
+    assert _gpu() == {"gpu": "G", "gpu_bytes": 5}
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_the_commit_is_that_of_the_package_and_marked_where_edited(package: Path) -> None:
+    from vivit_bench.store.provenance import _git_commit
+
+    root = package.parent
+    assert _git_commit() is None
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), "-c", "user.name=n", "-c", "user.email=e", *arguments]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    git("init", "-q")
+    git("add", "-A")
+    git("commit", "-qm", "first")
+    commit = _git_commit()
+    assert commit is not None
+    assert git("rev-parse", "HEAD").startswith(commit)
+    (package / "alone.py").write_text("x = 3\n")
+    assert _git_commit() == f"{commit}-dirty"

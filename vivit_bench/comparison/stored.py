@@ -1,0 +1,173 @@
+"""Comparisons on disk: a folder each, with a line per run; tables over them are made when asked."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vivit_bench.arguments import problem_slug
+from vivit_bench.comparison.compare import Record, compare_engines, summarise
+from vivit_bench.comparison.floor import measure_floor
+from vivit_bench.critical_batch.settings import measuring_environment
+from vivit_bench.curvature.options import Approximation, Curvature
+from vivit_bench.measure.work import work_of
+from vivit_bench.peers import Quantity
+from vivit_bench.problems.workload import WorkloadSpec
+from vivit_bench.store import Identity, StoredRun, open_run, read_journal, stored_runs
+
+EXPERIMENT = "comparison"
+RUNS = "runs.jsonl"
+_MACHINE = ("cpu", "cores", "ram_bytes", "gpu", "host", "torch", "vivit_for_pytorch", "git_commit")
+
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is to be compared."""
+
+    workload: WorkloadSpec
+    """With batch size and data source filled in."""
+    quantity: Quantity
+    approximation: Approximation
+    engines: tuple[str, ...]
+    """The first is the base."""
+    threads: int
+
+    def work(self) -> dict[str, Any]:
+        """Arguments of a measured process but the engine."""
+        work = work_of(self.workload, self.quantity, self.approximation, "")
+        return {name: value for name, value in work.items() if name != "engine"}
+
+    def identity(self) -> Identity:
+        """What its figures are determined by, and under which name they are kept."""
+        approximation = self.approximation
+        parts = [problem_slug(self.workload.problem), self.quantity, approximation.curvature]
+        return Identity(
+            experiment=EXPERIMENT,
+            label="_".join([*parts, approximation.samples, f"n{self.workload.batch_size}"]),
+            settings={
+                **self.workload.record(),
+                **self.workload.files(),
+                "quantity": self.quantity.value,
+                "curvature": approximation.curvature.value,
+                "samples": approximation.samples.value,
+                "mc_samples": approximation.mc_samples,
+                "engines": list(self.engines),
+                "threads": self.threads,
+            },
+            environment=measuring_environment(self.engines, self.workload.device),
+            owns=(RUNS,),
+            mendable=(RUNS,),
+        )
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A finished comparison."""
+
+    rows: list[dict[str, Any]]
+    """See `summarise`."""
+    floor: dict[str, float] | None
+    """See `measure_floor`; None if nobody asked."""
+    folder: Path
+
+
+def run_comparison(
+    comparison: Comparison,
+    results_dir: Path,
+    *,
+    repeats: int,
+    timeout_seconds: float,
+    floor: bool = False,
+    fresh: bool = False,
+    note: Note = lambda text: None,
+) -> Compared:
+    """Measure the engines, or return what is stored; every run is on disk before the next begins.
+
+    Args:
+        comparison: What is compared.
+        results_dir: Folder of all results.
+        repeats: Time runs of each engine; those there are count.
+        timeout_seconds: For the work of one run.
+        floor: Also measure the machine's floor.
+        fresh: Measure anew.
+        note: Told of each run.
+
+    Raises:
+        UsageError: The base cannot do the work, or a stored comparison is of other conditions.
+        VivitBenchError: The base failed.
+        StorageError: Something cannot be written; what is stored is kept.
+    """
+
+    def asks_for_more(stored: StoredRun) -> bool:
+        facts = stored.results
+        return bool(repeats > facts["repeats"] or (floor and facts["floor"] is None))
+
+    with open_run(
+        results_dir,
+        comparison.identity(),
+        fresh=fresh,
+        more_wanted=asks_for_more,
+        note=note,
+    ) as run:
+        if not run.is_returned:
+            journal = run.journal(RUNS)
+            for damaged in journal.notes:
+                note(damaged)
+            repeats = max(repeats, int(run.stored.results.get("repeats", 0)))
+            compare_engines(
+                comparison.work(),
+                comparison.engines,
+                comparison.workload.batch_size or 1,
+                threads=comparison.threads,
+                repeats=repeats,
+                timeout_seconds=timeout_seconds,
+                done=[Record.from_json(entry) for entry in journal.entries],
+                record=lambda made: journal.append(made.to_json()),
+                progress=note,
+            )
+            best = run.stored.results.get("floor")
+            if floor and best is None:
+                size = comparison.workload.batch_size or 1
+                best = measure_floor(comparison.work(), size, comparison.threads, timeout_seconds)
+            run.finish({"repeats": repeats, "floor": best}, [RUNS])
+        return _load(run.stored)
+
+
+def stored_rows(results_dir: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """One row per engine of every finished comparison, and a line on each that is damaged."""
+    runs, notes = stored_runs(results_dir, EXPERIMENT)
+    rows = []
+    for stored in runs:
+        if not stored.is_finished:
+            continue
+        if damage := stored.damage():
+            notes.append(f"left out: {damage}")
+            continue
+        about = {
+            **{name: value for name, value in stored.settings.items() if name != "engines"},
+            **{name: stored.provenance.get(name) for name in _MACHINE},
+            "code": stored.environment.get("code"),
+            "run": stored.folder.name,
+        }
+        rows += [{**row, **about} for row in _load(stored).rows]
+    return rows, notes
+
+
+def _load(stored: StoredRun) -> Compared:
+    entries, _ = read_journal(stored.folder / RUNS)
+    records = _newest([Record.from_json(entry) for entry in entries])
+    ordered = [each for engine in stored.settings["engines"] for each in records[engine]]
+    comparable = stored.settings["curvature"] == Curvature.EXACT
+    return Compared(
+        summarise(ordered, comparable=comparable), stored.results["floor"], stored.folder
+    )
+
+
+def _newest(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Records by engine; one that failed and was made again counts no more."""
+    by_engine: dict[str, dict[tuple[str, int], Record]] = {}
+    for each in records:
+        by_engine.setdefault(each.engine, {})[each.kind, each.repeat] = each
+    return {engine: list(runs.values()) for engine, runs in by_engine.items()}
