@@ -20,7 +20,15 @@ from vivit_bench.spectrum.record import (
     without_fingerprint,
 )
 from vivit_bench.spectrum.settings import SpectrumSettings
-from vivit_bench.store import Identity, StoredRun, differences, environment, open_run, stored_runs
+from vivit_bench.store import (
+    Identity,
+    StoredRun,
+    differences,
+    environment,
+    nothing_found,
+    open_run,
+    stored_runs,
+)
 
 if TYPE_CHECKING:
     from vivit_bench.curvature.certificate import Certify
@@ -194,9 +202,10 @@ def stored_variants(
     if not groups:
         if not is_user_problem(problem):
             find_spec(problem)  # A misspelt name is told so, with the nearest one.
-        raise UsageError(
-            f"{problem}: no such spectrum in {results_dir / EXPERIMENT}; "
-            f"make them with: {sweep_command(problem, results_dir, wanted)}"
+        raise nothing_found(
+            f"{problem}: no such spectrum in {results_dir / EXPERIMENT}",
+            notes,
+            f"make them with: {sweep_command(problem, results_dir, wanted)}",
         )
     if len(groups) > 1:
         first, *others = (_shared(group[0]) for group in groups.values())
