@@ -256,6 +256,29 @@ def test_a_finished_run_that_is_to_go_further_is_running_again(tmp_path: Path) -
     assert action(tmp_path) is Action.RESUME
 
 
+def test_a_run_that_cannot_be_resumed_starts_again(tmp_path: Path) -> None:
+    with open_run(tmp_path, IDENTITY, resumable=False) as run:
+        run.write("table.csv", "half")
+        (run.folder / ".abc.vivit-bench-tmp").write_text("half")
+    changed = replace(IDENTITY, environment={"code": "xyz"})
+    assert action(tmp_path, changed, resumable=False) is Action.START
+    assert load_run(run.folder, "toy").environment == {"code": "xyz"}
+    assert not list(run.folder.glob(".*"))
+    with pytest.raises(Stopped) as stopped, open_run(tmp_path, IDENTITY, resumable=False):
+        raise Stopped(15)
+    assert not getattr(stopped.value, "__notes__", [])  # nothing is kept, nothing goes on
+
+
+def test_a_finished_run_that_cannot_go_further_is_kept_until_the_new_one(tmp_path: Path) -> None:
+    folder = finish(tmp_path)
+    options = {"more_wanted": lambda stored: True, "resumable": False}
+    assert action(tmp_path, **options) is Action.START
+    (old,) = folder.parent.glob("*.replaced-*")
+    assert load_run(old, "toy").read("table.csv") == b"a\n1\n"
+    finish(tmp_path, **options)
+    assert list(folder.parent.iterdir()) == [folder]
+
+
 def test_a_failure_is_the_result(tmp_path: Path) -> None:
     with open_run(tmp_path, IDENTITY) as run:
         run.finish({"failure": "it diverged"}, [], state=State.FAILED)

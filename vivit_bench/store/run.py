@@ -178,6 +178,7 @@ def open_run(
     name: str | None = None,
     fresh: bool = False,
     more_wanted: Callable[[StoredRun], bool] = lambda stored: False,
+    resumable: bool = True,
     note: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Run]:
     """The run of some settings, for this process alone: new, gone on with, or finished.
@@ -188,6 +189,8 @@ def open_run(
         name: Of the run's folder; default: the identity's address.
         fresh: Start over. The old run is moved aside, and removed when the new one is finished.
         more_wanted: Whether a finished run is to go on (under a larger time-out, say).
+        resumable: Whether what an interrupted run has written is worth going on with; otherwise
+            the run starts again, and a finished one stays moved aside until the new one is.
         note: Told what is done with a run that is there.
 
     Yields:
@@ -206,7 +209,7 @@ def open_run(
         raise UsageError(f"{folder.parent} is a symbolic link: nothing is written through it")
     with _lock(folder):
         found, stored = _look(folder, identity, more_wanted)
-        decision = decide(found, fresh)
+        decision = decide(found, fresh, resumable)
         _refuse(folder, found, decision, stored)
         if decision.replace:
             note(f"{folder} is moved to {_move_aside(folder).name} until this run is finished")
@@ -218,7 +221,7 @@ def open_run(
         try:
             yield run
         except BaseException as error:
-            if not isinstance(error, Exception):
+            if resumable and not isinstance(error, Exception):
                 error.add_note(f"{folder} keeps what was done; the same command goes on with it")
             raise
         finally:
@@ -351,6 +354,7 @@ def _begin(folder: Path, identity: Identity, stored: StoredRun | None, decision:
         return Run(stored, decision.action)
     with storage_errors(folder):
         folder.mkdir(exist_ok=True)
+    remove_temporary(folder)
     facts = provenance()
     new = StoredRun(
         folder=folder,
