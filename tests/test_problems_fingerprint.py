@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vivit_bench.problems.fingerprint import batch_fingerprint, model_fingerprint
+from vivit_bench.problems.workload import batch_fingerprint, model_fingerprint
 
 
 def test_model_fingerprint_sees_parameters_buffers_structure_and_frozen_layers():

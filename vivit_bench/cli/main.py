@@ -36,6 +36,7 @@ _GROUPS = {
     "problems": "vivit_bench.cli.problems",
 }
 
+_KEPT = "finished results are kept, and the same command goes on"
 _WRONG_NAME = {
     errno.ENAMETOOLONG,
     errno.ENOENT,
@@ -122,7 +123,7 @@ def _name(stopped: Stopped) -> str:
 
 def _notes(stopped: Stopped) -> list[str]:
     """What is kept, from whoever was at work; innermost first."""
-    return list(dict.fromkeys(getattr(stopped, "__notes__", []))) or ["nothing was stored"]
+    return list(dict.fromkeys(getattr(stopped, "__notes__", []))) or [_KEPT]
 
 
 def _end(message: str, code: int) -> NoReturn:
