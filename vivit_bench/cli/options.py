@@ -224,6 +224,17 @@ ThreadsOption = Annotated[
         min=1, help="CPU threads.", show_default="PyTorch's choice", rich_help_panel=MACHINE
     ),
 ]
+RunThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        min=1,
+        help="CPU threads of a measured process.",
+        show_default="all CPUs there are",
+        rich_help_panel=MACHINE,
+    ),
+]
+"""Of commands that measure in processes of their own."""
 TimeoutOption = Annotated[
     float,
     typer.Option(
