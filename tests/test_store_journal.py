@@ -115,3 +115,29 @@ def test_nothing_is_written_through_a_link(path: Path, tmp_path: Path) -> None:
     with pytest.raises(StorageError):
         Journal(link)
     assert path.read_bytes() == before
+
+
+def test_a_disk_that_refuses_even_the_undoing_is_one_line_and_costs_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = path.read_bytes()
+    journal = Journal(path)
+    real = os.write
+
+    def half(descriptor: int, data: bytes) -> int:
+        if len(data) < 20:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(descriptor, bytes(data[:20]))
+
+    def refused(*_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(store_files.os, "write", half)
+    monkeypatch.setattr(store_files.os, "ftruncate", refused)
+    with pytest.raises(StorageError, match="cannot write"):
+        journal.append({"n": 4, "text": "long enough"})
+    journal.close()
+    monkeypatch.undo()
+    assert path.read_bytes() != before
+    Journal(path).close()
+    assert path.read_bytes() == before

@@ -358,6 +358,26 @@ def test_a_full_disk_at_any_call_leaves_what_was_there(
     assert not list(tmp_path.rglob("*.vivit-bench-tmp"))
 
 
+def test_an_old_run_that_cannot_be_removed_does_not_fail_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish(tmp_path)
+    real = os.unlink
+
+    def refused(path: Any, *arguments: Any, **options: Any) -> None:
+        if ".replaced-" in str(path):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        real(path, *arguments, **options)
+
+    monkeypatch.setattr(store_files.os, "unlink", refused)
+    folder = finish(tmp_path, fresh=True)
+    monkeypatch.undo()
+    assert load_run(folder, "toy").is_finished
+    assert len(list(folder.parent.glob("*.replaced-*"))) == 1
+    finish(tmp_path, fresh=True)
+    assert list(folder.parent.glob("*.replaced-*")) == []
+
+
 def test_runs_are_found_by_name_label_or_folder(tmp_path: Path) -> None:
     folder = finish(tmp_path)
     for name in (folder.name, "mnist_mlp_exact", str(folder), folder.name[:-3]):

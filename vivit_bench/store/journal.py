@@ -3,6 +3,7 @@
 Every line carries a checksum. A damaged line costs that line and a note, never its neighbours.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator
@@ -60,7 +61,9 @@ class Journal:
                         "is lost, the same command starts anew"
                     )
         except BaseException:
-            os.ftruncate(self._file, self._length)
+            # Where even that fails, the next one to open the file cuts off what is not whole.
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, self._length)
             raise
         self._length += len(line)
         self.entries.append(entry)

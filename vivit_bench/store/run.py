@@ -147,8 +147,10 @@ class Run:
         with storage_errors(self.folder):
             sums = {name: sha256((self.folder / name).read_bytes()) for name in files}
         self._write_header(replace(self.stored, state=state, results=dict(results), files=sums))
-        for old in _moved_aside(self.folder):
-            _remove(old, self.stored.experiment)
+        # The result is there, and what cannot be removed now is when the next run is finished.
+        with contextlib.suppress(OSError, StorageError):
+            for old in _moved_aside(self.folder):
+                _remove(old, self.stored.experiment)
         return self.stored
 
     def close(self) -> None:
