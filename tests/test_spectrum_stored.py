@@ -14,7 +14,7 @@ from vivit_bench import curvature, spectrum
 from vivit_bench.arguments import problem_slug
 from vivit_bench.curvature.options import Approximation, Blocks, Curvature, Precision, Samples
 from vivit_bench.curvature.results import BatchInfo, Certificate, Spectrum
-from vivit_bench.errors import CertificateError, UsageError, VivitBenchError
+from vivit_bench.errors import CertificateError, Stopped, UsageError, VivitBenchError
 from vivit_bench.problems.problem import Problem
 from vivit_bench.problems.workload import Workload, WorkloadSpec
 from vivit_bench.spectrum import (
@@ -187,6 +187,24 @@ def test_interrupted_sweep_goes_on(engine: StubEngine, workload: Workload, tmp_p
     again = sweep(workload, tmp_path)
     assert engine.variants == ALL_FOUR
     assert [step.event for step in again][:3] == [SweepEvent.REUSED] * 2 + [SweepEvent.STARTED]
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_stopped_sweep_says_what_is_stored(
+    engine: StubEngine, workload: Workload, tmp_path: Path, fresh: bool
+):
+    steps = sweep_spectra(workload, results_dir=tmp_path, fresh=fresh)
+    for step in steps:
+        if step.settings.curvature is Curvature.MC:
+            break
+    engine.error = Stopped(2)
+    with pytest.raises(Stopped) as stopped:
+        next(steps)
+    folder, sweep_note = stopped.value.__notes__
+    assert "_mc_full_n4-" in folder
+    assert folder.endswith("is not finished")
+    assert sweep_note.startswith("2 of 4 spectra are stored; the same command")
+    assert ("without --fresh" in sweep_note) == fresh
 
 
 def test_sweep_abandoned_while_computing_holds_no_lock(

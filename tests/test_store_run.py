@@ -266,7 +266,7 @@ def test_a_run_that_cannot_be_resumed_starts_again(tmp_path: Path) -> None:
     assert not list(run.folder.glob(".*"))
     with pytest.raises(Stopped) as stopped, open_run(tmp_path, IDENTITY, resumable=False):
         raise Stopped(15)
-    assert not getattr(stopped.value, "__notes__", [])  # nothing is kept, nothing goes on
+    assert stopped.value.__notes__ == [f"{run.folder} is not finished"]
 
 
 def test_a_finished_run_that_cannot_go_further_is_kept_until_the_new_one(tmp_path: Path) -> None:
@@ -292,7 +292,27 @@ def test_an_interrupted_run_says_what_it_keeps(tmp_path: Path) -> None:
         raise Stopped(15)
     (note,) = stopped.value.__notes__
     assert str(run.folder) in note
-    assert "goes on" in note
+    assert "the same command goes on" in note
+    with pytest.raises(Stopped) as stopped, open_run(tmp_path, IDENTITY, fresh=True):
+        raise Stopped(15)
+    assert "the same command without --fresh goes on" in stopped.value.__notes__[0]
+
+
+def test_an_interrupted_run_says_where_the_one_before_is(tmp_path: Path) -> None:
+    finish(tmp_path)
+    with (
+        pytest.raises(Stopped) as stopped,
+        open_run(tmp_path, IDENTITY, fresh=True, resumable=False) as run,
+    ):
+        raise Stopped(15)
+    (old,) = run.folder.parent.glob("*.replaced-*")
+    assert stopped.value.__notes__ == [
+        f"{run.folder} is not finished, what was stored before is in {old}"
+    ]
+    finish(tmp_path)
+    with pytest.raises(Stopped) as stopped, open_run(tmp_path, IDENTITY):
+        raise Stopped(15)
+    assert stopped.value.__notes__ == [f"{run.folder} is finished"]
 
 
 def test_a_folder_removed_meanwhile_is_not_said_to_be_stored(tmp_path: Path) -> None:
@@ -385,6 +405,10 @@ def test_runs_are_found_by_name_label_or_folder(tmp_path: Path) -> None:
     finish(tmp_path, replace(IDENTITY, settings={**IDENTITY.settings, "n": 9}))
     with pytest.raises(UsageError, match=r"several.*n (8 -> 9|9 -> 8)"):
         find_run("mnist_mlp_exact", tmp_path, "toy", "toy run")
+    with pytest.raises(UsageError, match="no run of this name"):
+        find_run("", tmp_path / "elsewhere", "toy", "toy run")
+    with pytest.raises(UsageError, match=r"^: no run of this name.*there are mnist_mlp_exact"):
+        find_run("", tmp_path, "toy", "toy run")
     with pytest.raises(UsageError, match="there are mnist_mlp_exact"):
         find_run("mnist_mpl", tmp_path, "toy", "toy run")
     (folder / "run.json").write_text("")

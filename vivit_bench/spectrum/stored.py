@@ -141,11 +141,17 @@ def sweep_spectra(
         UsageError: As in `store_spectrum`, as the others.
         VivitBenchError: See there.
     """
-    for curvature, samples in VARIANTS:
+    for number, (curvature, samples) in enumerate(VARIANTS):
         draws = mc_samples if curvature is Curvature.MC else 1
         approximation = Approximation(curvature, samples, draws, workload.spec.seed)
         settings = SpectrumSettings(workload.spec, approximation, blocks, cutoff=cutoff)
-        yield from _steps(workload, settings, results_dir, fresh=fresh, note=note)
+        try:
+            yield from _steps(workload, settings, results_dir, fresh=fresh, note=note)
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                command = "the same command without --fresh" if fresh else "the same command"
+                error.add_note(f"{number} of {len(VARIANTS)} spectra are stored; {command} goes on")
+            raise
 
 
 def _steps(

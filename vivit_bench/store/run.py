@@ -213,8 +213,9 @@ def open_run(
         found, stored = _look(folder, identity, more_wanted)
         decision = decide(found, fresh, resumable)
         _refuse(folder, found, decision, stored)
-        if decision.replace:
-            note(f"{folder} is moved to {_move_aside(folder).name} until this run is finished")
+        aside = _move_aside(folder) if decision.replace else None
+        if aside is not None:
+            note(f"{folder} is moved to {aside.name} until this run is finished")
         run = _begin(folder, identity, stored, decision)
         if run.is_returned:
             note(f"finished already: {folder} (--fresh runs it again)")
@@ -223,8 +224,8 @@ def open_run(
         try:
             yield run
         except BaseException as error:
-            if resumable and not isinstance(error, Exception):
-                error.add_note(f"{folder} keeps what was done; the same command goes on with it")
+            if not isinstance(error, Exception):
+                error.add_note(_kept(run, aside, resumable, fresh))
             raise
         finally:
             run.close()
@@ -273,7 +274,7 @@ def find_run(name: str | None, results_dir: Path, experiment: str, command: str)
         same = stored
         name = "no RUN is named"
     else:
-        same = [run for run in stored if name == run.label or run.folder.name.startswith(name)]
+        same = [run for run in stored if name and name in (run.label, run.folder.name[: len(name)])]
     if len(exact := [run for run in same if run.label == name]) == 1:
         same = exact
     if len(same) == 1:
@@ -342,6 +343,17 @@ def _refuse(folder: Path, found: Found, decision: Decision, stored: StoredRun | 
     if decision.action is Action.FAIL:
         assert stored is not None
         raise VivitBenchError(f"{stored.results.get('failure')} ({folder}; --fresh tries again)")
+
+
+def _kept(run: Run, aside: Path | None, resumable: bool, fresh: bool) -> str:
+    """What there is of a run that is interrupted."""
+    if run.stored.is_finished:
+        return f"{run.folder} is finished"
+    if resumable:
+        command = "the same command without --fresh" if fresh else "the same command"
+        return f"{run.folder} keeps what was done; {command} goes on with it"
+    old = "" if aside is None else f", what was stored before is in {aside}"
+    return f"{run.folder} is not finished{old}"
 
 
 def _begin(folder: Path, identity: Identity, stored: StoredRun | None, decision: Decision) -> Run:
