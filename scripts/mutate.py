@@ -75,7 +75,10 @@ def _replacement(token: tokenize.TokenInfo) -> str | None:
 
 
 def _annotations(tree: ast.AST) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Where a mutation changes nothing that runs: annotations, imports, parameters' * and /."""
+    """Where a mutation changes nothing that is computed.
+
+    Annotations, imports, parameters' * and /, decorators of data classes, and ``strict`` of zip.
+    """
     spans = []
     for node in ast.walk(tree):
         parts: list[ast.AST] = []
@@ -90,6 +93,10 @@ def _annotations(tree: ast.AST) -> list[tuple[tuple[int, int], tuple[int, int]]]
                 head = (node.lineno, node.col_offset), (node.body[0].lineno, 0)
                 spans.append(head)
         elif isinstance(node, ast.Import | ast.ImportFrom | ast.Starred):
+            parts.append(node)
+        elif isinstance(node, ast.ClassDef):
+            parts += node.decorator_list
+        elif isinstance(node, ast.keyword) and node.arg == "strict":
             parts.append(node)
         for part in parts:
             assert part.end_lineno is not None  # type: ignore[attr-defined]

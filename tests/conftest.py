@@ -2,7 +2,21 @@
 
 import os
 
+import pytest
+
 from vivit_bench.hardware import OPENMP_WAITING
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.update(OPENMP_WAITING)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none."""
+    marked = [item for item in items if item.get_closest_marker("cuda")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

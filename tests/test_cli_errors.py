@@ -11,8 +11,7 @@ from command_line import Outcome, group_runner
 from vivit_bench.cli.options import (
     complete_engine,
     complete_problem,
-    complete_run,
-    complete_spectrum,
+    complete_stored,
 )
 
 PROBLEMS = """
@@ -132,10 +131,13 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         ("curvature newton p.py:exits_late", "sys.exit(5)"),
         ("curvature explain p.py:undefined", "NaN"),
         ("curvature explain p.py:broken_batch --batch-size 4", "disk"),
-        ("spectrum plot binary.csv", "not a stored spectrum"),
-        (f"spectrum compare {LONG}.csv b.csv", "File name too long"),
-        ("spectrum compare '' ''", "neither a .csv file"),
-        (f"noise table {LONG}", "File name too long"),
+        ("spectrum plot binary.csv", "no run of this name"),
+        (f"spectrum compare {LONG}.csv b.csv", "no run of this name"),
+        (f"spectrum plot {LONG}.py:f", "no such spectrum"),
+        ("spectrum compare '' ''", "no run of this name"),
+        ("spectrum compute p.py:ok --name ..", "--name"),
+        (f"spectrum compute p.py:ok --name {LONG}", "longer than 200 bytes"),
+        (f"noise table {LONG}", "no run of this name"),
         (f"{TRAIN} --lr nan", "--lr nan"),
         (f"{TRAIN} --at ٣steps", "--at"),
         ("noise run p.py:ok --optimizer sgd --lr 1 --epochs 99999999999", "--epochs"),
@@ -151,12 +153,15 @@ def test_a_wrong_request_is_one_line(run, line: str, message: str) -> None:
     assert len(said) < 1000
 
 
-def test_a_run_with_other_columns_fails_in_one_line(run) -> None:
-    for command in ("table", "plot"):
-        outcome = run(f"noise {command} old")
-        assert outcome.code == 1
-        (said,) = outcome.err.splitlines()
-        assert "directions.csv has no column direction" in said
+@pytest.mark.parametrize("group", ["noise", "spectrum"])
+def test_a_run_whose_header_is_damaged_fails_in_one_line(run, group: str) -> None:
+    Path(f"results/{group}/old").mkdir(parents=True, exist_ok=True)
+    Path(f"results/{group}/old/run.json").write_text('{"format": 1}')
+    outcome = run(f"{group} plot old")
+    assert outcome.code == 1
+    (said,) = outcome.err.splitlines()
+    assert f"results/{group}/old/run.json is no header of a run" in said
+    assert "--fresh" in said
 
 
 def test_names_that_are_not_utf8_are_one_line(run) -> None:
@@ -175,16 +180,18 @@ def test_the_shell_completes_problems_and_stored_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for path in ("r/noise/mnist_sgd/run.json", "r/spectrum/mnist_exact_full_n8.json"):
-        file = Path(path)
-        file.parent.mkdir(parents=True)
-        file.write_text("{}")
+    for path in ("noise/mnist_sgd", "spectrum/mnist_n8-1", "spectrum/mnist_n8-1.replaced-2"):
+        folder = Path("r", path)
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text("{}")
+    Path("r/spectrum/figures").mkdir()
     context = SimpleNamespace(params={"results_dir": Path("r")})
     assert complete_problem("cifar10_") == ["cifar10_3c3d"]
     assert complete_engine("viv") == ["vivit-bench", "vivit-for-pytorch"]
-    assert complete_run(context, "mn") == ["mnist_sgd"]
-    assert complete_spectrum(context, "") == ["mnist_exact_full_n8"]
-    assert complete_run(SimpleNamespace(params={}), "") == []
+    assert complete_stored("noise")(context, "mn") == ["mnist_sgd"]
+    assert complete_stored("noise")(context, "x") == []
+    assert complete_stored("spectrum")(context, "") == ["mnist_n8-1"]
+    assert complete_stored("spectrum")(SimpleNamespace(params={}), "") == []
 
 
 @pytest.mark.parametrize("command", ["curvature eigenvectors", "spectrum compute"])

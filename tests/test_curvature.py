@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from curvature_cases import CASES, Case
+from curvature_cases import CASES, Case, case
 from oracle import dense, relative_error
 from torch import Tensor, nn
 
@@ -235,7 +235,7 @@ def test_monte_carlo_converges_to_exact(name: str) -> None:
 
 
 def test_monte_carlo_trace_is_unbiased() -> None:
-    model, loss, x, y = CASES[0].build(torch.float64)
+    model, loss, x, y = case("cnn").build(torch.float64)
     trace = dense(model, loss, x, y).ggn().trace().item()
     found = [
         eigenvalues(model, loss, x, y, curvature=Curvature.MC, mc_samples=50, seed=seed).trace
@@ -250,7 +250,7 @@ def test_cutting_the_batch_does_not_change_the_result(
     curvature: Curvature, samples: Samples
 ) -> None:
     """Micro-batches of samples and columns are an implementation detail, also for MC."""
-    model, loss, x, y = CASES[0].build(torch.float64)
+    model, loss, x, y = case("cnn").build(torch.float64)
     options = {"curvature": curvature, "samples": samples, "seed": 5}
     if curvature is Curvature.MC:
         options["mc_samples"] = 3
@@ -264,7 +264,7 @@ def test_cutting_the_batch_does_not_change_the_result(
 def test_contractions_compute_the_same_gram_matrix(
     weight: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, loss, x, y = CASES[0].build(torch.float64)
+    model, loss, x, y = case("cnn").build(torch.float64)
     expected = torch.linalg.eigvalsh(dense(model, loss, x, y).ggn()).flip(0)
     monkeypatch.setattr("vivit_bench.curvature.plan.PAIRS_WEIGHT", weight)
     found = eigenvalues(model, loss, x, y).eigenvalues
@@ -272,7 +272,7 @@ def test_contractions_compute_the_same_gram_matrix(
 
 
 def test_model_is_left_as_it_was() -> None:
-    model, loss, x, y = CASES[0].build(torch.float64)
+    model, loss, x, y = case("cnn").build(torch.float64)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     hooks = [len(m._forward_hooks) for m in model.modules()]
     newton_step(model, loss, x, y)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from curvature_cases import small_mlp
 from oracle import dense, relative_error, tree_len
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -123,14 +124,14 @@ def encoder(**options: Any) -> nn.Module:
 
 
 def hooked() -> nn.Module:
-    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3))
+    model = small_mlp()
     model[0].register_forward_hook(lambda m, a, out: out * 2)
     model[2].register_forward_pre_hook(lambda m, a: (a[0].sin(),))
     return model
 
 
 def patched() -> nn.Module:
-    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3))
+    model = small_mlp()
     forward = lambda self, x: 3 * F.linear(x, self.weight, self.bias)  # noqa: E731
     model[0].forward = types.MethodType(forward, model[0])
     return model
@@ -153,7 +154,7 @@ def mixture() -> nn.Module:
 
 
 def pruned() -> nn.Module:
-    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3))
+    model = small_mlp()
     prune.l1_unstructured(model[0], "weight", amount=0.4)
     return model
 
@@ -653,7 +654,7 @@ def test_sparse_gradients_are_counted() -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_compiled_models_and_inference_mode() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3))
+    model = small_mlp()
     expected = eigenvalues(model, nn.CrossEntropyLoss(), X, LABELS).eigenvalues
     compiled = torch.compile(model, backend="eager")
     found = eigenvalues(compiled, nn.CrossEntropyLoss(), X, LABELS).eigenvalues
@@ -665,7 +666,7 @@ def test_compiled_models_and_inference_mode() -> None:
 
 def test_chosen_parameters_and_blocks() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    model = small_mlp().double()
     x = X.double()
     reference = dense(model, nn.CrossEntropyLoss(), x, LABELS, ["2.weight", "2.bias"])
     values = torch.linalg.eigvalsh(reference.ggn()).flip(0)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from curvature_cases import CASES
+from curvature_cases import case
 from oracle import dense
 from torch import Tensor
 
@@ -62,7 +62,7 @@ def test_many_tiles_of_sample_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _gram_of_convolution(rule: factors.Contraction) -> Tensor:
-    model, loss, x, y = CASES[0].build(torch.float64)
+    model, loss, x, y = case("cnn").build(torch.float64)
     batch, plan = plan_request(Request(model, loss, x, y, Approximation()))
     gram = torch.zeros(batch.rows, batch.rows, dtype=torch.float64)
     with torch.no_grad():
@@ -75,7 +75,7 @@ def _gram_of_convolution(rule: factors.Contraction) -> Tensor:
 
 @pytest.mark.usefixtures("two_threads")
 def test_small_pieces_change_nothing() -> None:
-    model, loss, x, y = CASES[0].build(torch.float64)
+    model, loss, x, y = case("cnn").build(torch.float64)
     expected = torch.linalg.eigvalsh(dense(model, loss, x, y).ggn()).flip(0)
     found = eigenvalues(model, loss, x, y, working_bytes=1).eigenvalues
     torch.testing.assert_close(found, expected[: len(found)])

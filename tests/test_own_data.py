@@ -22,10 +22,14 @@ from vivit_bench.noise.data import chunks, load_run_data
 from vivit_bench.noise.training import evaluate
 from vivit_bench.problems import DataSource, Problem, load_batch, load_dataset, load_problem
 from vivit_bench.problems.describe import describe_problem, layer_rows
-from vivit_bench.problems.fingerprint import batch_fingerprint, model_fingerprint
 from vivit_bench.problems.own_data import as_own_data
 from vivit_bench.problems.sampling import TooFewSamplesError
-from vivit_bench.problems.workload import WorkloadSpec, load_workload
+from vivit_bench.problems.workload import (
+    WorkloadSpec,
+    batch_fingerprint,
+    load_workload,
+    model_fingerprint,
+)
 from vivit_bench.spectrum import compute_spectrum
 from vivit_bench.trees import leaves
 

@@ -13,11 +13,11 @@ from torch import nn
 
 from vivit_bench.errors import UsageError
 from vivit_bench.problems import DataSource, Problem, list_problems, load_batch, load_problem
-from vivit_bench.problems.batchnorm import needs_statistics
 from vivit_bench.problems.catalogue import PROBLEMS, UNSUPPORTED
 from vivit_bench.problems.deepobs_torch import deepobs_module
 from vivit_bench.problems.load import build_network
-from vivit_bench.problems.seeding import seeded
+from vivit_bench.problems.plain import needs_statistics
+from vivit_bench.problems.sampling import seeded
 
 IMAGE_PROBLEMS = [name for name in PROBLEMS if name != "quadratic_deep"]
 PAPER_D = {"cifar10_3c3d": 895_210, "fmnist_2c2d": 3_274_634, "cifar100_allcnnc": 1_387_108}

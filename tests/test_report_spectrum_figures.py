@@ -3,6 +3,7 @@
 import math
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,3 +96,33 @@ def test_different_cutoffs_need_a_choice(tmp_path: Path):
     with pytest.raises(UsageError, match="--cutoff"):
         plot_spectra(records, tmp_path / "f")
     assert len(plot_spectra(records, tmp_path / "f", cutoff=1e-4)) == 2
+
+
+def shown(*changes: dict[str, Any]) -> tuple[str, list[str]]:
+    figure = draw_spectra([make_record(**each) for each in changes], cutoff=1e-4)
+    words = [figure.get_suptitle(), *(panel.get_title() for panel in figure.axes if panel.axison)]
+    title, *panels = (" ".join(text.split()) for text in words)
+    return title, panels
+
+
+def test_title_names_what_all_spectra_are_of():
+    title, panels = shown({"seed": 3}, {"seed": 3, "curvature": Curvature.MC})
+    assert title == "cifar10_3c3d, N = 128, D = 100, data deepobs, seed 3"
+    assert [panel.split(" 2 above")[0] for panel in panels] == ["exact, full", "mc, full"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"batch_size": 8}, ("N = 128", "N = 8")),
+        ({"data": "synthetic"}, ("data deepobs", "data synthetic")),
+        ({"seed": 7}, ("seed 0", "seed 7")),
+        ({"dtype": "float64"}, ("seed 0 exact", "seed 0, float64 exact")),
+        ({"checkpoint": "runs/w.pt"}, ("seed 0 exact", "seed 0, runs/w.pt exact")),
+    ],
+)
+def test_panels_name_what_differs(change: dict[str, Any], words: tuple[str, str]):
+    title, panels = shown({}, change)
+    assert not title
+    for word, panel in zip(words, panels, strict=True):
+        assert word in panel

@@ -1,19 +1,25 @@
-"""A stored spectrum is exactly what was computed, and a pair of files is whole or refused."""
+"""A stored spectrum is exactly what was computed, and is whole or refused."""
 
 import csv
+import io
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spectrum_cases import make_record
+from spectrum_cases import make_record, settings_with, store_record
 
 from vivit_bench.curvature.options import Curvature
-from vivit_bench.errors import UsageError
-from vivit_bench.spectrum import SpectrumRecord, load_spectrum, record
+from vivit_bench.errors import UsageError, VivitBenchError
+from vivit_bench.spectrum import SpectrumRecord, SpectrumSettings, load_spectrum
+from vivit_bench.spectrum.record import EXPERIMENT
+from vivit_bench.store import Identity, StoredRun, load_run, open_run
+from vivit_bench.store.run import DamagedRunError
 
 FLOATS = st.lists(
     st.floats(-1e300, 1e300) | st.sampled_from([math.nan, math.inf, -math.inf]), max_size=20
@@ -21,10 +27,10 @@ FLOATS = st.lists(
 
 
 def roundtrip(original: SpectrumRecord, folder: Path) -> SpectrumRecord:
-    return load_spectrum(original.save(folder / "spectrum.csv"))
+    return load_spectrum(store_record(folder, original).folder)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(FLOATS)
 def test_eigenvalues_keep_every_bit(tmp_path_factory: pytest.TempPathFactory, values: list[float]):
     original = make_record(values)
@@ -39,108 +45,120 @@ def test_everything_else_survives(tmp_path: Path):
     original = make_record(
         mc_samples=2, curvature=Curvature.MC, checkpoint="weights.pt", device="cuda:3", num_params=7
     )
-    loaded = roundtrip(original, tmp_path)
-    for name in ("settings", "num_params", "num_zeros", "trace", "loss", "provenance", "seconds"):
+    stored = store_record(tmp_path, original)
+    loaded = load_spectrum(stored)
+    for name in (
+        *("settings", "num_params", "num_samples", "num_outputs", "num_columns", "num_zeros"),
+        *("trace", "loss", "solver_dtype", "threads", "compute_seconds", "certificate"),
+    ):
         assert getattr(loaded, name) == getattr(original, name), name
     assert loaded.settings.curvature is Curvature.MC
+    assert loaded.folder == stored.folder
+    assert loaded.computed_on == stored.provenance["started_at"][:10]
+    assert (original.folder, original.computed_on) == (None, "")
 
 
 def test_layer_blocks_keep_their_order_and_merge_descending(tmp_path: Path):
     original = make_record(layers={"net.2": [4.0, 1.0], "net.0, odd": [3.0, 2.0]}, num_params=10)
-    path = original.save(tmp_path / "layers.csv")
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = list(csv.DictReader(io.StringIO(original.table())))
     assert [row["block"] for row in rows] == ["net.2", "net.2", "net.0, odd", "net.0, odd"]
-    assert [row["index"] for row in rows] == ["1", "2", "1", "2"]
-    loaded = load_spectrum(path)
+    assert [row["direction"] for row in rows] == ["1", "2", "1", "2"]
+    stored = store_record(tmp_path, original)
+    loaded = load_spectrum(stored)
     assert list(loaded.blocks) == ["net.2", "net.0, odd"]
     assert loaded.eigenvalues.tolist() == [4.0, 3.0, 2.0, 1.0]
     assert loaded.num_zeros == 6
+    described = stored.results["blocks"]["net.0, odd"]
+    assert described == {"num_eigenvalues": 2, "num_above_cutoff": 2, "trace": 5.0}
 
 
-def test_json_holds_the_numbers_the_csv_implies(tmp_path: Path):
-    path = make_record([2.0, 1e-4, -1e-9], num_params=10).save(tmp_path / "s.csv")
-    assert path.read_text().splitlines() == ["index,eigenvalue", "1,2.0", "2,0.0001", "3,-1e-09"]
-    stored = json.loads(path.with_suffix(".json").read_text())
-    assert stored["num_params"] == 10
-    assert stored["num_eigenvalues"] == 3
-    assert stored["num_zeros"] == 7
-    assert stored["num_above_cutoff"] == 1  # An eigenvalue at the cutoff is not above it.
-    assert stored["settings"]["batch_size"] == 128
+def test_header_holds_the_numbers_the_table_implies(tmp_path: Path):
+    stored = store_record(tmp_path, make_record([2.0, 1e-4, -1e-9], num_params=10))
+    lines = (stored.folder / "eigenvalues.csv").read_text().splitlines()
+    assert lines == ["direction,eigenvalue", "1,2.0", "2,0.0001", "3,-1e-09"]
+    header = json.loads((stored.folder / "run.json").read_text())
+    assert header["results"]["num_params"] == 10
+    assert header["results"]["num_eigenvalues"] == 3
+    assert header["results"]["num_zeros"] == 7
+    assert header["results"]["num_above_cutoff"] == 1  # One at the cutoff is not above it.
+    assert header["settings"]["batch_size"] == 128
+    assert header["provenance"]["torch"]
 
 
-def test_either_file_names_the_pair(tmp_path: Path):
-    make_record([2.0]).save(tmp_path / "s.csv")
-    assert load_spectrum(tmp_path / "s.json").eigenvalues.tolist() == [2.0]
+def test_interrupted_computation_is_no_spectrum(tmp_path: Path):
+    with open_run(tmp_path, Identity(EXPERIMENT, "s", {}, {})) as run:
+        run.write("eigenvalues.csv", make_record().table())
+    with pytest.raises(UsageError, match=r"was interrupted.*vivit-bench spectrum compute"):
+        load_spectrum(run.folder)
 
 
-def test_interrupted_replacement_is_no_finished_pair(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    path = make_record([2.0]).save(tmp_path / "s.csv")
-    original = record.write_atomic
-
-    def killed_before_json(target: Path, content: str) -> None:
-        if target.suffix == ".json":
-            raise KeyboardInterrupt
-        original(target, content)
-
-    monkeypatch.setattr(record, "write_atomic", killed_before_json)
-    with pytest.raises(KeyboardInterrupt):
-        make_record([5.0]).save(path)
-    with pytest.raises(UsageError, match=r"s\.json is missing"):
-        load_spectrum(path)
+TABLE_DAMAGES: dict[str, Callable[[Path], object]] = {
+    "edited": lambda path: path.write_text(path.read_text().replace("3.0", "9.0")),
+    "cut": lambda path: path.write_text(path.read_text()[:-3]),
+    "missing": lambda path: path.unlink(),
+}
 
 
-def test_edited_eigenvalues_are_refused(tmp_path: Path):
-    path = make_record([2.0]).save(tmp_path / "s.csv")
-    path.write_text(path.read_text().replace("2.0", "2.5"))
-    with pytest.raises(UsageError, match=r"not those s\.json describes"):
-        load_spectrum(path)
+@pytest.mark.parametrize("damage", TABLE_DAMAGES)
+def test_damaged_eigenvalues_are_refused(tmp_path: Path, damage: str):
+    stored = store_record(tmp_path, make_record())
+    TABLE_DAMAGES[damage](stored.folder / "eigenvalues.csv")
+    with pytest.raises(VivitBenchError, match=r"eigenvalues\.csv.*--fresh") as refused:
+        load_spectrum(stored)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("header", ["", "{", "[1]", "{}", '{"format": "vivit-bench run 1"}'])
+def test_a_header_that_is_none_is_refused(tmp_path: Path, header: str):
+    stored = store_record(tmp_path, make_record())
+    (stored.folder / "run.json").write_text(header)
+    with pytest.raises(DamagedRunError, match=r"run\.json.*--fresh"):
+        load_spectrum(stored.folder)
+
+
+def test_a_run_of_something_else_is_refused(tmp_path: Path):
+    with open_run(tmp_path, Identity("noise", "n", {}, {})) as run:
+        other = run.finish({}, [])
+    with pytest.raises(UsageError, match="a run of noise, not of spectrum"):
+        load_spectrum(other.folder)
+    with pytest.raises(UsageError, match="no run in"):
+        load_spectrum(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(
-    ("table", "description"),
-    [
-        ("a,b\n1,2\n", "{}"),
-        ("index,eigenvalue\n", "[1]"),
-        ("index,eigenvalue\n", "{"),
-        ("", '{"format": "vivit-bench spectrum 1"}'),
-    ],
+    ("part", "key"), [("settings", "seed"), ("results", "trace"), ("provenance", "started_at")]
 )
-def test_other_files_are_refused(tmp_path: Path, table: str, description: str):
-    (tmp_path / "s.csv").write_text(table)
-    (tmp_path / "s.json").write_text(description)
-    with pytest.raises(UsageError):
-        load_spectrum(tmp_path / "s.csv")
+def test_incomplete_header_is_refused(tmp_path: Path, part: str, key: str):
+    stored = store_record(tmp_path, make_record())
+    del getattr(stored, part)[key]
+    with pytest.raises(VivitBenchError, match=f"not a stored spectrum.*{key}"):
+        load_spectrum(with_valid_header(stored))
 
 
-@pytest.mark.parametrize("key", ["settings", "trace", "provenance"])
-def test_incomplete_description_is_refused(tmp_path: Path, key: str):
-    path = make_record().save(tmp_path / "s.csv")
-    description = json.loads(path.with_suffix(".json").read_text())
-    del description[key]
-    path.with_suffix(".json").write_text(json.dumps(description))
-    with pytest.raises(UsageError, match=key):
-        load_spectrum(path)
+@pytest.mark.parametrize("table", ["", "a,b\n1,2\n", "direction,eigenvalue\n1,one\n"])
+def test_another_table_is_refused(tmp_path: Path, table: str):
+    stored = store_record(tmp_path, make_record())
+    stored.files.clear()
+    (stored.folder / "eigenvalues.csv").write_text(table)
+    with pytest.raises(VivitBenchError, match="not a stored spectrum"):
+        load_spectrum(with_valid_header(stored))
 
 
-@pytest.mark.parametrize("name", ["s.txt", "s", "folder.csv"])
-def test_unfit_output_names_are_refused(tmp_path: Path, name: str):
-    (tmp_path / "folder.csv").mkdir()
-    with pytest.raises(UsageError, match="output"):
-        make_record().save(tmp_path / name)
+def with_valid_header(stored: StoredRun) -> StoredRun:
+    (stored.folder / "run.json").write_text(stored.to_json())
+    return load_run(stored.folder, EXPERIMENT)
 
 
-@pytest.mark.parametrize("name", ["mine.csv", "mine.json"])
-def test_files_of_somebody_else_are_not_overwritten(tmp_path: Path, name: str):
-    (tmp_path / name).write_text("precious\n")
-    with pytest.raises(UsageError, match="exists and is no spectrum"):
-        make_record().save(tmp_path / "mine.csv")
-    assert [file.name for file in tmp_path.iterdir()] == [name]
-
-
-def test_unwritable_place_is_one_line(tmp_path: Path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="cannot write"):
-        make_record().save(tmp_path / "file" / "s.csv")
+def test_settings_survive_their_flat_record():
+    for changes in (
+        {"curvature": "mc", "mc_samples": 3, "seed": 5, "dtype": "float64", "device": "cuda:7"},
+        {"blocks": {"head": ["fc.*"]}, "params": ["layer4.*"], "checkpoint": "w.pt"},
+        {"blocks": "layer", "samples": "frac", "cutoff": 1e-3},
+    ):
+        chosen = settings_with(**changes)
+        record: dict[str, Any] = chosen.to_json()
+        assert {key: record[key] for key in changes} == changes
+        assert SpectrumSettings.from_json(json.loads(json.dumps(record))) == chosen
+    for wrong in ({**record, "colour": 1}, {k: v for k, v in record.items() if k != "seed"}):
+        with pytest.raises((KeyError, TypeError), match=r"colour|seed"):
+            SpectrumSettings.from_json(wrong)

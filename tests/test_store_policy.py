@@ -36,6 +36,20 @@ def test_policy(found: Found, expected: Action, fresh: Action | Decision) -> Non
         assert (decided.action, decided.replace) == (fresh, False)
 
 
+@pytest.mark.parametrize(("found", "expected", "fresh"), TABLE)
+def test_policy_for_a_run_that_cannot_be_resumed(
+    found: Found, expected: Action, fresh: Action | Decision
+) -> None:
+    decided = decide(found, False, resumable=False)
+    if found.state is RUNNING and not found.damage:
+        assert decided == Decision(Action.START)  # it has no numbers that others could not join
+    elif expected is Action.RESUME:
+        assert decided == REPLACE
+    else:
+        assert decided == decide(found, False)
+    assert decide(found, True, resumable=False) == decide(found, True)
+
+
 @pytest.mark.parametrize("found", [found for found, action, _ in TABLE if action is Action.REFUSE])
 def test_a_refusal_names_what_is_wrong_and_what_to_type(found: Found) -> None:
     reason = decide(found, False).reason

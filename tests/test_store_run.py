@@ -256,6 +256,29 @@ def test_a_finished_run_that_is_to_go_further_is_running_again(tmp_path: Path) -
     assert action(tmp_path) is Action.RESUME
 
 
+def test_a_run_that_cannot_be_resumed_starts_again(tmp_path: Path) -> None:
+    with open_run(tmp_path, IDENTITY, resumable=False) as run:
+        run.write("table.csv", "half")
+        (run.folder / ".abc.vivit-bench-tmp").write_text("half")
+    changed = replace(IDENTITY, environment={"code": "xyz"})
+    assert action(tmp_path, changed, resumable=False) is Action.START
+    assert load_run(run.folder, "toy").environment == {"code": "xyz"}
+    assert not list(run.folder.glob(".*"))
+    with pytest.raises(Stopped) as stopped, open_run(tmp_path, IDENTITY, resumable=False):
+        raise Stopped(15)
+    assert stopped.value.__notes__ == [f"{run.folder} is not finished"]
+
+
+def test_a_finished_run_that_cannot_go_further_is_kept_until_the_new_one(tmp_path: Path) -> None:
+    folder = finish(tmp_path)
+    options = {"more_wanted": lambda stored: True, "resumable": False}
+    assert action(tmp_path, **options) is Action.START
+    (old,) = folder.parent.glob("*.replaced-*")
+    assert load_run(old, "toy").read("table.csv") == b"a\n1\n"
+    finish(tmp_path, **options)
+    assert list(folder.parent.iterdir()) == [folder]
+
+
 def test_a_failure_is_the_result(tmp_path: Path) -> None:
     with open_run(tmp_path, IDENTITY) as run:
         run.finish({"failure": "it diverged"}, [], state=State.FAILED)
@@ -269,7 +292,27 @@ def test_an_interrupted_run_says_what_it_keeps(tmp_path: Path) -> None:
         raise Stopped(15)
     (note,) = stopped.value.__notes__
     assert str(run.folder) in note
-    assert "goes on" in note
+    assert "the same command goes on" in note
+    with pytest.raises(Stopped) as stopped, open_run(tmp_path, IDENTITY, fresh=True):
+        raise Stopped(15)
+    assert "the same command without --fresh goes on" in stopped.value.__notes__[0]
+
+
+def test_an_interrupted_run_says_where_the_one_before_is(tmp_path: Path) -> None:
+    finish(tmp_path)
+    with (
+        pytest.raises(Stopped) as stopped,
+        open_run(tmp_path, IDENTITY, fresh=True, resumable=False) as run,
+    ):
+        raise Stopped(15)
+    (old,) = run.folder.parent.glob("*.replaced-*")
+    assert stopped.value.__notes__ == [
+        f"{run.folder} is not finished, what was stored before is in {old}"
+    ]
+    finish(tmp_path)
+    with pytest.raises(Stopped) as stopped, open_run(tmp_path, IDENTITY):
+        raise Stopped(15)
+    assert stopped.value.__notes__ == [f"{run.folder} is finished"]
 
 
 def test_a_folder_removed_meanwhile_is_not_said_to_be_stored(tmp_path: Path) -> None:
@@ -362,6 +405,10 @@ def test_runs_are_found_by_name_label_or_folder(tmp_path: Path) -> None:
     finish(tmp_path, replace(IDENTITY, settings={**IDENTITY.settings, "n": 9}))
     with pytest.raises(UsageError, match=r"several.*n (8 -> 9|9 -> 8)"):
         find_run("mnist_mlp_exact", tmp_path, "toy", "toy run")
+    with pytest.raises(UsageError, match="no run of this name"):
+        find_run("", tmp_path / "elsewhere", "toy", "toy run")
+    with pytest.raises(UsageError, match=r"^: no run of this name.*there are mnist_mlp_exact"):
+        find_run("", tmp_path, "toy", "toy run")
     with pytest.raises(UsageError, match="there are mnist_mlp_exact"):
         find_run("mnist_mpl", tmp_path, "toy", "toy run")
     (folder / "run.json").write_text("")

@@ -6,6 +6,10 @@ import typer
 
 from vivit_bench.arguments import DEFAULT_RESULTS_DIR
 from vivit_bench.cli.options import (
+    APPROXIMATION,
+    MACHINE,
+    MODEL_AND_DATA,
+    OUTPUT,
     CheckpointOption,
     CurvatureOption,
     DataDirOption,
@@ -18,10 +22,12 @@ from vivit_bench.cli.options import (
     OutputOption,
     QuietOption,
     ResultsDirOption,
+    RunThreadsOption,
     SamplesOption,
     SeedOption,
     TimeoutOption,
     complete_problem,
+    examples,
     progress_console,
 )
 from vivit_bench.cli.output import check_table_file, hand_out
@@ -30,37 +36,63 @@ from vivit_bench.errors import UsageError, VivitBenchError
 from vivit_bench.peers import Quantity
 from vivit_bench.report.tables import TableFormat
 
+EXAMPLES = examples(
+    "compare-engines cifar10_3c3d --floor",
+    "compare-engines net.py:make --engine vivit-bench --engine backpack --output engines.csv",
+    "compare-engines --stored --format json",
+)
+
 
 def compare_engines(
     problem: Annotated[
         str | None,
         typer.Argument(
-            metavar="PROBLEM",
+            metavar="[PROBLEM]",
             help="DeepOBS name, or path/to/file.py:function for your own.",
             autocompletion=complete_problem,
+            show_default=False,
         ),
     ] = None,
-    quantity: Annotated[Quantity, typer.Option(help="What to compute.")] = Quantity.EIGENVALUES,
-    batch_size: Annotated[int, typer.Option(min=1, help="Mini-batch size N.")] = 128,
+    quantity: Annotated[
+        Quantity, typer.Option(help="What is computed.", rich_help_panel=APPROXIMATION)
+    ] = Quantity.EIGENVALUES,
     curvature: CurvatureOption = Curvature.EXACT,
     samples: SamplesOption = Samples.FULL,
     mc_samples: McSamplesOption = 1,
-    engine: EnginesOption = ["vivit-bench", "vivit-for-pytorch"],  # noqa: B006
-    repeats: Annotated[
-        int, typer.Option(min=1, help="Time runs of each engine, in turn, after one for memory.")
-    ] = 5,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Mini-batch size N.", rich_help_panel=MODEL_AND_DATA)
+    ] = 128,
     data: MemoryDataOption = None,
     data_dir: DataDirOption = None,
     seed: SeedOption = 0,
     checkpoint: CheckpointOption = None,
     dtype: DtypeOption = Precision.FLOAT32,
+    engine: EnginesOption = ["vivit-bench", "vivit-for-pytorch"],  # noqa: B006
+    threads: RunThreadsOption = None,
+    repeats: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Time runs of each engine, in turn, after one for memory.",
+            rich_help_panel=MACHINE,
+        ),
+    ] = 5,
     timeout: TimeoutOption = 600.0,
     floor: Annotated[
-        bool, typer.Option("--floor", help="Also report the time the machine needs at best.")
+        bool,
+        typer.Option(
+            "--floor",
+            help="Also report the time the machine needs at best.",
+            rich_help_panel=MACHINE,
+        ),
     ] = False,
     stored: Annotated[
-        bool, typer.Option("--stored", help="Print all stored comparisons; needs no PROBLEM.")
+        bool,
+        typer.Option(
+            "--stored",
+            help="Print all stored comparisons; needs no PROBLEM.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = False,
     results_dir: ResultsDirOption = DEFAULT_RESULTS_DIR,
     fresh: FreshOption = False,
@@ -75,7 +107,7 @@ def compare_engines(
     """
     from vivit_bench.comparison.compare import AGREEMENT
     from vivit_bench.comparison.stored import Comparison, run_comparison, stored_rows
-    from vivit_bench.hardware import check_threads
+    from vivit_bench.critical_batch.settings import threads_of_a_run
     from vivit_bench.peers import get_engine
     from vivit_bench.problems.sources import default_source
     from vivit_bench.problems.workload import WorkloadSpec
@@ -94,7 +126,7 @@ def compare_engines(
         return
     if problem is None:
         raise UsageError("no PROBLEM is named; --stored prints the comparisons there are")
-    check_threads(threads)
+    count = threads_of_a_run(threads)
     for name in engine:
         get_engine(name)
     if len(set(engine)) < len(engine):
@@ -104,7 +136,7 @@ def compare_engines(
     approximation = Approximation(curvature, samples, mc_samples, seed)
     console = progress_console(quiet)
     compared = run_comparison(
-        Comparison(spec, quantity, approximation, tuple(engine), threads),
+        Comparison(spec, quantity, approximation, tuple(engine), count),
         results_dir,
         repeats=repeats,
         timeout_seconds=timeout,

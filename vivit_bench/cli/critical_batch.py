@@ -10,17 +10,40 @@ import typer
 
 from vivit_bench.arguments import DEFAULT_RESULTS_DIR, problem_slug
 from vivit_bench.cli.options import (
+    APPROXIMATION,
+    MACHINE,
+    MODEL_AND_DATA,
+    OUTPUT,
     CheckpointOption,
     DataDirOption,
     DeviceOption,
+    DtypeOption,
+    EngineOption,
+    EnginesOption,
     FormatOption,
+    FreshOption,
+    McSamplesOption,
+    MemoryDataOption,
     ProblemArgument,
+    QuietOption,
+    ResultsDirOption,
+    RunThreadsOption,
     SeedOption,
+    TimeoutOption,
+    complete_problem,
+    examples,
+    progress_console,
 )
-from vivit_bench.curvature.options import Curvature, Samples
+from vivit_bench.cli.output import hand_out
+from vivit_bench.critical_batch.settings import (
+    DEFAULT_ENGINE,
+    DEFAULT_MAX_BATCH,
+    DEFAULT_TRIAL_TIMEOUT,
+)
+from vivit_bench.curvature.options import Curvature, Precision, Samples
+from vivit_bench.errors import UsageError, VivitBenchError
 from vivit_bench.peers import Quantity
-from vivit_bench.problems.sources import DataSource
-from vivit_bench.report.tables import TableFormat, render
+from vivit_bench.report.tables import TableFormat
 
 if TYPE_CHECKING:
     from vivit_bench.cli.critical_batch_progress import SearchProgress
@@ -41,49 +64,39 @@ class Letter(StrEnum):
     D = "d"
 
 
-McSamplesOption = Annotated[
-    int, typer.Option(help="Label draws per sample for --curvature mc, at least 1.")
-]
 LimitOption = Annotated[
     str | None,
     typer.Option(
         metavar="SIZE",
         help="Largest peak over the idle process, e.g. 2GiB or 512MiB; on cuda the device's.",
         show_default="half of the memory available now",
+        rich_help_panel=MACHINE,
     ),
 ]
-MaxBatchOption = Annotated[int, typer.Option(help="Largest N to run, at least 1.")]
-DataOption = Annotated[
-    DataSource | None,
-    typer.Option(
-        help="Where mini-batches come from.",
-        show_default="synthetic; own for a problem of your own",
-    ),
-]
-ThreadsOption = Annotated[
-    int | None,
-    typer.Option(help="CPU threads of a trial, at least 1.", show_default="all CPUs there are"),
-]
-TimeoutOption = Annotated[
-    float,
-    typer.Option(
-        metavar="SECONDS",
-        help="For the work of one trial. A trial that takes longer ends the search.",
-    ),
-]
-ResultsDirOption = Annotated[Path, typer.Option(help="Folder of all results.")]
-FreshOption = Annotated[
-    bool, typer.Option("--fresh", help="Forget the records of earlier trials and start over.")
-]
-EnginesOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--engine", metavar="NAME", help="Engine, repeatable.", show_default="vivit-bench"
-    ),
+MaxBatchOption = Annotated[
+    int, typer.Option(min=1, help="Largest N to run.", rich_help_panel=MACHINE)
 ]
 ProblemsOption = Annotated[
     list[str] | None,
-    typer.Option("--problem", metavar="PROBLEM", help="Problem, repeatable."),
+    typer.Option(
+        "--problem",
+        metavar="PROBLEM",
+        help="Problem, repeatable.",
+        show_default="the paper's three",
+        autocompletion=complete_problem,
+        rich_help_panel=MODEL_AND_DATA,
+    ),
+]
+StoredProblemsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--problem",
+        metavar="PROBLEM",
+        help="Problem, repeatable.",
+        show_default="all there are",
+        autocompletion=complete_problem,
+        rich_help_panel=MODEL_AND_DATA,
+    ),
 ]
 TablesOption = Annotated[
     list[Letter] | None,
@@ -92,6 +105,17 @@ TablesOption = Annotated[
         help="Table, repeatable: a eigenvalues, b block-newton, c full-newton on the cpu; "
         "d full-newton on cuda.",
         show_default="all that this machine can make",
+        rich_help_panel=APPROXIMATION,
+    ),
+]
+StoredTablesOption = Annotated[
+    list[Letter] | None,
+    typer.Option(
+        "--table",
+        help="Table, repeatable: a eigenvalues, b block-newton, c full-newton on the cpu; "
+        "d full-newton on cuda.",
+        show_default="all there are",
+        rich_help_panel=APPROXIMATION,
     ),
 ]
 StoredLimitOption = Annotated[
@@ -100,59 +124,76 @@ StoredLimitOption = Annotated[
         metavar="SIZE",
         help="Searches under this memory limit.",
         show_default="that of the newest search",
+        rich_help_panel=MACHINE,
     ),
 ]
 MixOption = Annotated[
-    bool, typer.Option("--mix", help="Put searches of all memory limits and machines together.")
+    bool,
+    typer.Option(
+        "--mix",
+        help="Put searches of all memory limits and machines together.",
+        rich_help_panel=MACHINE,
+    ),
 ]
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "critical-batch search cifar10_3c3d --memory-limit 2GiB",
+        "critical-batch search net.py:make --quantity full-newton --dtype float64 --quiet",
+    )
+)
 def search(
     problem: ProblemArgument,
     quantity: Annotated[
-        Quantity, typer.Option(help="What is computed; the gradient always is.")
+        Quantity,
+        typer.Option(
+            help="What is computed; the gradient always is.", rich_help_panel=APPROXIMATION
+        ),
     ] = Quantity.EIGENVALUES,
     curvature: Annotated[
         Curvature | None,
         typer.Option(
             help="Exact loss Hessian or its Monte-Carlo approximation.",
             show_default="exact; none for the gradient",
+            rich_help_panel=APPROXIMATION,
         ),
     ] = None,
-    mc_samples: McSamplesOption = 1,
     samples: Annotated[
         Samples | None,
         typer.Option(
             help="Curvature of the whole mini-batch or of its first N // 8.",
             show_default="full; none for the gradient",
+            rich_help_panel=APPROXIMATION,
         ),
     ] = None,
-    device: DeviceOption = "cpu",
-    memory_limit: LimitOption = None,
-    max_batch: MaxBatchOption = 32_768,
-    engine: Annotated[
-        str, typer.Option(metavar="NAME", help="Implementation that is measured.")
-    ] = "vivit-bench",
-    data: DataOption = None,
+    mc_samples: McSamplesOption = 1,
+    data: MemoryDataOption = None,
     data_dir: DataDirOption = None,
     seed: SeedOption = 0,
-    threads: ThreadsOption = None,
-    trial_timeout: TimeoutOption = 1_800.0,
     checkpoint: CheckpointOption = None,
+    dtype: DtypeOption = Precision.FLOAT32,
+    engine: EngineOption = DEFAULT_ENGINE,
+    device: DeviceOption = "cpu",
+    threads: RunThreadsOption = None,
+    memory_limit: LimitOption = None,
+    max_batch: MaxBatchOption = DEFAULT_MAX_BATCH,
+    timeout: TimeoutOption = DEFAULT_TRIAL_TIMEOUT,
     results_dir: ResultsDirOption = DEFAULT_RESULTS_DIR,
     fresh: FreshOption = False,
+    format: FormatOption = TableFormat.TABLE,
+    quiet: QuietOption = False,
 ) -> None:
     """Search the largest batch size whose work fits the memory limit.
 
     Doubling, then bisection; every trial is a process of its own. Interrupted at any moment,
     the same command goes on where it stopped.
     """
-    from vivit_bench.cli.critical_batch_result import print_search
     from vivit_bench.critical_batch import choose_limit, make_cell, run_search
     from vivit_bench.critical_batch.settings import check_bounds
+    from vivit_bench.report.critical_batch import search_table
 
-    check_bounds(max_batch, trial_timeout)
+    check_bounds(max_batch, timeout)
     limit = _size(memory_limit)
     cell = make_cell(
         problem,
@@ -167,8 +208,9 @@ def search(
         threads=threads,
         checkpoint=checkpoint,
         data_dir=data_dir,
+        dtype=dtype,
     )
-    with _progress() as progress:
+    with _progress(quiet) as progress:
         chosen = choose_limit(
             [cell], limit, results_dir=results_dir, fresh=fresh, listener=progress
         )
@@ -177,56 +219,72 @@ def search(
             chosen,
             results_dir=results_dir,
             max_batch=max_batch,
-            trial_timeout=trial_timeout,
+            trial_timeout=timeout,
             fresh=fresh,
             listener=progress,
         )
-    print_search(finished)
+    hand_out(search_table(finished), format)
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "critical-batch sweep --table a --table c --memory-limit 2GiB",
+        "critical-batch sweep --problem mnist_mlp --engine vivit-bench --engine vivit-for-pytorch",
+    )
+)
 def sweep(
     table: TablesOption = None,
     problem: ProblemsOption = None,
-    engine: EnginesOption = None,
     gradient: Annotated[
-        bool, typer.Option(help="Also search the gradient alone, for the plots.")
+        bool,
+        typer.Option(
+            help="Also search the gradient alone, for the plots.", rich_help_panel=APPROXIMATION
+        ),
     ] = True,
     mc_samples: McSamplesOption = 1,
-    memory_limit: LimitOption = None,
-    max_batch: MaxBatchOption = 32_768,
-    data: DataOption = None,
+    data: MemoryDataOption = None,
     data_dir: DataDirOption = None,
     seed: SeedOption = 0,
-    threads: ThreadsOption = None,
-    trial_timeout: TimeoutOption = 1_800.0,
+    checkpoint: CheckpointOption = None,
+    dtype: DtypeOption = Precision.FLOAT32,
+    engine: EnginesOption = [DEFAULT_ENGINE],  # noqa: B006
+    threads: RunThreadsOption = None,
+    memory_limit: LimitOption = None,
+    max_batch: MaxBatchOption = DEFAULT_MAX_BATCH,
+    timeout: TimeoutOption = DEFAULT_TRIAL_TIMEOUT,
     results_dir: ResultsDirOption = DEFAULT_RESULTS_DIR,
     fresh: FreshOption = False,
+    format: FormatOption = TableFormat.TABLE,
+    quiet: QuietOption = False,
 ) -> None:
     """Search all cells of the paper's Table S.1, or some; finished ones are skipped.
 
     A cell that fails is named at the end, and the exit code is then 1.
     """
-    from vivit_bench.cli.critical_batch_result import summary_line
     from vivit_bench.critical_batch.sweep import default_tables, sweep_cells, table_cells
     from vivit_bench.critical_batch.table_s1 import PROBLEMS, SUB_TABLES
-    from vivit_bench.errors import VivitBenchError
+    from vivit_bench.report.critical_batch import sweep_table
 
+    problems = problem or PROBLEMS
+    if checkpoint is not None and len(set(problems)) > 1:
+        raise UsageError(f"--checkpoint {checkpoint}: of one model; name its --problem alone")
     limit = _size(memory_limit)
     tables = [SUB_TABLES[letter] for letter in table] if table else default_tables()
     cells = table_cells(
         tables,
-        problem or PROBLEMS,
-        engine or ["vivit-bench"],
+        problems,
+        engine,
         gradient=gradient,
         mc_samples=mc_samples,
         data=data,
         data_dir=data_dir,
         seed=seed,
         threads=threads,
+        checkpoint=checkpoint,
+        dtype=dtype,
     )
-    failed = []
-    with _progress() as progress:
+    failed, finished = [], []
+    with _progress(quiet) as progress:
         left_out = sorted(set(SUB_TABLES) - {sub_table.letter for sub_table in tables})
         if not table and left_out:
             progress.note(f"no CUDA device here: table {', '.join(left_out)} is left out")
@@ -236,19 +294,21 @@ def sweep(
             memory_limit=limit,
             results_dir=results_dir,
             max_batch=max_batch,
-            trial_timeout=trial_timeout,
+            trial_timeout=timeout,
             fresh=fresh,
             listener=progress,
         ):
             if step.error is not None:
                 failed.append(step.cell.label)
-                progress.note(f"{step.cell.label}: {step.error}")
+                progress.close()
+                typer.echo(f"{step.cell.label}: {step.error}", err=True)
             elif step.finished is None:
                 done += 1
                 progress.note(f"[{done}/{len(cells)}] {step.cell.label}")
             else:
-                progress.close()
-                typer.echo(summary_line(step.finished))
+                finished.append(step.finished)
+    if finished:
+        hand_out(sweep_table(finished), format)
     if failed:
         raise VivitBenchError(
             f"{len(failed)} of {len(cells)} searches failed: {'; '.join(failed)}; "
@@ -256,39 +316,42 @@ def sweep(
         )
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "critical-batch table --table a --paper", "critical-batch table --mix --format json"
+    )
+)
 def table(
-    table: TablesOption = None,
-    problem: ProblemsOption = None,
-    engine: EnginesOption = None,
-    memory_limit: StoredLimitOption = None,
+    table: StoredTablesOption = None,
     mc_samples: McSamplesOption = 1,
-    paper: Annotated[bool, typer.Option("--paper", help="Put the paper's numbers beside.")] = False,
-    format: FormatOption = TableFormat.TABLE,
+    problem: StoredProblemsOption = None,
+    dtype: DtypeOption = Precision.FLOAT32,
+    engine: EnginesOption = [DEFAULT_ENGINE],  # noqa: B006
+    memory_limit: StoredLimitOption = None,
     mix: MixOption = False,
+    paper: Annotated[
+        bool,
+        typer.Option("--paper", help="Put the paper's numbers beside.", rich_help_panel=OUTPUT),
+    ] = False,
     results_dir: ResultsDirOption = DEFAULT_RESULTS_DIR,
+    format: FormatOption = TableFormat.TABLE,
+    quiet: QuietOption = False,
 ) -> None:
     """Print stored critical batch sizes as in Table S.1, and write CSV, Markdown and LaTeX.
 
     One table has searches under one memory limit and of one machine: the newest. With
-    --problem it is only printed.
+    --problem it is only printed. As CSV and JSON all tables are printed as one.
     """
     from vivit_bench.critical_batch.records import EXPERIMENT
     from vivit_bench.critical_batch.table_s1 import SUB_TABLES
-    from vivit_bench.errors import UsageError
-    from vivit_bench.report.critical_batch_tables import (
-        format_table,
-        make_table,
-        write_table,
-    )
+    from vivit_bench.report.critical_batch_tables import as_one, make_table, write_table
 
     letters = [letter.value for letter in table or Letter]
-    engines = engine or ["vivit-bench"]
-    selection = _select(results_dir, engines, problem, memory_limit, mc_samples, mix)
+    selection = _select(results_dir, engine, problem, memory_limit, mc_samples, dtype, mix)
     tables = [
         made
         for letter in letters
-        for name in engines
+        for name in engine
         if (made := make_table(selection, SUB_TABLES[letter], name, paper=paper)) is not None
     ]
     if not tables:
@@ -296,18 +359,23 @@ def table(
             f"no search of table {', '.join(letters)} is stored; "
             f"make them with: vivit-bench critical-batch sweep --table {letters[0]}"
         )
+    for_programs = format in (TableFormat.CSV, TableFormat.JSON)
+    for number, made in enumerate([as_one(tables)] if for_programs else tables):
+        if number:
+            typer.echo("")
+        hand_out(made, format)
+    if problem:
+        return  # the files are for the whole table
     for made in tables:
-        typer.echo(format_table(made, format))
-        if problem:
-            continue  # the files are for the whole table
         for path in write_table(made, results_dir / EXPERIMENT):
-            typer.echo(str(path), err=True)
+            if not quiet:
+                typer.echo(f"wrote {path}", err=True)
 
 
-@app.command("list")
+@app.command("list", epilog=examples("critical-batch list", "critical-batch list --format csv"))
 def list_command(
-    format: FormatOption = TableFormat.TABLE,
     results_dir: ResultsDirOption = DEFAULT_RESULTS_DIR,
+    format: FormatOption = TableFormat.TABLE,
 ) -> None:
     """Print all finished searches, a row each; as CSV or JSON with machine and libraries."""
     from vivit_bench.report.critical_batch import load_searches, searches_table
@@ -315,15 +383,21 @@ def list_command(
     searches, damaged = load_searches(results_dir)
     for note in damaged:
         typer.echo(f"warning: {note}", err=True)
-    typer.echo(render(searches_table(searches), format), nl=False)
+    hand_out(searches_table(searches), format)
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "critical-batch plot",
+        "critical-batch plot --engine vivit-bench --engine vivit-for-pytorch",
+    )
+)
 def plot(
-    problem: ProblemsOption = None,
-    engine: EnginesOption = None,
-    memory_limit: StoredLimitOption = None,
     mc_samples: McSamplesOption = 1,
+    problem: StoredProblemsOption = None,
+    dtype: DtypeOption = Precision.FLOAT32,
+    engine: EnginesOption = [DEFAULT_ENGINE],  # noqa: B006
+    memory_limit: StoredLimitOption = None,
     mix: MixOption = False,
     results_dir: ResultsDirOption = DEFAULT_RESULTS_DIR,
 ) -> None:
@@ -335,8 +409,7 @@ def plot(
     from vivit_bench.report.critical_batch_figures import plot_critical_batch_sizes
     from vivit_bench.report.critical_batch_tables import in_paper_order
 
-    engines = engine or ["vivit-bench"]
-    rows = _select(results_dir, engines, problem, memory_limit, mc_samples, mix).rows
+    rows = _select(results_dir, engine, problem, memory_limit, mc_samples, dtype, mix).rows
     folder = results_dir / EXPERIMENT
     for name in in_paper_order(rows["problem"]):
         for device, part in rows[rows["problem"] == name].groupby("device"):
@@ -351,6 +424,7 @@ def _select(
     problems: list[str] | None,
     memory_limit: str | None,
     mc_samples: int,
+    dtype: Precision,
     mix: bool,
 ) -> "Selection":
     """Comparable stored searches; what is left out is told on stderr."""
@@ -363,6 +437,7 @@ def _select(
         problems=problems or (),
         memory_limit=_size(memory_limit),
         mc_samples=mc_samples,
+        dtype=dtype,
         mix=mix,
     )
     for note in [*damaged, *selection.notes]:
@@ -377,12 +452,10 @@ def _size(text: str | None) -> int | None:
 
 
 @contextlib.contextmanager
-def _progress() -> Iterator["SearchProgress"]:
-    from rich.console import Console
-
+def _progress(quiet: bool) -> Iterator["SearchProgress"]:
     from vivit_bench.cli.critical_batch_progress import SearchProgress
 
-    progress = SearchProgress(Console(emoji=False, stderr=True, highlight=False))
+    progress = SearchProgress(progress_console(quiet))
     try:
         yield progress
     finally:

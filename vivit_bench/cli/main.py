@@ -4,17 +4,21 @@ import errno
 import importlib
 import io
 import os
+import re
 import signal
 import sys
 import warnings
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
 
 from vivit_bench import __version__
+from vivit_bench.cli.options import FormatOption, examples
+from vivit_bench.cli.output import hand_out
 from vivit_bench.errors import Stopped, UsageError, VivitBenchError
 from vivit_bench.hardware import OPENMP_WAITING
+from vivit_bench.report.tables import Column, Table, TableFormat
 
 app = typer.Typer(
     name="vivit-bench",
@@ -36,6 +40,7 @@ _GROUPS = {
     "problems": "vivit_bench.cli.problems",
 }
 
+_KEPT = "finished results are kept, and the same command goes on"
 _WRONG_NAME = {
     errno.ENAMETOOLONG,
     errno.ENOENT,
@@ -50,6 +55,11 @@ _WRONG_NAME = {
 _LONGEST_NAME = 200
 _LONGEST_LINE = 1500
 
+# Typer brings a click of its own, whose errors it does not hand out by name.
+_CommandLineError: type[Exception] = next(
+    kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
+)
+
 
 @app.callback(invoke_without_command=True)
 def _root(
@@ -60,14 +70,13 @@ def _root(
         raise typer.Exit()
 
 
-@app.command()
-def env() -> None:
+@app.command(epilog=examples("env", "env --format table"))
+def env(format: FormatOption = TableFormat.JSON) -> None:
     """Print what is recorded with every result: machine, libraries, code."""
-    import json
-
     from vivit_bench.store import provenance
 
-    typer.echo(json.dumps(provenance(), indent=2))
+    facts = provenance()
+    hand_out(Table([Column(name) for name in facts], [facts], is_record=True), format)
 
 
 def main() -> None:
@@ -83,15 +92,21 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     for name, module in _GROUPS.items():
         app.add_typer(importlib.import_module(module).app, name=name)
-    app.command("compare-engines")(
-        importlib.import_module("vivit_bench.cli.compare").compare_engines
-    )
+    compare = importlib.import_module("vivit_bench.cli.compare")
+    app.command("compare-engines", epilog=compare.EXAMPLES)(compare.compare_engines)
     before = {number: signal.signal(number, _stop) for number in _SIGNALS}
     try:
-        app()
+        code = app(standalone_mode=False)
         sys.stdout.flush()
+        sys.exit(code)
     except VivitBenchError as error:
         _end(str(error), error.exit_code)
+    except _CommandLineError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # the help has been printed
+            sys.exit(UsageError.exit_code)
+        _end(_what_to_type(error), UsageError.exit_code)
+    except typer.Abort:
+        _end("the input has ended", VivitBenchError.exit_code)
     except Stopped as stopped:
         _end(f"stopped by {_name(stopped)}; {'; '.join(_notes(stopped))}", 128 + stopped.number)
     except MemoryError:
@@ -111,6 +126,14 @@ def main() -> None:
             signal.signal(number, handler)
 
 
+def _what_to_type(error: Any) -> str:
+    """An error of the command line, in this program's words, with where to look it up."""
+    said = error.format_message().rstrip(".").replace("Value error, ", "")
+    said = re.sub(r"^Invalid value for '([^']*)'", r"\1", said)
+    command = "vivit-bench" if error.ctx is None else error.ctx.command_path
+    return f"{said[:1].lower()}{said[1:]} (see {command} --help)"
+
+
 def _stop(number: int, _: object) -> None:
     """End in order at the first signal; a second one ends at once."""
     signal.signal(number, signal.SIG_DFL)
@@ -123,7 +146,7 @@ def _name(stopped: Stopped) -> str:
 
 def _notes(stopped: Stopped) -> list[str]:
     """What is kept, from whoever was at work; innermost first."""
-    return list(dict.fromkeys(getattr(stopped, "__notes__", []))) or ["nothing was stored"]
+    return list(dict.fromkeys(getattr(stopped, "__notes__", []))) or [_KEPT]
 
 
 def _end(message: str, code: int) -> NoReturn:

@@ -96,7 +96,9 @@ def complete_stored(experiment: str) -> Callable[[typer.Context, str], list[str]
     def complete(context: typer.Context, incomplete: str) -> list[str]:
         root = Path(context.params.get("results_dir") or DEFAULT_RESULTS_DIR) / experiment
         names = {path.parent.name for path in root.glob("*/run.json")}
-        return sorted(name for name in names if name.startswith(incomplete))
+        # Runs that --fresh has moved aside are no results.
+        shown = (name for name in names if ".replaced-" not in name)
+        return sorted(name for name in shown if name.startswith(incomplete))
 
     return complete
 
@@ -222,6 +224,17 @@ ThreadsOption = Annotated[
         min=1, help="CPU threads.", show_default="PyTorch's choice", rich_help_panel=MACHINE
     ),
 ]
+RunThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        min=1,
+        help="CPU threads of a measured process.",
+        show_default="all CPUs there are",
+        rich_help_panel=MACHINE,
+    ),
+]
+"""Of commands that measure in processes of their own."""
 TimeoutOption = Annotated[
     float,
     typer.Option(

@@ -3,14 +3,29 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vivit_bench.arguments import DEFAULT_RESULTS_DIR
+from vivit_bench.cli.options import (
+    FormatOption,
+    FreshOption,
+    NameOption,
+    QuietOption,
+    ResultsDirOption,
+    SeedOption,
+    complete_stored,
+    examples,
+    progress_console,
+)
+from vivit_bench.cli.output import hand_out
 from vivit_bench.errors import UsageError
 from vivit_bench.quadratic.settings import OptimizerName, RouteName, Settings
+from vivit_bench.report.tables import TableFormat
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -54,78 +69,103 @@ def _grid(text: str) -> tuple[float, float, int]:
         ) from None
 
 
-ResultsDirOption = Annotated[
-    Path,
-    typer.Option(help="Folder of all results; these are in its folder 'quadratic'."),
-]
 RunArgument = Annotated[
     str | None,
-    typer.Argument(metavar="[RUN]", help="Name of a stored run.", show_default="the only one"),
+    typer.Argument(
+        metavar="[RUN]",
+        help="Name of a run in the results, or its folder.",
+        show_default="the only one",
+        autocompletion=complete_stored("quadratic"),
+    ),
 ]
 _COMMAND = "vivit-bench quadratic run"
+COMPARED, DAMPING, QUADRATIC = "What is compared", "Bootstrap damping", "Noisy quadratic"
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "quadratic run", "quadratic run --repeats 10 --optimizers constant,bootstrap --seed 1"
+    )
+)
 def run(
-    repeats: Annotated[int, typer.Option(min=1, help="Repetitions.")] = Settings.repeats,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of an optimizer.")] = Settings.steps,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Repetitions.", rich_help_panel=COMPARED)
+    ] = Settings.repeats,
+    steps: Annotated[
+        int, typer.Option(min=1, help="Steps of an optimizer.", rich_help_panel=COMPARED)
+    ] = Settings.steps,
     optimizers: Annotated[
         str,
         typer.Option(
             metavar="NAMES",
             help="What to compare: sgd, constant (each of --dampings), bootstrap.",
+            rich_help_panel=COMPARED,
         ),
     ] = _joined(Settings.optimizers),
     dampings: Annotated[
-        str, typer.Option(metavar="NUMBERS", help="Global dampings, one optimizer each.")
+        str,
+        typer.Option(
+            metavar="NUMBERS",
+            help="Global dampings, one optimizer each.",
+            rich_help_panel=COMPARED,
+        ),
     ] = _joined(Settings.dampings),
+    learning_rate: Annotated[
+        float, typer.Option(help="Of SGD.", rich_help_panel=COMPARED)
+    ] = Settings.learning_rate,
     grid: Annotated[
         str,
         typer.Option(
             metavar="FIRST:LAST:POINTS",
             help="Log-equidistant dampings the bootstrap chooses from.",
+            rich_help_panel=DAMPING,
         ),
     ] = f"{Settings.grid_low:g}:{Settings.grid_high:g}:{Settings.grid_points}",
-    resamples: Annotated[int, typer.Option(min=1, help="Bootstrap samples.")] = Settings.resamples,
+    resamples: Annotated[
+        int, typer.Option(min=1, help="Bootstrap samples.", rich_help_panel=DAMPING)
+    ] = Settings.resamples,
     percentile: Annotated[
-        float, typer.Option(min=0, max=100, help="Of the bootstrap's lower bound.")
+        float,
+        typer.Option(
+            min=0, max=100, help="Of the bootstrap's lower bound.", rich_help_panel=DAMPING
+        ),
     ] = Settings.percentile,
-    learning_rate: Annotated[float, typer.Option(help="Of SGD.")] = Settings.learning_rate,
     curvatures: Annotated[
         str,
         typer.Option(
-            metavar="NUMBERS", help="True curvatures, one a direction.", show_default="1,2,...,20"
+            metavar="NUMBERS",
+            help="True curvatures, one a direction.",
+            show_default="1,2,...,20",
+            rich_help_panel=QUADRATIC,
         ),
     ] = _joined(Settings.curvatures),
     theta_init: Annotated[
-        float, typer.Option(help="Every coordinate of the start.")
+        float, typer.Option(help="Every coordinate of the start.", rich_help_panel=QUADRATIC)
     ] = Settings.theta_init,
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Mini-batch size N.")
-    ] = Settings.batch_size,
     gradient_variance: Annotated[
-        float, typer.Option(help="Of a sample's slope.")
+        float, typer.Option(help="Of a sample's slope.", rich_help_panel=QUADRATIC)
     ] = Settings.gradient_variance,
     curvature_variance: Annotated[
-        float, typer.Option(help="Of a sample's curvature.")
+        float, typer.Option(help="Of a sample's curvature.", rich_help_panel=QUADRATIC)
     ] = Settings.curvature_variance,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of all noise.")] = Settings.seed,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Mini-batch size N.", rich_help_panel=QUADRATIC)
+    ] = Settings.batch_size,
     route: Annotated[
         RouteName,
         typer.Option(
             help="Slopes and curvatures straight from the noise model, or through a network and "
             "the curvature engine: the same trajectories, but about 5 minutes a repetition at "
-            "the defaults."
+            "the defaults.",
+            rich_help_panel=QUADRATIC,
         ),
     ] = Settings.route,
-    name: Annotated[
-        str | None,
-        typer.Option(help="Of the run's folder.", show_default="made of the settings"),
-    ] = None,
+    seed: SeedOption = Settings.seed,
+    name: NameOption = None,
     results_dir: ResultsDirOption = DEFAULT_RESULTS_DIR,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start over, and replace the run of these settings.")
-    ] = False,
+    fresh: FreshOption = False,
+    format: FormatOption = TableFormat.TABLE,
+    quiet: QuietOption = False,
 ) -> None:
     """Run SGD, global dampings and bootstrap damping on a noisy quadratic (appendix B.5).
 
@@ -152,22 +192,24 @@ def run(
         route=route,
     )
     from vivit_bench.quadratic.records import run_experiment
-    from vivit_bench.report.quadratic import final_table, format_table
+    from vivit_bench.report.quadratic import ranking
 
-    with _progress(repeats) as progress:
+    console = progress_console(quiet)
+    with _progress(repeats, console) as progress:
         results = run_experiment(
             settings,
             results_dir,
             name=name,
             fresh=fresh,
             progress=progress,
-            note=lambda text: typer.echo(text, err=True),
+            note=lambda text: console.print(text, soft_wrap=True, markup=False),
         )
-    typer.echo(format_table(final_table(results)))
-    typer.echo(f"{results.seconds:.1f} s of computing; results in {results.folder}")
+    hand_out(ranking(results), format)
+    line = f"{results.seconds:.1f} s of computing; results in {results.folder}"
+    console.print(line, soft_wrap=True, markup=False)
 
 
-@app.command()
+@app.command(epilog=examples("quadratic plot", "quadratic plot sampler_n128"))
 def plot(run: RunArgument = None, results_dir: ResultsDirOption = DEFAULT_RESULTS_DIR) -> None:
     """Draw Figure 3, the loss curves, and the dampings that the bootstrap chose."""
     from vivit_bench.quadratic.records import EXPERIMENT, load_results
@@ -182,36 +224,34 @@ def plot(run: RunArgument = None, results_dir: ResultsDirOption = DEFAULT_RESULT
     for path in [*paths, folder / "figure_3.csv"]:
         typer.echo(path)
     if not len(results.dampings):
-        typer.echo("no figure of dampings: the run had no optimizer bootstrap", err=True)
+        typer.echo("note: no figure of dampings: the run had no optimizer bootstrap", err=True)
 
 
-@app.command()
-def table(run: RunArgument = None, results_dir: ResultsDirOption = DEFAULT_RESULTS_DIR) -> None:
-    """Rank the optimizers by their final loss; printed, and stored as CSV and Markdown."""
-    from vivit_bench.quadratic.records import DIVERGED_ABOVE, EXPERIMENT, load_results
-    from vivit_bench.report.quadratic import final_table, format_table
-    from vivit_bench.store import find_run, write_output
+@app.command(epilog=examples("quadratic table", "quadratic table sampler_n128 --format csv"))
+def table(
+    run: RunArgument = None,
+    results_dir: ResultsDirOption = DEFAULT_RESULTS_DIR,
+    format: FormatOption = TableFormat.TABLE,
+    quiet: QuietOption = False,
+) -> None:
+    """Rank the optimizers by their final loss, also as CSV, Markdown and LaTeX beside the run."""
+    from vivit_bench.quadratic.records import EXPERIMENT, load_results
+    from vivit_bench.report.quadratic import ranking
+    from vivit_bench.report.tables import render, write_in_all_formats
+    from vivit_bench.store import find_run
 
     results = load_results(find_run(run, results_dir, EXPERIMENT, _COMMAND))
-    folder = results.folder
-    final = final_table(results)
-    write_output(folder / "table.csv", final.to_csv(index=False))
-    note = (
-        "Loss after the last step, over the repetitions. Best in: share of repetitions in which "
-        "no other optimizer ends lower. Diverged: share that ends with a loss not finite or above "
-        f"{DIVERGED_ABOVE:g} times the initial one."
-    )
-    markdown = format_table(final, markdown=True)
-    write_output(folder / "table.md", f"{markdown}\n\n{note}\n")
-    typer.echo(f"{format_table(final)}\n\n{note}")
-    for name in ("table.csv", "table.md"):
-        typer.echo(folder / name)
+    made = ranking(results)
+    paths = write_in_all_formats(results.folder / "table", lambda style: render(made, style))
+    hand_out(made, format)
+    if not quiet:
+        for path in paths:
+            typer.echo(f"wrote {path}", err=True)
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
+def _progress(total: int, console: "Console") -> Iterator[Callable[[int], None]]:
     """A bar on a terminal's stderr; elsewhere a line now and then."""
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -220,9 +260,8 @@ def _progress(total: int) -> Iterator[Callable[[int], None]]:
         TimeRemainingColumn,
     )
 
-    console = Console(emoji=False, stderr=True, highlight=False)
     if not console.is_terminal:
-        yield _line_reporter(total)
+        yield _line_reporter(total, console)
         return
     columns = (TextColumn("repetitions"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
@@ -230,13 +269,13 @@ def _progress(total: int) -> Iterator[Callable[[int], None]]:
         yield lambda done: bar.update(task, completed=done)
 
 
-def _line_reporter(total: int) -> Callable[[int], None]:
+def _line_reporter(total: int, console: "Console") -> Callable[[int], None]:
     last = time.monotonic()
 
     def report(done: int) -> None:
         nonlocal last
         if done == total or time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
             last = time.monotonic()
-            typer.echo(f"{done} of {total} repetitions", err=True)
+            console.print(f"{done} of {total} repetitions")
 
     return report

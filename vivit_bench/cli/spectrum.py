@@ -1,5 +1,6 @@
 """``vivit-bench spectrum``: compute, sweep, plot and compare GGN spectra."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -51,7 +52,8 @@ from vivit_bench.errors import UsageError
 from vivit_bench.problems.sources import DataSource
 from vivit_bench.problems.workload import WorkloadSpec
 from vivit_bench.report.tables import TableFormat
-from vivit_bench.store import write_output
+from vivit_bench.store import check_name, write_output
+from vivit_bench.store.run import HEADER
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -158,6 +160,8 @@ def compute(
     spec = WorkloadSpec(problem, batch_size, data, data_dir, seed, checkpoint, dtype, device)
     approximation = Approximation(curvature, samples, mc_samples, seed)
     check_cutoff(cutoff)
+    if name is not None:
+        check_name(name)
     structure = parse_blocks(blocks or [])
     check_table_file(output)
     if eigenvectors is not None and structure != Blocks.NONE:
@@ -324,7 +328,7 @@ def plot(
     records = [load_spectrum(run) for run in runs]
     for record in records:
         _warn_if_not_finite(record)
-    _warn_of_differences(records)
+    _warn_of_differences(runs)
     stem = output or figure_stem(records, results_dir)
     if stem.suffix in {".png", ".pdf"}:
         stem = stem.with_suffix("")
@@ -382,10 +386,10 @@ def compare(
 
     check_cutoff(cutoff)
     check_table_file(output)
-    runs = (find_run(name, results_dir, EXPERIMENT, _COMMAND) for name in (a, b))
+    runs = [find_run(name, results_dir, EXPERIMENT, _COMMAND) for name in (a, b)]
     first, second = map(load_spectrum, runs)
     comparison = compare_spectra(first, second, top=top, cutoff=cutoff)
-    _warn_of_differences([first, second])
+    _warn_of_differences(runs)
     hand_out(comparison_table(comparison, first, second, cutoff), format, output, quiet)
 
 
@@ -393,26 +397,41 @@ def _stored(
     name: str, results_dir: Path, mc_samples: int, chosen: dict[str, Any]
 ) -> "list[StoredRun]":
     """A single stored spectrum, or a problem's stored variants; names those that are missing."""
-    from vivit_bench.problems.catalogue import PROBLEMS, is_user_problem
+    from vivit_bench.problems.catalogue import PROBLEMS
     from vivit_bench.spectrum.record import EXPERIMENT
     from vivit_bench.spectrum.stored import stored_variants, sweep_command
     from vivit_bench.store import find_run
 
-    single = Path(name).is_dir() or not (name in PROBLEMS or is_user_problem(name))
-    if single:
-        return [find_run(name, results_dir, EXPERIMENT, _COMMAND)]
+    # Problems of one's own have a colon; so may the name that somebody gave a run.
+    folders = (results_dir / EXPERIMENT / name, Path(name))
+    is_run = any(os.path.lexists(folder / HEADER) for folder in folders)
+    if is_run or not (name in PROBLEMS or ":" in name):
+        run = find_run(name, results_dir, EXPERIMENT, _COMMAND)
+        _check_choice(name, run, chosen)
+        return [run]
     stored, damaged = stored_variants(name, results_dir, mc_samples=mc_samples, **chosen)
     for line in damaged:
         typer.echo(f"warning: {line}", err=True)
+    found = [run for run in stored.values() if run is not None]
     if missing := [variant for variant, run in stored.items() if run is None]:
         names = "; ".join(f"{curvature}, {samples}" for curvature, samples in missing)
-        known = {option: value for option, value in chosen.items() if value is not None}
         typer.echo(
             f"{name}: not stored and left out: {names}; make them with: "
-            f"{sweep_command(name, results_dir, known)}",
+            f"{sweep_command(found[0], results_dir, mc_samples)}",
             err=True,
         )
-    return [run for run in stored.values() if run is not None]
+    return found
+
+
+def _check_choice(name: str, run: "StoredRun", chosen: dict[str, Any]) -> None:
+    """Refuse options that say of a single spectrum what it is not."""
+    for setting, value in chosen.items():
+        # What is drawn of a problem by default is no choice.
+        if value not in (None, Blocks.NONE) and run.settings.get(setting) != value:
+            raise UsageError(
+                f"{name}: --{setting.replace('_', '-')} {value} is asked for, but this spectrum "
+                f"is of {run.settings.get(setting)}; leave the option out, or name another"
+            )
 
 
 def _warn_if_not_finite(record: "SpectrumRecord") -> None:
@@ -422,22 +441,17 @@ def _warn_if_not_finite(record: "SpectrumRecord") -> None:
         typer.echo(f"warning: {record.folder}: {count} eigenvalues are not finite", err=True)
 
 
-def _warn_of_differences(records: "Sequence[SpectrumRecord]") -> None:
+def _warn_of_differences(runs: "Sequence[StoredRun]") -> None:
     """Say in what spectra differ beside their approximation: they stand side by side."""
-    first = records[0]
-    for record in records[1:]:
-        found = first.settings.differences(record.settings)
-        others = {k: v for k, v in found.items() if k not in ("curvature", "samples", "mc_samples")}
-        if others:
-            listed = ", ".join(f"{name} {old} and {new}" for name, (old, new) in others.items())
-            typer.echo(f"warning: the spectra differ in {listed}", err=True)
+    from vivit_bench.spectrum.stored import side_by_side
+
+    for line in side_by_side(runs):
+        typer.echo(f"warning: {line}", err=True)
 
 
 def _show_step(progress: "Progress", step: "SweepStep") -> None:
-    seconds = (
-        f" ({step.record.compute_seconds:.1f} s)"
-        if step.event == "stored" and step.record is not None
-        else ""
-    )
+    if step.event == "stored already":
+        return  # the store has said so, and where
+    seconds = f" ({step.record.compute_seconds:.1f} s)" if step.record is not None else ""
     line = f"{step.settings.problem} {step.settings.variant}: {step.event}{seconds}"
     progress.console.print(line, soft_wrap=True, markup=False)

@@ -80,6 +80,8 @@ class FinishedSearch:
     """Trials that were not run because their records were there."""
     folder: Path
     """Where it is stored."""
+    facts: dict[str, Any]
+    """Its result as it is stored, see `facts_of`."""
 
 
 def run_search(
@@ -139,7 +141,7 @@ def run_search(
             facts = facts_of(result, max_batch=max_batch, trial_timeout=trial_timeout)
             chosen = {"limit_chosen_by_user": memory_limit.chosen_by_user}
             stored.finish({**facts, **chosen}, [TRIALS])
-    return FinishedSearch(cell, memory_limit, result, trials.from_records, stored.folder)
+    return FinishedSearch(cell, memory_limit, result, trials.from_records, stored.folder, facts)
 
 
 class _Trials:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vivit_bench.arguments import problem_slug
-from vivit_bench.curvature.options import Approximation, Curvature, Samples
+from vivit_bench.curvature.options import Approximation, Curvature, Precision, Samples
 from vivit_bench.errors import UsageError
 from vivit_bench.hardware import OPENMP_WAITING, check_threads, parse_device
 from vivit_bench.measure.work import work_of
@@ -138,6 +138,7 @@ def make_cell(
     threads: int | None = None,
     checkpoint: Path | None = None,
     data_dir: Path | None = None,
+    dtype: Precision = Precision.FLOAT32,
 ) -> Cell:
     """Check what was asked for and fill in defaults.
 
@@ -154,6 +155,7 @@ def make_cell(
         threads: CPU threads of a trial; None for all this process may use.
         checkpoint: File of parameters; None for initial ones.
         data_dir: Folder of the data sets; None for the default.
+        dtype: Precision of model and matrix products.
 
     Returns:
         The cell.
@@ -165,7 +167,6 @@ def make_cell(
     if quantity not in (offered := get_engine(engine).quantities):
         names = ", ".join(sorted(offered))
         raise UsageError(f"--quantity {quantity}: the engine {engine} has {names}")
-    check_threads(threads)
     if checkpoint is not None and not checkpoint.is_file():
         raise UsageError(f"--checkpoint {checkpoint}: no such file")
     _check_problem_file(problem)
@@ -178,13 +179,24 @@ def make_cell(
             data_dir=data_dir,
             seed=seed,
             checkpoint=checkpoint,
+            dtype=dtype,
             device=parse_device(device),
         ),
         quantity=quantity,
         approximation=_approximation(quantity, curvature, samples, mc_samples, seed),
         engine=engine,
-        threads=threads or len(os.sched_getaffinity(0)),
+        threads=threads_of_a_run(threads),
     )
+
+
+def threads_of_a_run(threads: int | None) -> int:
+    """CPU threads of a measured process; None for all this process may use.
+
+    Raises:
+        UsageError: An absurd number.
+    """
+    check_threads(threads)
+    return threads or len(os.sched_getaffinity(0))
 
 
 def check_bounds(max_batch: int, trial_timeout: float) -> None:

@@ -12,7 +12,7 @@ from vivit_bench.errors import UsageError
 from vivit_bench.noise.settings import HELD_OUT_SHARE
 from vivit_bench.problems import DataSource, Problem, load_dataset
 from vivit_bench.problems.batch import Batch
-from vivit_bench.problems.seeding import generator
+from vivit_bench.problems.sampling import generator
 from vivit_bench.trees import Tree, select
 
 _SPLIT, _ORDER, _TRAINING = range(3)

@@ -14,8 +14,8 @@ from vivit_bench.noise.records import EXPERIMENT, OWNS, STATE, NoiseRun, Records
 from vivit_bench.noise.settings import Settings, hyperparameters
 from vivit_bench.noise.training import Diverged, Listener, Training
 from vivit_bench.problems import Problem, default_source, load_problem
-from vivit_bench.problems.fingerprint import batch_fingerprint, model_fingerprint
-from vivit_bench.problems.seeding import seeded
+from vivit_bench.problems.sampling import seeded
+from vivit_bench.problems.workload import batch_fingerprint, model_fingerprint
 from vivit_bench.store import Identity, Run, State, StoredRun, check_name, environment, open_run
 
 _ROOMS = ("noise", "curvature", "problems", "trees", "errors")

@@ -1,13 +1,31 @@
-"""A mini-batch: inputs of any shape, and one tensor of targets."""
+"""A mini-batch: inputs of any shape and one tensor of targets; and foreign text in a message."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from vivit_bench.errors import UsageError
-from vivit_bench.problems.messages import a_type, prefixed
 from vivit_bench.trees import Tree, leaves, map_tree, num_samples
+
+
+def a_type(value: object) -> str:
+    """What a value is: ``a dict``, ``3 values`` of a tuple or list."""
+    if isinstance(value, tuple | list):
+        return f"{len(value)} value{'s' if len(value) != 1 else ''}"
+    return f"a {type(value).__name__}"
+
+
+@contextmanager
+def prefixed(what: str) -> Iterator[None]:
+    """Put ``what``, the problem's name or more, before the message of a `UsageError`."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{what}: {error}") from error
+
 
 Batch: TypeAlias = tuple[Tree, Tensor]
 """Inputs and targets; the first axis of every tensor is the sample."""

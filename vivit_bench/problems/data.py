@@ -14,8 +14,7 @@ from vivit_bench.problems.datasets import DATASETS, DatasetSpec, data_folder
 from vivit_bench.problems.downloads import Split, load_raw
 from vivit_bench.problems.load import load_problem
 from vivit_bench.problems.problem import Problem
-from vivit_bench.problems.sampling import check_enough, choose, normal_inputs
-from vivit_bench.problems.seeding import generator
+from vivit_bench.problems.sampling import check_enough, choose, generator, normal_inputs
 from vivit_bench.problems.sources import MORE_OWN_DATA, DataSource, check_source
 from vivit_bench.problems.user_checks import check_outputs, check_targets
 from vivit_bench.trees import select

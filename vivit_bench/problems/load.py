@@ -6,19 +6,18 @@ import torch
 from torch import Tensor, nn
 
 from vivit_bench.problems import quadratic
-from vivit_bench.problems.batchnorm import (
-    STATISTICS_BATCHES,
-    STATISTICS_SAMPLES,
-    fill_statistics,
-    needs_statistics,
-)
 from vivit_bench.problems.catalogue import ProblemSpec, find_spec, is_user_problem
 from vivit_bench.problems.checkpoint import load_checkpoint
 from vivit_bench.problems.deepobs_torch import deepobs_module
-from vivit_bench.problems.plain import make_plain
+from vivit_bench.problems.plain import (
+    STATISTICS_BATCHES,
+    STATISTICS_SAMPLES,
+    fill_statistics,
+    make_plain,
+    needs_statistics,
+)
 from vivit_bench.problems.problem import Problem, count_trainable
-from vivit_bench.problems.sampling import normal_inputs
-from vivit_bench.problems.seeding import generator, seeded
+from vivit_bench.problems.sampling import generator, normal_inputs, seeded
 from vivit_bench.problems.user import load_user_problem
 
 

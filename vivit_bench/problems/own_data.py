@@ -14,10 +14,8 @@ from torch.utils.data import (
 )
 
 from vivit_bench.errors import UsageError, describe
-from vivit_bench.problems.batch import Batch, check_batch
-from vivit_bench.problems.messages import a_type
-from vivit_bench.problems.sampling import TooFewSamplesError, choose
-from vivit_bench.problems.seeding import seeded
+from vivit_bench.problems.batch import Batch, a_type, check_batch
+from vivit_bench.problems.sampling import TooFewSamplesError, choose, seeded
 from vivit_bench.trees import select
 
 _FORMS = (

@@ -1,13 +1,17 @@
-"""DeepOBS's networks out of plain modules, with their own names, weights and outputs.
+"""DeepOBS's networks out of plain modules, and running statistics that evaluation mode needs.
 
 BackPACK and torch.fx know torch's modules only; DeepOBS has a flatten of its own,
 padding that a hook computes from the input, and a residual sum in place.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from vivit_bench.problems.deepobs_torch import deepobs_module
+from vivit_bench.trees import Tree
 
 
 class ResidualBlock(nn.Module):
@@ -74,3 +78,40 @@ def _plain(module: nn.Module) -> nn.Module:
     if isinstance(module, utils.residual_block):
         return ResidualBlock(module).eval()
     return module
+
+
+STATISTICS_BATCHES, STATISTICS_SAMPLES = 3, 32
+"""Forward passes that fill running statistics, and the inputs of each."""
+
+
+def needs_statistics(model: nn.Module) -> bool:
+    """Whether a batch normalisation of ``model`` never saw a training batch."""
+    return any(map(_never_updated, model.modules()))
+
+
+def fill_statistics(model: nn.Module, batches: Iterable[Tree]) -> None:
+    """Fill running means and variances that were never updated, by forward passes.
+
+    Only these layers are in training mode meanwhile: dropout stays off.
+
+    Args:
+        model: Left in evaluation mode.
+        batches: Inputs of n > 1 samples, one forward pass each.
+    """
+    model.eval()
+    fresh = [module for module in model.modules() if _never_updated(module)]
+    for module in fresh:
+        module.train()
+    with torch.no_grad():
+        for inputs in batches:
+            model(inputs)
+    model.eval()
+
+
+def _never_updated(module: nn.Module) -> bool:
+    # num_batches_tracked is None without running statistics.
+    return (
+        isinstance(module, _BatchNorm)
+        and module.num_batches_tracked is not None
+        and int(module.num_batches_tracked) == 0
+    )

@@ -14,18 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from vivit_bench.errors import UsageError, describe
-from vivit_bench.problems.batch import sample_shape
-from vivit_bench.problems.batchnorm import (
+from vivit_bench.problems.batch import a_type, sample_shape
+from vivit_bench.problems.checkpoint import load_checkpoint
+from vivit_bench.problems.own_data import OwnData, OwnTensors, as_own_data
+from vivit_bench.problems.plain import (
     STATISTICS_BATCHES,
     STATISTICS_SAMPLES,
     fill_statistics,
     needs_statistics,
 )
-from vivit_bench.problems.checkpoint import load_checkpoint
-from vivit_bench.problems.messages import a_type
-from vivit_bench.problems.own_data import OwnData, OwnTensors, as_own_data
 from vivit_bench.problems.problem import Problem, count_trainable
-from vivit_bench.problems.seeding import seeded
+from vivit_bench.problems.sampling import seeded
 from vivit_bench.problems.user_checks import check_loss, check_model, check_outputs, check_targets
 
 _MOST_DEFAULT_SAMPLES = 128

@@ -12,8 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from vivit_bench.curvature import loss_checks
 from vivit_bench.errors import UsageError, describe
-from vivit_bench.problems.batch import Batch, Shape, shape_text
-from vivit_bench.problems.messages import a_type, prefixed
+from vivit_bench.problems.batch import Batch, Shape, a_type, prefixed, shape_text
 from vivit_bench.trees import map_tree
 
 

@@ -1,6 +1,7 @@
-"""A problem with its data, device and precision: what every experiment computes on."""
+"""A problem with its data, device and precision: what every experiment computes on; its hashes."""
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,7 @@ from vivit_bench.errors import UsageError
 from vivit_bench.hardware import device_name, parse_device
 from vivit_bench.problems.catalogue import is_user_problem
 from vivit_bench.problems.sources import DataSource, check_source, default_source
-from vivit_bench.trees import Tree, map_tree
+from vivit_bench.trees import Tree, leaves, map_tree
 
 if TYPE_CHECKING:
     import torch
@@ -121,8 +122,6 @@ class Workload:
     @property
     def batch_fingerprint(self) -> str:
         """Hash of the mini-batch of `request`, before any conversion."""
-        from vivit_bench.problems.fingerprint import batch_fingerprint
-
         return batch_fingerprint(*self._own_batch)
 
     @cached_property
@@ -167,7 +166,6 @@ def load_workload(spec: WorkloadSpec, purpose: Purpose = "real") -> Workload:
     Raises:
         UsageError: A wrong name, value, file or device.
     """
-    from vivit_bench.problems.fingerprint import model_fingerprint
     from vivit_bench.problems.load import load_problem
 
     parse_device(spec.device)
@@ -204,3 +202,55 @@ def _hash_of(file: str | Path | None) -> str | None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"{str(file)[:200]} cannot be read: {reason}") from error
+
+
+_LOSS_DEFAULTS = {"reduction": "mean", "ignore_index": -100, "label_smoothing": 0.0}
+
+
+def model_fingerprint(problem: str, model: "Module", loss: "Module") -> str:
+    """Hash a model: structure, parameters, buffers, loss, and the user's file if there is one.
+
+    Args:
+        problem: DeepOBS name or ``path/to/file.py:function``.
+        model: The model.
+        loss: Its loss, with its settings and weights.
+
+    Returns:
+        12 hex digits.
+    """
+    digest = hashlib.sha256(f"{model!r}\n{loss!r}\n".encode())
+    for name, default in _LOSS_DEFAULTS.items():  # what repr(loss) does not show
+        if (value := getattr(loss, name, default)) != default:
+            digest.update(f"loss {name} {value}\n".encode())
+    _update(digest, [(f"loss {name}", weight) for name, weight in loss.state_dict().items()])
+    if ":" in problem:
+        digest.update(Path(problem.rsplit(":", 1)[0]).read_bytes())
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    digest.update("\n".join(sorted(trainable)).encode())
+    _update(digest, model.state_dict().items())
+    return digest.hexdigest()[:12]
+
+
+def batch_fingerprint(inputs: Tree, targets: "Tensor") -> str:
+    """Hash a mini-batch: places, types, shapes and content of its tensors, in order.
+
+    Args:
+        inputs: [N, ...] tensors.
+        targets: [N, ...].
+
+    Returns:
+        12 hex digits.
+    """
+    digest = hashlib.sha256()
+    _update(digest, [(f"inputs{place}", leaf) for place, leaf in leaves(inputs)])
+    _update(digest, [("targets", targets)])
+    return digest.hexdigest()[:12]
+
+
+def _update(digest: "hashlib._Hash", tensors: Iterable[tuple[str, "Tensor"]]) -> None:
+    import torch
+
+    for name, tensor in tensors:
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        content = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(content.view(torch.uint8).numpy().tobytes())

@@ -1,23 +1,57 @@
 """Stored critical batch sizes, chosen so that the numbers side by side are comparable."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from vivit_bench.arguments import format_size
+from vivit_bench.critical_batch import FinishedSearch, StoppedBy
 from vivit_bench.critical_batch.records import EXPERIMENT, search_rows
+from vivit_bench.curvature.options import Precision
 from vivit_bench.errors import UsageError
+from vivit_bench.measure.budget import BUDGET_MEANING, format_peak
 from vivit_bench.report.tables import Column, Table
 from vivit_bench.store import nothing_found
 
 _PAPER = Path(__file__).with_name("paper_table_s1.csv")
 _CELL = ["problem", "quantity", "curvature", "samples", "mc_samples", "device", "engine"]
 _MACHINE = ["host", "cpu", "cores", "ram_bytes"]
+_BOUND = ">=: something else than memory stopped the search; --format csv says what."
+_SEARCH = (
+    Column("problem", left=True),
+    Column("work", left=True),
+    *(Column(name, is_detail=True) for name in ("quantity", "curvature", "samples", "mc_samples")),
+    Column("engine", left=True),
+    Column("device", left=True),
+    Column("data", left=True),
+    *(Column(name, is_detail=True) for name in ("seed", "checkpoint", "dtype")),
+    Column("threads"),
+    Column("critical_batch_size", "critical batch size", bound="is_lower_bound"),
+    Column("is_lower_bound", is_detail=True),
+    Column("stopped_by", "stopped by", left=True),
+    Column("reason", "", left=True),
+    Column("memory_limit_bytes", "memory limit", format_size),
+    Column("peak_bytes", "peak over idle", format_peak),
+    Column("idle_bytes", "idle process", format_size),
+    Column("trials"),
+    Column("from_records", "of them from records"),
+    Column("elapsed_seconds", "seconds of trials", ".0f"),
+    Column("certificate_error", "largest check error", ".1e"),
+    Column("folder", "stored", left=True),
+)
+_SEARCHES = (
+    Column("problem", left=True),
+    Column("work", left=True),
+    Column("engine", left=True),
+    Column("memory_limit_bytes", "limit", format_size),
+    Column("critical_batch_size", "critical N", bound="is_lower_bound"),
+)
 _TEXT = [
     *("problem", "quantity", "curvature", "samples", "device", "engine", "stopped_by"),
-    *("code", "host", "cpu", "gpu", "ended_at"),
+    *("dtype", "code", "host", "cpu", "gpu", "ended_at"),
 ]
 
 
@@ -76,6 +110,7 @@ def select_searches(
     problems: Sequence[str] = (),
     memory_limit: int | None = None,
     mc_samples: int = 1,
+    dtype: Precision = Precision.FLOAT32,
     mix: bool = False,
 ) -> Selection:
     """Choose searches that may stand in one table: the newest, and those like it.
@@ -86,6 +121,7 @@ def select_searches(
         problems: Names; all if empty.
         memory_limit: Bytes; the newest search's if None.
         mc_samples: M of the Monte-Carlo searches.
+        dtype: Their precision.
         mix: Take all memory limits and machines, the newest search of each cell.
 
     Returns:
@@ -97,6 +133,7 @@ def select_searches(
     # The gradient is the same in all engines.
     chosen = rows[rows["engine"].isin(engines) | (rows["quantity"] == "gradient")]
     chosen = chosen[(chosen["curvature"] != "mc") | (chosen["mc_samples"] == mc_samples)]
+    chosen = chosen[chosen["dtype"] == dtype.value]
     if problems:
         chosen = chosen[chosen["problem"].isin(problems)]
     if memory_limit is not None:
@@ -105,7 +142,7 @@ def select_searches(
         limits = ", ".join(_sizes(rows["memory_limit_bytes"]))
         raise UsageError(
             f"no such search is stored; there are problems {_names(rows['problem'])}, engines "
-            f"{_names(rows['engine'])}, memory limits {limits}"
+            f"{_names(rows['engine'])}, memory limits {limits}, precisions {_names(rows['dtype'])}"
         )
     chosen = chosen.sort_values("ended_at", kind="stable")
     notes: list[str] = []
@@ -121,24 +158,73 @@ def select_searches(
     return Selection(chosen, notes)
 
 
+def search_table(finished: FinishedSearch) -> Table:
+    """What is worth knowing of one search."""
+    reasons = {
+        StoppedBy.MEMORY: "one sample more does not fit",
+        StoppedBy.MAX_BATCH: "the largest N allowed fits; see --max-batch",
+        StoppedBy.TIMEOUT: f"{finished.result.message}; see --timeout",
+    }
+    result = finished.result
+    errors = [t.certificate_error for t in result.trials if t.certificate_error is not None]
+    row = {
+        **_finished_row(finished),
+        "reason": reasons.get(result.stopped_by, result.message),
+        "from_records": finished.from_records,
+        "certificate_error": max(errors, default=None),
+        "folder": str(finished.folder),
+    }
+    on_cpu = finished.cell.device == "cpu"
+    meaning = BUDGET_MEANING if on_cpu else "allocated device memory over model and data"
+    return Table(_SEARCH, [row], notes=[f"The memory limit is for the {meaning}."], is_record=True)
+
+
+def sweep_table(finished: Sequence[FinishedSearch]) -> Table:
+    """The searches of a sweep, a row each."""
+    rows = [_finished_row(search) | {"folder": str(search.folder)} for search in finished]
+    return _table_of(rows)
+
+
 def searches_table(rows: pd.DataFrame) -> Table:
     """All searches, for people without the machine and the libraries."""
-    shown = {
-        "problem": Column("problem", left=True),
-        "quantity": Column("quantity", left=True),
-        "curvature": Column("curvature", left=True),
-        "samples": Column("samples", left=True),
-        "engine": Column("engine", left=True),
-        "memory_limit_bytes": Column("memory_limit_bytes", "limit", format_size),
-        "critical_batch_size": Column("critical_batch_size", "critical N"),
-        "stopped_by": Column("stopped_by", "stopped by", left=True),
+    return _table_of(
+        [
+            {str(name): None if v == "" or pd.isna(v) else v for name, v in row.items()}
+            for row in rows.to_dict("records")
+        ]
+    )
+
+
+def _table_of(rows: Sequence[dict[str, Any]]) -> Table:
+    shown = {column.name for column in _SEARCHES}
+    names = dict.fromkeys(name for row in rows for name in row if name not in shown)
+    details = [Column(name, is_detail=True) for name in names]
+    bounds = any(row["is_lower_bound"] for row in rows)
+    notes = [_BOUND] if bounds else []
+    return Table([*_SEARCHES, *details], [{**row, "work": _work(row)} for row in rows], notes=notes)
+
+
+def _finished_row(finished: FinishedSearch) -> dict[str, Any]:
+    row = {
+        **finished.cell.record(),
+        "memory_limit_bytes": finished.memory_limit.limit_bytes,
+        **finished.facts,
     }
-    rest = [Column(name, is_detail=True) for name in rows.columns if name not in shown]
-    records = [
-        {str(name): None if value == "" or pd.isna(value) else value for name, value in row.items()}
-        for row in rows.to_dict("records")
+    return {**row, "work": _work(row)}
+
+
+def _work(row: Mapping[str, Any]) -> str:
+    """What was computed and how, as the label of a cell says it."""
+    draws = row["mc_samples"]
+    device, dtype = row["device"], row["dtype"]
+    parts = [
+        row["quantity"],
+        f"mc (M = {draws})" if row["curvature"] == "mc" and draws != 1 else row["curvature"],
+        row["samples"],
+        dtype if dtype != Precision.FLOAT32 else None,
+        device if device != "cpu" else None,
     ]
-    return Table([*shown.values(), *rest], records)
+    return ", ".join(part for part in parts if part)
 
 
 def paper_searches() -> pd.DataFrame:

@@ -11,7 +11,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from vivit_bench.arguments import format_size
-from vivit_bench.report.critical_batch_tables import size_label
 from vivit_bench.report.figures import STYLE, save_figure
 
 # Okabe and Ito's palette, as in the spectra; light ones carry a fraction of the samples.
@@ -105,8 +104,9 @@ def _draw_groups(panel: Axes, groups: list[Group]) -> None:
             shown = "" if label in labelled else label
             panel.bar(place, size, width=0.9, color=colour, edgecolor="white", label=shown)
             labelled.add(label)
+            at_least = r"$\geq$" if bar["is_lower_bound"] else ""
             panel.annotate(
-                size_label(size, bar["stopped_by"], at_least=r"$\geq$"),
+                f"{at_least}{size}",
                 (place, max(size, 1)),
                 xytext=(0, 1.5),
                 textcoords="offset points",

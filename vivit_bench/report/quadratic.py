@@ -5,19 +5,19 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from tabulate import tabulate
 
 from vivit_bench.quadratic.records import DIVERGED_ABOVE, Results
+from vivit_bench.report.tables import Column, Table
 
-_HEADERS = {
-    "rank": "rank",
-    "optimizer": "optimizer",
-    "median": "median loss",
-    "lower_quartile": "lower quartile",
-    "upper_quartile": "upper quartile",
-    "best_share": "best in",
-    "diverged_share": "diverged",
-}
+_RANKING = (
+    Column("rank"),
+    Column("optimizer", left=True),
+    Column("median", "median loss", ",.3g"),
+    Column("lower_quartile", "lower quartile", ",.3g"),
+    Column("upper_quartile", "upper quartile", ",.3g"),
+    Column("best_share", "best in", ".0%"),
+    Column("diverged_share", "diverged", ".0%"),
+)
 
 
 def final_table(results: Results) -> pd.DataFrame:
@@ -37,7 +37,7 @@ def final_table(results: Results) -> pd.DataFrame:
         lower, median, upper = quantiles(losses[:, -1], (0.25, 0.5, 0.75))
         diverged = ~(losses[:, -1] <= DIVERGED_ABOVE * losses[:, 0])
         rows.append((label, median, lower, upper, wins.mean(), diverged.mean()))
-    table = pd.DataFrame(rows, columns=list(_HEADERS)[1:])
+    table = pd.DataFrame(rows, columns=[column.name for column in _RANKING[1:]])
     table.insert(0, "rank", table["median"].rank(method="min").astype(int))
     return table.sort_values("rank", kind="stable").reset_index(drop=True)
 
@@ -70,20 +70,15 @@ def quantiles(losses: NDArray[np.float64], levels: Sequence[float]) -> NDArray[n
     return np.where(found > largest / 1e6, np.inf, found)
 
 
-def format_table(table: pd.DataFrame, markdown: bool = False) -> str:
-    """A ``final_table`` as text for a terminal or as Markdown; losses to 3 digits, shares in %."""
-    losses = ("median", "lower_quartile", "upper_quartile")
-    shown = table.assign(
-        **{name: table[name].map(lambda value: f"{value:,.3g}") for name in losses},
-        **{
-            name: table[name].map(lambda value: f"{value:.0%}")
-            for name in ("best_share", "diverged_share")
-        },
-    )
-    return tabulate(
-        shown.rename(columns=_HEADERS).astype(str).to_dict("list"),
-        headers="keys",
-        tablefmt="pipe" if markdown else "simple",
-        colalign=("right", "left", *["right"] * 5),
-        disable_numparse=True,
-    )
+def ranking(results: Results) -> Table:
+    """A run's `final_table` for the command line; what the columns mean is below."""
+    notes = [
+        "Loss after the last step, over the repetitions. Best in: share of repetitions in which "
+        "no other optimizer ends lower. Diverged: share that ends with a loss not finite or above "
+        f"{DIVERGED_ABOVE:g} times the initial one.",
+    ]
+    rows = [
+        {str(name): value for name, value in row.items()}
+        for row in final_table(results).to_dict("records")
+    ]
+    return Table(_RANKING, rows, notes=notes)

@@ -92,5 +92,5 @@ def _described(record: SpectrumRecord) -> str:
     return (
         f"{settings.problem}, {settings.variant}, N = {settings.batch_size}, "
         f"D = {record.num_params:,}, data {work.data}, seed {work.seed}{dtype}{weights}, "
-        f"computed on {record.ended_on or 'an unknown day'}"
+        f"computed on {record.computed_on or 'an unknown day'}"
     )

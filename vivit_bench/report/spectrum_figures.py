@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
-from vivit_bench.curvature.options import Curvature
+from vivit_bench.curvature.options import Curvature, Precision
 from vivit_bench.errors import UsageError
 from vivit_bench.report.figures import STYLE, save_figure
 from vivit_bench.spectrum.record import SpectrumRecord
@@ -179,11 +179,7 @@ def _tick_label(value: float, cutoff: float) -> str:
 def _titles(records: Sequence[SpectrumRecord], line_length: int) -> tuple[str, list[str]]:
     """Title of the figure, with what all panels share, and titles of the panels."""
     settings = [record.settings for record in records]
-    workloads = [
-        f"{_short(s.problem)}, N\xa0=\xa0{s.batch_size}, D\xa0=\xa0{record.num_params:,}, "
-        f"data\xa0{s.workload.data}, seed\xa0{s.workload.seed}"
-        for s, record in zip(settings, records, strict=True)
-    ]
+    workloads = [_workload(record) for record in records]
     if len(set(workloads)) == 1:
         common, titles = workloads[0], [s.variant for s in settings]
     else:
@@ -192,9 +188,20 @@ def _titles(records: Sequence[SpectrumRecord], line_length: int) -> tuple[str, l
             f"{textwrap.fill(workload, line_length)}\n{s.variant}"
             for workload, s in zip(workloads, settings, strict=True)
         ]
-    days = sorted({record.ended_on for record in records if record.ended_on})
+    days = sorted({record.computed_on for record in records if record.computed_on})
     when = f" ({' to '.join(dict.fromkeys([days[0], days[-1]]))})" if days else ""
     return textwrap.fill(f"{common}{when}".strip(), 56), titles
+
+
+def _workload(record: SpectrumRecord) -> str:
+    """What a spectrum is one of; non-breaking spaces keep names and values on one line."""
+    spec = record.settings.workload
+    dtype = "" if spec.dtype is Precision.FLOAT32 else f", {spec.dtype}"
+    weights = f", {spec.checkpoint}" if spec.checkpoint else ""
+    return (
+        f"{_short(spec.problem)}, N\xa0=\xa0{spec.batch_size}, D\xa0=\xa0{record.num_params:,}, "
+        f"data\xa0{spec.data}, seed\xa0{spec.seed}{dtype}{weights}"
+    )
 
 
 def _short(problem: str) -> str:

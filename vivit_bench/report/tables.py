@@ -19,6 +19,8 @@ Row = Mapping[str, Any]
 _GAP = "  "
 _NARROWEST = 12
 """Columns of text are folded down to this width; then the table becomes a list."""
+_WHOLE = 20
+"""A name up to this length is not folded: it is read, and typed, as one word."""
 
 
 class TableFormat(StrEnum):
@@ -44,6 +46,7 @@ class Column:
         shown: How a value is rounded: a format specification or a function.
         left: Text, which is folded where the terminal is narrow; else right-aligned.
         is_detail: Left out where people read: in CSV and JSON only.
+        bound: Key of a flag in the rows: where it is set, people read ``>=`` before the value.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Column:
     shown: str | Callable[[Any], str] = ""
     left: bool = False
     is_detail: bool = False
+    bound: str = ""
 
     @property
     def header(self) -> str:
@@ -62,6 +66,11 @@ class Column:
         if value is None or (isinstance(value, float) and math.isnan(value)):
             return "-"
         return self.shown(value) if callable(self.shown) else format(value, self.shown)
+
+    def cell_of(self, row: Row) -> str:
+        """This column's cell of a row."""
+        mark = ">= " if row.get(self.bound) else ""
+        return mark + self.cell(row.get(self.name))
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,8 @@ class Table:
     """Lines below the table, for people."""
     is_record: bool = False
     """Whether it is one row that people read as a list of its values; JSON has one object."""
+    title: str = ""
+    """A line above the table, for people."""
 
 
 def render(table: Table, style: TableFormat, width: int | None = None) -> str:
@@ -95,10 +106,12 @@ def render(table: Table, style: TableFormat, width: int | None = None) -> str:
         case TableFormat.LATEX:
             return _latex(table)
         case TableFormat.MARKDOWN:
-            lines = _markdown(table) + [line for note in table.notes for line in ("", note)]
+            lines = [f"### {table.title}", ""] if table.title else []
+            lines += _markdown(table) + [line for note in table.notes for line in ("", note)]
         case _:
             columns = width or shutil.get_terminal_size((80, 24)).columns
-            lines = _layout(table, columns)
+            lines = [table.title, ""] if table.title else []
+            lines += _layout(table, columns)
             lines += [""] if table.notes else []
             # Names and paths are longer than a line before they are cut.
             lines += [
@@ -173,10 +186,10 @@ def _cells(table: Table) -> tuple[list[Column], list[list[str]]]:
     if table.is_record:
         (row,) = table.rows
         columns = [Column("quantity", "", left=True), Column("value", "", left=True)]
-        return columns, [[c.header, c.cell(row.get(c.name))] for c in shown]
-    cells = [[column.cell(row.get(column.name)) for column in shown] for row in table.rows]
+        return columns, [[c.header, c.cell_of(row)] for c in shown]
+    cells = [[column.cell_of(row) for column in shown] for row in table.rows]
     if (totals := table.totals) is not None:
-        cells.append([c.cell(totals[c.name]) if c.name in totals else "" for c in shown])
+        cells.append([c.cell_of(totals) if c.name in totals else "" for c in shown])
     return shown, cells
 
 
@@ -191,9 +204,10 @@ def _markdown(table: Table) -> list[str]:
 def _latex(table: Table) -> str:
     columns, cells = _cells(table)
     header = [] if table.is_record else [[column.header for column in columns]]
-    body = [" & ".join(_escape(cell, "\\_&%#$^{}~") for cell in line) for line in header + cells]
+    body = [" & ".join(_tex(cell) for cell in line) for line in header + cells]
     rules = [r"\midrule"] if header else []
     lines = [
+        *([f"% {table.title}"] if table.title else []),
         rf"\begin{{tabular}}{{{''.join('l' if column.left else 'r' for column in columns)}}}",
         r"\toprule",
         *(rf"{line} \\" for line in body[: len(header)]),
@@ -207,6 +221,10 @@ def _latex(table: Table) -> str:
 
 
 _LATEX = {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
+
+
+def _tex(text: str) -> str:
+    return _escape(text, "\\_&%#$^{}~").replace(">=", r"$\geq$")
 
 
 def _escape(text: str, special: str) -> str:
@@ -225,7 +243,7 @@ def _layout(table: Table, width: int) -> list[str]:
         widths = _widths(first, cells)
         if _total(widths) <= width:
             return _grid(table, columns, first, cells, widths)
-    if _fold(columns, widths, width):
+    if _fold(columns, cells, widths, width):
         return _grid(table, columns, broken, cells, widths)
     lists = [_list(list(zip(headers, line, strict=True)), width) for line in cells]
     return [line for number, lines in enumerate(lists) for line in ([""] * bool(number) + lines)]
@@ -243,18 +261,29 @@ def _total(widths: Sequence[int]) -> int:
     return sum(widths) + len(_GAP) * (len(widths) - 1)
 
 
-def _fold(columns: Sequence[Column], widths: list[int], width: int) -> bool:
+def _fold(
+    columns: Sequence[Column], cells: Sequence[Sequence[str]], widths: list[int], width: int
+) -> bool:
     """Narrow the widest columns of text until the table fits; whether that is possible."""
-    text = [number for number, column in enumerate(columns) if column.left]
+    narrowest = {
+        number: max(_NARROWEST, *(_longest_name(row[number]) for row in cells))
+        for number, column in enumerate(columns)
+        if column.left and cells
+    }
     while (excess := _total(widths) - width) > 0:
+        text = [number for number, least in narrowest.items() if widths[number] > least]
         widest = max(text, key=lambda number: widths[number], default=None)
-        if widest is None or widths[widest] <= _NARROWEST:
+        if widest is None:
             return False
         others = [widths[number] for number in text if number != widest]
-        least = max(_NARROWEST, *others) if others else _NARROWEST
+        least = max([narrowest[widest], *others])
         step = max(1, min(excess, widths[widest] - least))
         widths[widest] -= step
     return True
+
+
+def _longest_name(cell: str) -> int:
+    return max((len(word) for word in cell.split() if len(word) <= _WHOLE), default=0)
 
 
 def _grid(

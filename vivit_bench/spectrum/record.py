@@ -2,7 +2,6 @@
 
 import csv
 import io
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,8 +66,8 @@ class SpectrumRecord:
     """Layer name -> eigenvalues of its diagonal block, descending; empty for the full GGN."""
     folder: Path | None = None
     """Where it is stored; None if it is not."""
-    ended_on: str = ""
-    """Date of its computation, ISO 8601."""
+    computed_on: str = ""
+    """Day on which its computation began, ISO 8601."""
 
     @property
     def num_zeros(self) -> int:
@@ -144,29 +143,26 @@ def load_spectrum(stored: StoredRun | Path | str) -> SpectrumRecord:
         ) from error
 
 
-def settings_of(stored: StoredRun) -> SpectrumSettings:
+def _settings_of(stored: StoredRun) -> SpectrumSettings:
     """The settings of a stored run.
 
     Raises:
         KeyError: A setting is missing; TypeError, ValueError and UsageError as in `from_json`.
     """
-    return SpectrumSettings.from_json(without_fingerprint(stored.settings))
-
-
-def without_fingerprint(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Stored settings without the model's hash, which is no choice of the user's."""
-    return {name: value for name, value in settings.items() if name != "model"}
+    # The model's hash decides the address, and is no choice of the user's.
+    chosen = {name: value for name, value in stored.settings.items() if name != "model"}
+    return SpectrumSettings.from_json(chosen)
 
 
 def _parse(stored: StoredRun, table: str) -> SpectrumRecord:
-    settings = settings_of(stored)
+    settings = _settings_of(stored)
     eigenvalues, blocks = _parse_table(table, settings.is_blocked)
     return SpectrumRecord(
         settings=settings,
         eigenvalues=eigenvalues,
         blocks=blocks,
         folder=stored.folder,
-        ended_on=str(stored.provenance["started_at"])[:10],
+        computed_on=str(stored.provenance["started_at"])[:10],
         **{name: kind(stored.results[name]) for name, kind in _FACTS.items()},
     )
 

@@ -1,6 +1,7 @@
 """Stored spectra: computed if they are not there, and found again by problem or name."""
 
-from collections.abc import Callable, Iterator, Sequence
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -17,13 +18,11 @@ from vivit_bench.spectrum.record import (
     EXPERIMENT,
     SpectrumRecord,
     load_spectrum,
-    without_fingerprint,
 )
 from vivit_bench.spectrum.settings import SpectrumSettings
 from vivit_bench.store import (
     Identity,
     StoredRun,
-    differences,
     environment,
     nothing_found,
     open_run,
@@ -36,9 +35,12 @@ if TYPE_CHECKING:
 Variant = tuple[Curvature, Samples]
 Note = Callable[[str], None]
 
-_ROOMS = ("spectrum", "curvature", "problems", "trees", "errors")
+# Code that can change a spectrum; comparing and finding stored ones cannot.
+_ROOMS = ("spectrum/compute", "spectrum/record", "curvature", "problems", "trees", "errors")
 _LIBRARIES = ("python", "torch", "torchvision", "deepobs", "numpy", "scipy", "host", "cpu")
 _OF_THE_VARIANT = ("curvature", "samples", "mc_samples")
+# Settings that a figure of a problem can be asked for by an option of the same name.
+_CHOICES = ("batch_size", "data", "seed", "dtype", "checkpoint")
 
 
 class SweepEvent(StrEnum):
@@ -46,6 +48,7 @@ class SweepEvent(StrEnum):
 
     STARTED = "computing"
     REUSED = "stored already"
+    """Not computed: nothing was started."""
     STORED = "stored"
 
 
@@ -65,15 +68,16 @@ def identity_of(workload: Workload, settings: SpectrumSettings) -> Identity:
     The model's fingerprint is part of its address; how many threads computed it is not: it
     changes the rounding alone.
     """
-    blocks = "" if settings.blocks is Blocks.NONE else "_blocks"
-    blocks = "_layer" if settings.blocks is Blocks.LAYER else blocks
     params = "_params" if settings.params else ""
+    on_device = () if settings.workload.device == "cpu" else ("gpu",)
     return Identity(
         experiment=EXPERIMENT,
         label=f"{problem_slug(settings.problem)}_{settings.curvature}_{settings.samples}"
-        f"{blocks}{params}_n{settings.batch_size}",
+        f"{_structure(settings)}{params}_n{settings.batch_size}",
         settings={**settings.to_json(), "model": workload.model_fingerprint},
-        environment=environment(_ROOMS, _LIBRARIES, batch=workload.batch_fingerprint),
+        environment=environment(
+            _ROOMS, (*_LIBRARIES, *on_device), batch=workload.batch_fingerprint
+        ),
         owns=(EIGENVALUES,),
     )
 
@@ -95,7 +99,7 @@ def store_spectrum(
         settings: Those of ``workload.spec``.
         results_dir: Folder of all results.
         certify: See ``compute_spectrum``. A stored spectrum with less of a check than is asked
-            for is computed again.
+            for is computed again, and kept until the new one is stored.
         name: Of the run's folder; default: an address of its own for every settings.
         fresh: Compute it again in any case.
         note: Told what is done with a spectrum that is there.
@@ -109,25 +113,11 @@ def store_spectrum(
         VivitBenchError: The memory does not suffice, or the result is not finite.
         StorageError: It cannot be written.
     """
-
-    def is_checked_less(stored: StoredRun) -> bool:
-        checked = len(stored.results["certificate"].get("samples", ()))
-        wanted = {True: 1, False: 0, "all": stored.results["num_samples"]}
-        return bool(checked < wanted[certify])
-
-    with open_run(
-        results_dir,
-        identity_of(workload, settings),
-        name=name,
-        fresh=fresh,
-        more_wanted=is_checked_less,
-        note=note,
-    ) as run:
-        if not run.is_returned:
-            record = compute_on(workload, settings, certify)
-            run.write(EIGENVALUES, record.table())
-            run.finish(record.facts(), [EIGENVALUES])
-        return load_spectrum(run.stored), run.is_returned
+    *_, step = _steps(
+        workload, settings, results_dir, certify=certify, name=name, fresh=fresh, note=note
+    )
+    assert step.record is not None
+    return step.record, step.event is SweepEvent.REUSED
 
 
 def sweep_spectra(
@@ -152,19 +142,57 @@ def sweep_spectra(
         note: See `store_spectrum`.
 
     Yields:
-        ``STARTED``, then ``REUSED`` or ``STORED``, for every variant in turn.
+        ``REUSED``, or ``STARTED`` and then ``STORED``, for every variant in turn.
 
     Raises:
         UsageError: As in `store_spectrum`, as the others.
         VivitBenchError: See there.
     """
-    for curvature, samples in VARIANTS:
+    for number, (curvature, samples) in enumerate(VARIANTS):
         draws = mc_samples if curvature is Curvature.MC else 1
         approximation = Approximation(curvature, samples, draws, workload.spec.seed)
         settings = SpectrumSettings(workload.spec, approximation, blocks, cutoff=cutoff)
-        yield SweepStep(SweepEvent.STARTED, settings)
-        record, reused = store_spectrum(workload, settings, results_dir, fresh=fresh, note=note)
-        yield SweepStep(SweepEvent.REUSED if reused else SweepEvent.STORED, settings, record)
+        try:
+            yield from _steps(workload, settings, results_dir, fresh=fresh, note=note)
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                command = "the same command without --fresh" if fresh else "the same command"
+                error.add_note(f"{number} of {len(VARIANTS)} spectra are stored; {command} goes on")
+            raise
+
+
+def _steps(
+    workload: Workload,
+    settings: SpectrumSettings,
+    results_dir: Path,
+    *,
+    certify: "Certify" = True,
+    name: str | None = None,
+    fresh: bool = False,
+    note: Note,
+) -> Iterator[SweepStep]:
+    """What happens to one variant; the last step has its record."""
+
+    def is_checked_less(stored: StoredRun) -> bool:
+        checked = len(stored.results["certificate"].get("samples", ()))
+        return checked < (stored.results["num_samples"] if certify == "all" else int(certify))
+
+    with open_run(
+        results_dir,
+        identity_of(workload, settings),
+        name=name,
+        fresh=fresh,
+        more_wanted=is_checked_less,
+        resumable=False,
+        note=note,
+    ) as run:
+        if not run.is_returned:
+            yield SweepStep(SweepEvent.STARTED, settings)
+            record = compute_on(workload, settings, certify)
+            run.write(EIGENVALUES, record.table())
+            run.finish(record.facts(), [EIGENVALUES])
+        stored = load_spectrum(run.stored)
+    yield SweepStep(SweepEvent.REUSED if run.is_returned else SweepEvent.STORED, settings, stored)
 
 
 def stored_variants(
@@ -188,62 +216,124 @@ def stored_variants(
     """
     runs, notes = stored_runs(results_dir, EXPERIMENT)
     wanted = {name: value for name, value in chosen.items() if value is not None}
-    fitting = [
-        run
-        for run in runs
-        if run.is_finished
-        and run.settings["problem"] == problem
-        and (run.settings["curvature"] == "exact" or run.settings["mc_samples"] == mc_samples)
-        and all(run.settings[name] == value for name, value in wanted.items())
-    ]
-    groups: dict[str, list[StoredRun]] = {}
-    for run in fitting:
-        groups.setdefault(repr(_shared(run)), []).append(run)
-    if not groups:
+    if mc_samples != 1:
+        wanted["mc_samples"] = mc_samples
+    fitting = [run for run in runs if _is_variant(run, problem, mc_samples, chosen)]
+    if not fitting:
         if not is_user_problem(problem):
             find_spec(problem)  # A misspelt name is told so, with the nearest one.
-        raise nothing_found(
-            f"{problem}: no such spectrum in {results_dir / EXPERIMENT}",
-            notes,
-            f"make them with: {sweep_command(problem, results_dir, wanted)}",
-        )
-    if len(groups) > 1:
-        first, *others = (_shared(group[0]) for group in groups.values())
-        listed = "; ".join(differences(first, other) for other in others[:4])
-        raise UsageError(
-            f"{problem}: the stored spectra differ in more than their approximation ({listed}); "
-            "choose with --batch-size, --data, --seed, --dtype or --checkpoint, or name single runs"
-        )
-    (group,) = groups.values()
-    by_variant = {(run.settings["curvature"], run.settings["samples"]): run for run in group}
+        nothing = f"{problem}: no such spectrum in {results_dir / EXPERIMENT}"
+        command = _command(problem, results_dir, wanted)
+        raise nothing_found(nothing, notes, f"make them with: {command}")
+    if clashes := _clashes(fitting):
+        raise UsageError(f"{problem}: the stored spectra differ in {clashes}")
+    by_variant = {(run.settings["curvature"], run.settings["samples"]): run for run in fitting}
     return {variant: by_variant.get(variant) for variant in VARIANTS}, notes
 
 
-def sweep_command(problem: str, results_dir: Path, chosen: dict[str, Any]) -> str:
-    """Return the command that computes a problem's four variants."""
-    options = [
-        f"--{name.replace('_', '-')} {value}"
-        for name, value in chosen.items()
-        if not (name == "blocks" and value == Blocks.NONE)
-    ]
-    if results_dir != DEFAULT_RESULTS_DIR:
-        options.append(f"--results-dir {results_dir}")
-    return " ".join(["vivit-bench spectrum sweep", problem, *options])
+def side_by_side(runs: Sequence[StoredRun]) -> list[str]:
+    """What people must know who see these spectra in one figure or table: a line on each point.
+
+    Spectra differ in their approximation on purpose; the cutoff is chosen again there.
+    """
+    settings = _different_settings(runs)
+    settings.pop("cutoff", None)
+    conditions = _different([run.environment for run in runs])
+    if {"problem", "batch_size", "data", "seed"} & set(settings):
+        conditions.pop("batch", None)  # it follows from them
+    lines = []
+    if settings:
+        lines.append(f"the spectra differ in {_listed(settings)}")
+    if conditions:
+        lines.append(f"the spectra were made under different conditions: {_listed(conditions)}")
+    return lines
+
+
+def sweep_command(run: StoredRun, results_dir: Path, mc_samples: int) -> str:
+    """Return the command that computes the variants which go with a stored one."""
+    known = {name: run.settings[name] for name in (*_CHOICES, "device", "blocks", "cutoff")}
+    usual = {"seed": 0, "dtype": "float32", "device": "cpu", "blocks": "none"}
+    usual |= {"cutoff": DEFAULT_CUTOFF, "checkpoint": None, "mc_samples": 1}
+    options = {**known, "mc_samples": mc_samples}
+    chosen = {name: value for name, value in options.items() if value != usual.get(name, "")}
+    return _command(run.settings["problem"], results_dir, chosen)
 
 
 def figure_stem(records: Sequence[SpectrumRecord], results_dir: Path) -> Path:
-    """Default path of a figure without its ending: it says problem, N, data and seed."""
-    first = records[0].settings
-    problems = {record.settings.problem for record in records}
-    name = problem_slug(first.problem) if len(problems) == 1 else "spectra"
-    layer = "_layer" if first.is_blocked else ""
-    spec = first.workload
-    stem = f"{name}{layer}_n{spec.batch_size}_{spec.data}_seed{spec.seed}"
-    return results_dir / EXPERIMENT / stem
+    """Default path of a figure without its ending: it says what all spectra have in common."""
+    all_settings = [record.settings for record in records]
+    parts = [
+        [problem_slug(settings.problem) for settings in all_settings],
+        [_structure(settings).removeprefix("_") for settings in all_settings],
+        [f"n{settings.batch_size}" for settings in all_settings],
+        [str(settings.workload.data) for settings in all_settings],
+        [f"seed{settings.workload.seed}" for settings in all_settings],
+    ]
+    common = [values[0] for values in parts if values[0] and len(set(values)) == 1]
+    if len(set(parts[0])) > 1:
+        common.insert(0, "spectra")
+    return results_dir / EXPERIMENT / "_".join(common)
 
 
-def _shared(run: StoredRun) -> dict[str, Any]:
-    """Settings that all variants of one figure have in common."""
-    settings = without_fingerprint(run.settings)
-    shared = {name: value for name, value in settings.items() if name not in _OF_THE_VARIANT}
-    return {**shared, "model": run.settings["model"]}
+def _structure(settings: SpectrumSettings) -> str:
+    if isinstance(settings.blocks, dict):
+        return "_blocks"
+    return "" if settings.blocks is Blocks.NONE else f"_{settings.blocks}"
+
+
+def _command(problem: str, results_dir: Path, options: Mapping[str, Any]) -> str:
+    words = ["vivit-bench", "spectrum", "sweep", problem]
+    for name, value in options.items():
+        if not (name == "blocks" and value == Blocks.NONE):
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    if results_dir != DEFAULT_RESULTS_DIR:
+        words += ["--results-dir", str(results_dir)]
+    return shlex.join(words)
+
+
+def _is_variant(run: StoredRun, problem: str, mc_samples: int, chosen: Mapping[str, Any]) -> bool:
+    """Whether a run is one of the paper's approximations of what is asked for."""
+    settings = run.settings
+    return (
+        run.is_finished
+        and settings["problem"] == problem
+        and settings["params"] is None
+        and (settings["curvature"] == Curvature.EXACT or settings["mc_samples"] == mc_samples)
+        and all(settings[name] == value for name, value in chosen.items() if value is not None)
+    )
+
+
+def _clashes(runs: Sequence[StoredRun]) -> str:
+    """In what spectra differ beside the approximation, and how to choose; empty if in nothing."""
+    different = {
+        name: sorted(values, key=lambda value: (len(value), value))  # numbers as numbers
+        for name, values in _different_settings(runs).items()
+    }
+    if not different:
+        return ""
+    options = [f"--{name.replace('_', '-')}" for name in _CHOICES if name in different]
+    ways = [f"choose with {' and '.join(options)}"] if options else []
+    # No option chooses a model, a cutoff, or the spectra without a checkpoint.
+    if not set(different) <= set(_CHOICES) or "checkpoint" in different:
+        ways.append(f"name single ones, such as {runs[-1].folder.name}")
+    return f"{_listed(different)}: {' or '.join(ways)}"
+
+
+def _different_settings(runs: Sequence[StoredRun]) -> dict[str, list[str]]:
+    """Settings that not all runs share, beside the approximation, with their values."""
+    different = _different([run.settings for run in runs])
+    if {"problem", "seed", "checkpoint"} & set(different):
+        different.pop("model", None)  # it follows from them
+    return {name: values for name, values in different.items() if name not in _OF_THE_VARIANT}
+
+
+def _different(records: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    values = {
+        name: list(dict.fromkeys(str(record.get(name)) for record in records))
+        for name in records[0]
+    }
+    return {name: found for name, found in values.items() if len(found) > 1}
+
+
+def _listed(different: Mapping[str, Sequence[str]]) -> str:
+    return "; ".join(f"{name} {', '.join(values[:4])}" for name, values in different.items())

@@ -46,7 +46,7 @@ class Decision:
     reason: str = ""
 
 
-def decide(found: Found, fresh: bool) -> Decision:
+def decide(found: Found, fresh: bool, resumable: bool = True) -> Decision:
     """The policy.
 
     Finished and valid: returned. Unfinished and valid: resumed. Made under other settings or
@@ -56,6 +56,8 @@ def decide(found: Found, fresh: bool) -> Decision:
     Args:
         found: What lies at the address.
         fresh: Whether the user wants to start over.
+        resumable: Whether a run is made of parts. One that is not starts again where it would be
+            resumed: an unfinished one has nothing yet, a finished one is kept until the new one is.
     """
     if found.foreign:
         return Decision(
@@ -65,7 +67,7 @@ def decide(found: Found, fresh: bool) -> Decision:
         return Decision(Action.START, replace=True)
     if found.damage:
         return Decision(Action.REFUSE, reason=f"{found.damage}; --fresh computes it again")
-    if found.state is None:
+    if found.state is None or (found.state is State.RUNNING and not resumable):
         return Decision(Action.START)
     remedy = "--fresh computes it again, another --results-dir keeps both"
     if found.settings:
@@ -78,6 +80,8 @@ def decide(found: Found, fresh: bool) -> Decision:
             reason=f"holds a run made under other conditions ({found.environment}), whose numbers "
             f"would not go together with new ones; {remedy}",
         )
+    if found.more_wanted and not resumable:
+        return Decision(Action.START, replace=True)
     if found.state is State.RUNNING or found.more_wanted:
         return Decision(Action.RESUME)
     return Decision(Action.RETURN if found.state is State.FINISHED else Action.FAIL)

@@ -180,6 +180,7 @@ def open_run(
     name: str | None = None,
     fresh: bool = False,
     more_wanted: Callable[[StoredRun], bool] = lambda stored: False,
+    resumable: bool = True,
     note: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Run]:
     """The run of some settings, for this process alone: new, gone on with, or finished.
@@ -190,6 +191,8 @@ def open_run(
         name: Of the run's folder; default: the identity's address.
         fresh: Start over. The old run is moved aside, and removed when the new one is finished.
         more_wanted: Whether a finished run is to go on (under a larger time-out, say).
+        resumable: Whether what an interrupted run has written is worth going on with; otherwise
+            the run starts again, and a finished one stays moved aside until the new one is.
         note: Told what is done with a run that is there.
 
     Yields:
@@ -208,10 +211,11 @@ def open_run(
         raise UsageError(f"{folder.parent} is a symbolic link: nothing is written through it")
     with _lock(folder):
         found, stored = _look(folder, identity, more_wanted)
-        decision = decide(found, fresh)
+        decision = decide(found, fresh, resumable)
         _refuse(folder, found, decision, stored)
-        if decision.replace:
-            note(f"{folder} is moved to {_move_aside(folder).name} until this run is finished")
+        aside = _move_aside(folder) if decision.replace else None
+        if aside is not None:
+            note(f"{folder} is moved to {aside.name} until this run is finished")
         run = _begin(folder, identity, stored, decision)
         if run.is_returned:
             note(f"finished already: {folder} (--fresh runs it again)")
@@ -221,7 +225,7 @@ def open_run(
             yield run
         except BaseException as error:
             if not isinstance(error, Exception):
-                error.add_note(f"{folder} keeps what was done; the same command goes on with it")
+                error.add_note(_kept(run, aside, resumable, fresh))
             raise
         finally:
             run.close()
@@ -268,7 +272,7 @@ def find_run(name: str | None, results_dir: Path, experiment: str, command: str)
         same = stored
         name = "no RUN is named"
     else:
-        same = [run for run in stored if name == run.label or run.folder.name.startswith(name)]
+        same = [run for run in stored if name and name in (run.label, run.folder.name[: len(name)])]
     if len(exact := [run for run in same if run.label == name]) == 1:
         same = exact
     if len(same) == 1:
@@ -351,6 +355,17 @@ def _refuse(folder: Path, found: Found, decision: Decision, stored: StoredRun | 
         raise VivitBenchError(f"{stored.results.get('failure')} ({folder}; --fresh tries again)")
 
 
+def _kept(run: Run, aside: Path | None, resumable: bool, fresh: bool) -> str:
+    """What there is of a run that is interrupted."""
+    if run.stored.is_finished:
+        return f"{run.folder} is finished"
+    if resumable:
+        command = "the same command without --fresh" if fresh else "the same command"
+        return f"{run.folder} keeps what was done; {command} goes on with it"
+    old = "" if aside is None else f", what was stored before is in {aside}"
+    return f"{run.folder} is not finished{old}"
+
+
 def _begin(folder: Path, identity: Identity, stored: StoredRun | None, decision: Decision) -> Run:
     if decision.action is not Action.START:
         assert stored is not None
@@ -363,6 +378,7 @@ def _begin(folder: Path, identity: Identity, stored: StoredRun | None, decision:
         return Run(stored, decision.action)
     with storage_errors(folder):
         folder.mkdir(exist_ok=True)
+    remove_temporary(folder)
     facts = provenance()
     new = StoredRun(
         folder=folder,

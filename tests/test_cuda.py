@@ -1,0 +1,85 @@
+"""The same numbers, the same records on a GPU; skipped where there is none."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from curvature_cases import CASES, Case
+from oracle import dense, relative_error
+from torch import nn
+
+from vivit_bench.critical_batch import MemoryLimit, make_cell, run_search
+from vivit_bench.curvature import Curvature, directional_derivatives, eigenvalues, newton_step
+from vivit_bench.measure import Outcome
+from vivit_bench.noise import Choices, OptimizerName, run_noise
+from vivit_bench.peers import Quantity
+from vivit_bench.problems.workload import WorkloadSpec, load_workload
+from vivit_bench.spectrum import compute_spectrum
+
+pytestmark = pytest.mark.cuda
+
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
+DIGITS = f"{Path(__file__).parent.parent / 'scripts/examples/small_cnn.py'}:digits"
+
+
+def on_gpu(case: Case, dtype: torch.dtype) -> tuple[nn.Module, nn.Module, Any, Any]:
+    model, loss, x, y = case.build(dtype)
+    return model.cuda(), loss.cuda(), x.cuda(), y.cuda()
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_eigenvalues_are_those_of_the_oracle(case: Case, dtype: torch.dtype) -> None:
+    expected = torch.linalg.eigvalsh(dense(*case.build(dtype)).ggn()).flip(0)
+    found = eigenvalues(*on_gpu(case, dtype))
+    count = len(found.eigenvalues)
+    assert relative_error(found.eigenvalues.cpu(), expected[:count]) < TOLERANCE[dtype]
+    assert found.certificate is not None
+
+
+@pytest.mark.parametrize("case", CASES[:3], ids=lambda case: case.name)
+def test_steps_and_derivatives_are_those_of_the_cpu(case: Case) -> None:
+    ours, theirs = on_gpu(case, torch.float64), case.build(torch.float64)
+    steps = [newton_step(*request).step for request in (ours, theirs)]
+    for a, b in zip(*steps, strict=True):
+        torch.testing.assert_close(a.cpu(), b)
+    found = [directional_derivatives(*request) for request in (ours, theirs)]
+    torch.testing.assert_close(found[0].gammas.cpu().abs(), found[1].gammas.abs())
+    torch.testing.assert_close(found[0].lambdas.cpu(), found[1].lambdas)
+
+
+def test_monte_carlo_draws_are_those_of_the_cpu() -> None:
+    case = CASES[0]
+    found = [
+        eigenvalues(*request, curvature=Curvature.MC, seed=3).eigenvalues.cpu()
+        for request in (on_gpu(case, torch.float64), case.build(torch.float64))
+    ]
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_a_workload_and_its_spectrum_are_on_the_device() -> None:
+    workload = load_workload(WorkloadSpec(DIGITS, batch_size=8, device="cuda"))
+    _, _, inputs, targets = workload.request
+    assert inputs.is_cuda
+    assert targets.is_cuda
+    here = compute_spectrum(DIGITS, batch_size=8, device="cuda", dtype="float64")
+    there = compute_spectrum(DIGITS, batch_size=8, dtype="float64")
+    assert relative_error(
+        torch.from_numpy(here.eigenvalues), torch.from_numpy(there.eigenvalues)
+    ) < 1e-8  # fmt: skip
+
+
+def test_a_search_ends_where_device_memory_does(tmp_path: Path) -> None:
+    cell = make_cell(DIGITS, quantity=Quantity.EIGENVALUES, device="cuda")
+    finished = run_search(cell, MemoryLimit(64 * 2**20, True), results_dir=tmp_path, max_batch=64)
+    assert finished.result.trials[0].outcome is Outcome.FITS
+    assert finished.result.trials[0].peak_bytes
+
+
+def test_a_training_is_monitored_on_the_device(tmp_path: Path) -> None:
+    choices = Choices(
+        DIGITS, OptimizerName.SGD, epochs=1, lr=0.01, checkpoints=2, device="cuda",
+        monitor_batch_size=8,
+    )  # fmt: skip
+    assert len(run_noise(choices, tmp_path).checkpoints) == 2
