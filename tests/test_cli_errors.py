@@ -170,6 +170,13 @@ def test_names_that_are_not_utf8_are_one_line(run) -> None:
     assert "vivit-bench: a name is not UTF-8" in outcome.err.splitlines()[-1]
 
 
+def test_a_long_name_does_not_make_a_long_message(run) -> None:
+    outcome = run(f"curvature newton {'x' * 5000}")
+    assert outcome.code == 2
+    assert "unknown problem" in outcome.err
+    assert len(outcome.err) < 1_600
+
+
 def test_a_problem_that_prints_still_works(run) -> None:
     outcome = run("curvature explain p.py:prints --batch-size 2 --quiet --format csv")
     assert outcome.code == 0

@@ -412,7 +412,7 @@ def test_runs_are_found_by_name_label_or_folder(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there are mnist_mlp_exact"):
         find_run("mnist_mpl", tmp_path, "toy", "toy run")
     (folder / "run.json").write_text("")
-    with pytest.raises(UsageError, match=r"no run of this name .*left out: .*run.json is no head"):
+    with pytest.raises(DamagedRunError, match=r"no run of this name .*left out: .*run.json is no"):
         find_run(folder.name[:-1], tmp_path, "toy", "toy run")
     with pytest.raises(UsageError, match="make one with: toy run"):
         find_run("x" * 5000, tmp_path / "none", "toy", "toy run")
@@ -449,3 +449,44 @@ def test_an_address_ends_in_a_short_hash() -> None:
     assert label == "mnist_mlp_exact"
     assert len(key) == 10
     assert key == IDENTITY.key
+
+
+def test_nothing_found_beside_a_damaged_run_is_a_failure(tmp_path: Path) -> None:
+    """What was typed may be right; a header that is a broken link is seen too."""
+    with pytest.raises(UsageError, match="no run of this name"):
+        find_run("mnist", tmp_path, "toy", "make")
+    folder = finish(tmp_path)
+    for damage in (lambda path: path.write_text("{}"), lambda path: path.symlink_to("nowhere")):
+        (folder / "run.json").unlink()
+        damage(folder / "run.json")
+        with pytest.raises(UsageError, match="no run of this name"):
+            find_run("another", tmp_path, "toy", "make")
+        with pytest.raises(DamagedRunError, match="--fresh computes it again"):
+            finish(tmp_path)
+        for name in ("mnist", None):
+            with pytest.raises(DamagedRunError, match=r"no run.*run\.json"):
+                find_run(name, tmp_path, "toy", "make")
+
+
+@pytest.mark.parametrize("link", [True, False])
+def test_a_journal_that_is_no_file_leaves_a_finished_run_as_it_is(
+    tmp_path: Path, link: bool
+) -> None:
+    identity = replace(IDENTITY, owns=("lines.jsonl",), mendable=("lines.jsonl",))
+    with open_run(tmp_path, identity) as run:
+        run.journal("lines.jsonl").append({"n": 1})
+        run.finish({}, ["lines.jsonl"])
+    path = run.folder / "lines.jsonl"
+    path.unlink()
+    if link:
+        path.symlink_to("nowhere")
+    else:
+        path.mkdir()
+    with (
+        pytest.raises(DamagedRunError, match=r"lines\.jsonl.*--fresh"),
+        open_run(tmp_path, identity) as run,
+    ):
+        pass
+    assert load_run(run.folder, "toy").is_finished
+    with open_run(tmp_path, identity, fresh=True) as run:
+        assert run.action is Action.START

@@ -60,6 +60,11 @@ def _loop(path: Path) -> None:
     path.symlink_to(path.name)
 
 
+def _broken(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("nowhere")
+
+
 def _shape(content: bytes) -> bytes:
     """JSON of another shape; of a table, other columns."""
     if content.lstrip()[:1] != b"{":
@@ -82,9 +87,10 @@ DAMAGES: dict[str, Damage] = {
     "a folder": _folder,
     "a link to an edited file": _link,
     "a link to itself": _loop,
+    "a link to nothing": _broken,
     "unreadable bytes": _rewrite(lambda content: os.urandom(len(content))),
 }
-_ABSENT = {"deleted", "a folder", "a link to itself"}
+_ABSENT = {"deleted", "a folder", "a link to itself", "a link to nothing"}
 
 
 class Stage:
@@ -122,7 +128,8 @@ def _case(stage: Stage, file: str, how: str, command: list[str]) -> Case:
         if ended.code == 2 and how not in _ABSENT and stage.finished:
             wrong.append(f"exit code 2: {ended.last}")
         named = path.name in ended.err or path.parent.name in ended.err
-        if ended.code and not (named or (how == "deleted" and "no " in ended.err)):
+        silent = how == "deleted" or not (stage.finished or runs)
+        if ended.code and not (named or (silent and "no " in ended.err)):
             wrong.append(f"does not say which file: {ended.last}")
         after = contents(path.parent)
         if runs and ended.code == 0:

@@ -286,18 +286,20 @@ def find_run(name: str | None, results_dir: Path, experiment: str, command: str)
     names = [run.label for run in stored]
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[:5]
     hint = f"there are {', '.join(near)}" if near else f"make one with: {command}"
-    raise nothing_found(f"{name[:100]}: no run of this name in {root}", damaged, hint)
+    what = f"{name[:100]}: no run of this name in {root}"
+    raise nothing_found(what, damaged, hint, str(root / name))
 
 
-def nothing_found(what: str, damaged: Sequence[str], hint: str) -> VivitBenchError:
+def nothing_found(what: str, damaged: Sequence[str], hint: str, start: str = "") -> VivitBenchError:
     """No stored result is what was asked for; where one is damaged, that may be why.
 
     Args:
         what: What was not found.
         damaged: A line on each result that cannot be read.
         hint: What to do.
+        start: Of the path that was looked for; damage elsewhere is no reason.
     """
-    kind = DamagedRunError if damaged else UsageError
+    kind = DamagedRunError if any(start in line for line in damaged) else UsageError
     return kind("; ".join([what, *damaged, hint]))
 
 
@@ -334,7 +336,7 @@ def _look(
         return Found(foreign=True), None
     settings = json.loads(canonical(identity.settings))
     environment = json.loads(canonical(identity.environment))
-    damage = stored.damage(but=identity.mendable)
+    damage = _blocked(folder, identity) or stored.damage(but=identity.mendable)
     found = Found(
         state=stored.state,
         damage=damage,
@@ -343,6 +345,14 @@ def _look(
         more_wanted=stored.is_finished and (bool(stored.damage()) or more_wanted(stored)),
     )
     return found, stored
+
+
+def _blocked(folder: Path, identity: Identity) -> str:
+    """The first journal that is no file, so that nothing can be mended; empty if there is none."""
+    for path in (folder / name for name in identity.mendable):
+        if _exists(path) and (path.is_symlink() or not path.is_file()):
+            return f"{path} is a folder or a link, and not the file that was written"
+    return ""
 
 
 def _refuse(folder: Path, found: Found, decision: Decision, stored: StoredRun | None) -> None:
@@ -398,7 +408,9 @@ def _read_header(folder: Path) -> StoredRun:
     path = folder / HEADER
     try:
         content = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if _exists(path):
+            raise DamagedRunError(f"{path} is a symbolic link to nothing") from error
         raise UsageError(f"no run in {folder}") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
