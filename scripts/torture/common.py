@@ -1,6 +1,7 @@
 """What the series share: experiments of seconds, processes that run them, a count of outcomes."""
 
 import argparse
+import atexit
 import contextlib
 import json
 import os
@@ -222,6 +223,18 @@ class Zygote:
         self._process.wait(60)
 
 
+_zygotes: list[Zygote] = []
+
+
+def zygotes(number: int) -> list[Zygote]:
+    """So many, made once for all series of this process."""
+    if not _zygotes:
+        atexit.register(lambda: [each.close() for each in _zygotes])
+    while len(_zygotes) < number:
+        _zygotes.append(Zygote())
+    return _zygotes[:number]
+
+
 @dataclass
 class Series:
     """Counts outcomes; a line for each wrong one."""
@@ -252,8 +265,7 @@ def run_cases(cases: Sequence[Case], workers: int = 2) -> Series:
     """Run every case in a folder of its own, so many at once."""
     series = Series()
     free: SimpleQueue[Zygote] = SimpleQueue()
-    zygotes = [Zygote() for _ in range(workers)]
-    for zygote in zygotes:
+    for zygote in zygotes(workers):
         free.put(zygote)
 
     def one(case: Case) -> tuple[str, Sequence[str]]:
@@ -269,8 +281,6 @@ def run_cases(cases: Sequence[Case], workers: int = 2) -> Series:
     with ThreadPoolExecutor(workers) as pool:
         for name, complaints in pool.map(one, cases):
             series.add(name, complaints)
-    for zygote in zygotes:
-        zygote.close()
     return series
 
 

@@ -25,6 +25,7 @@ from common import (
     results,
     run_cases,
     workshop,
+    zygotes,
 )
 from faults import CALLS, Fault
 
@@ -169,7 +170,7 @@ def _may_mount() -> bool:
 def series(
     count: int, seed: int, workers: int, names: Sequence[str] = tuple(EXPERIMENTS)
 ) -> Series:
-    zygote = Zygote()
+    (zygote,) = zygotes(1)
     found: list[Case] = []
     with workshop() as folder:
         for name in names:
@@ -179,7 +180,6 @@ def series(
                 place.mkdir()
                 shutil.copy(folder / "tiny.py", place)
                 found += cases(Stage(zygote, experiment, act, place), random.Random(seed))
-        zygote.close()
         return run_cases(pick(found, count, seed), workers)
 
 

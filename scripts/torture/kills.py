@@ -29,6 +29,7 @@ from common import (
     results,
     run_cases,
     workshop,
+    zygotes,
 )
 from faults import Fault
 
@@ -141,13 +142,18 @@ def _sizes(found: dict[str, object]) -> int:
     )
 
 
-def series(count: int, seed: int, workers: int, share: float = 0.2) -> Series:
-    draw, zygote = random.Random(seed), Zygote()
-    known = {name: _expected(each, zygote) for name, each in EXPERIMENTS.items()}
-    zygote.close()
+def series(
+    count: int,
+    seed: int,
+    workers: int,
+    names: Sequence[str] = tuple(EXPERIMENTS),
+    share: float = 0.2,
+) -> Series:
+    draw = random.Random(seed)
+    known = {name: _expected(EXPERIMENTS[name], zygotes(1)[0]) for name in names}
     cases = []
     for k in range(count):
-        experiment = EXPERIMENTS[list(EXPERIMENTS)[k % len(EXPERIMENTS)]]
+        experiment = EXPERIMENTS[names[k % len(names)]]
         expected, calls = known[experiment.name]
         if draw.random() < share:
             seconds = draw.uniform(0.3, 1.0) * _REAL[experiment.name]

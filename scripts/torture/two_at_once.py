@@ -20,6 +20,7 @@ from common import (
     results,
     run_cases,
     workshop,
+    zygotes,
 )
 
 _BUSY = "another process"
@@ -101,15 +102,13 @@ def series(
     related = [(a, b) for a, b in pairs if a.experiment.place == b.experiment.place]
     unrelated = [pair for pair in pairs if pair not in related]
     chosen = related + draw.sample(unrelated, min(len(unrelated), 20))
-    second = Zygote()
+    _, second = zygotes(2)
     cases = [
         _case(pair, stored, draw.choice((0.0, 0.0, 0.02, 0.1)), second)
         for pair in chosen
         for stored in (False, True)
     ]
-    series = run_cases(pick(cases, count, seed), 1)
-    second.close()
-    return series
+    return run_cases(pick(cases, count, seed), 1)
 
 
 if __name__ == "__main__":

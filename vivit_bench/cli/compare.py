@@ -112,14 +112,16 @@ def compare_engines(
     from vivit_bench.problems.sources import default_source
     from vivit_bench.problems.workload import WorkloadSpec
     from vivit_bench.report.comparison import engines_table, stored_table
+    from vivit_bench.store import nothing_found
 
     check_table_file(output)
     if stored:
         rows, damaged = stored_rows(results_dir)
+        if not rows:
+            what = f"no finished comparison in {results_dir / 'comparison'}"
+            raise nothing_found(what, damaged, "make one with: vivit-bench compare-engines PROBLEM")
         for line in damaged:
             typer.echo(f"warning: {line}", err=True)
-        if not rows:
-            raise UsageError(f"no finished comparison in {results_dir / 'comparison'}")
         hand_out(stored_table(rows), format, output, quiet)
         return
     if problem is None:

@@ -53,6 +53,7 @@ _WRONG_NAME = {
 }
 """Failures of the system that another name avoids."""
 _LONGEST_NAME = 200
+_LONGEST_LINE = 1500
 
 # Typer brings a click of its own, whose errors it does not hand out by name.
 _CommandLineError: type[Exception] = next(
@@ -153,6 +154,7 @@ def _notes(stopped: Stopped) -> list[str]:
 
 def _end(message: str, code: int) -> NoReturn:
     line = " ".join(message.split())
+    line = line if len(line) <= _LONGEST_LINE else f"{line[: _LONGEST_LINE - 3]}..."
     Console(emoji=False, stderr=True, soft_wrap=True, highlight=False).print(
         f"vivit-bench: {line}", markup=False
     )

@@ -14,6 +14,7 @@ from vivit_bench.curvature.options import Precision
 from vivit_bench.errors import UsageError
 from vivit_bench.measure.budget import BUDGET_MEANING, format_peak
 from vivit_bench.report.tables import Column, Table
+from vivit_bench.store import nothing_found
 
 _PAPER = Path(__file__).with_name("paper_table_s1.csv")
 _CELL = ["problem", "quantity", "curvature", "samples", "mc_samples", "device", "engine"]
@@ -86,18 +87,14 @@ def load_searches(results_dir: Path) -> tuple[pd.DataFrame, list[str]]:
         device; and a line on each that is damaged.
 
     Raises:
-        UsageError: There is none.
+        UsageError: There is none; DamagedRunError if one is damaged.
     """
     found, notes = search_rows(results_dir)
     if not found:
-        raise UsageError(
-            "; ".join(
-                [
-                    f"no finished searches in {results_dir / EXPERIMENT}",
-                    *notes,
-                    "make some with: vivit-bench critical-batch sweep",
-                ]
-            )
+        raise nothing_found(
+            f"no finished searches in {results_dir / EXPERIMENT}",
+            notes,
+            "make some with: vivit-bench critical-batch sweep",
         )
     rows = pd.DataFrame(found)
     rows[_TEXT] = rows[_TEXT].astype(object).fillna("")

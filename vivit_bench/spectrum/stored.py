@@ -20,7 +20,14 @@ from vivit_bench.spectrum.record import (
     load_spectrum,
 )
 from vivit_bench.spectrum.settings import SpectrumSettings
-from vivit_bench.store import Identity, StoredRun, environment, open_run, stored_runs
+from vivit_bench.store import (
+    Identity,
+    StoredRun,
+    environment,
+    nothing_found,
+    open_run,
+    stored_runs,
+)
 
 if TYPE_CHECKING:
     from vivit_bench.curvature.certificate import Certify
@@ -217,7 +224,7 @@ def stored_variants(
             find_spec(problem)  # A misspelt name is told so, with the nearest one.
         nothing = f"{problem}: no such spectrum in {results_dir / EXPERIMENT}"
         command = _command(problem, results_dir, wanted)
-        raise UsageError("; ".join([nothing, *notes, f"make them with: {command}"]))
+        raise nothing_found(nothing, notes, f"make them with: {command}")
     if clashes := _clashes(fitting):
         raise UsageError(f"{problem}: the stored spectra differ in {clashes}")
     by_variant = {(run.settings["curvature"], run.settings["samples"]): run for run in fitting}

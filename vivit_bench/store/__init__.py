@@ -10,6 +10,7 @@ from vivit_bench.store.run import (
     StoredRun,
     find_run,
     load_run,
+    nothing_found,
     open_run,
     stored_runs,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "environment",
     "find_run",
     "load_run",
+    "nothing_found",
     "open_run",
     "provenance",
     "read_journal",

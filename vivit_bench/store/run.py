@@ -268,9 +268,7 @@ def find_run(name: str | None, results_dir: Path, experiment: str, command: str)
     stored, damaged = stored_runs(results_dir, experiment)
     if name is None:
         if not stored:
-            raise UsageError(
-                "; ".join([f"no run in {root}", *damaged, f"make one with: {command}"])
-            )
+            raise nothing_found(f"no run in {root}", damaged, f"make one with: {command}")
         same = stored
         name = "no RUN is named"
     else:
@@ -288,17 +286,29 @@ def find_run(name: str | None, results_dir: Path, experiment: str, command: str)
     names = [run.label for run in stored]
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[:5]
     hint = f"there are {', '.join(near)}" if near else f"make one with: {command}"
-    raise UsageError("; ".join([f"{name[:100]}: no run of this name in {root}", hint, *damaged]))
+    raise nothing_found(f"{name[:100]}: no run of this name in {root}", damaged, hint)
+
+
+def nothing_found(what: str, damaged: Sequence[str], hint: str) -> VivitBenchError:
+    """No stored result is what was asked for; where one is damaged, that may be why.
+
+    Args:
+        what: What was not found.
+        damaged: A line on each result that cannot be read.
+        hint: What to do.
+    """
+    kind = DamagedRunError if damaged else UsageError
+    return kind("; ".join([what, *damaged, hint]))
 
 
 def stored_runs(results_dir: Path, experiment: str) -> tuple[list[StoredRun], list[str]]:
     """All runs of an experiment, the newest last, and a line on each that is damaged."""
     runs, notes = [], []
-    for path in sorted((results_dir / experiment).glob(f"*/{HEADER}")):
-        if _REPLACED in path.parent.name:
+    for folder in sorted((results_dir / experiment).glob("*")):
+        if _REPLACED in folder.name or not _exists(folder / HEADER):
             continue
         try:
-            runs.append(load_run(path.parent, experiment))
+            runs.append(load_run(folder, experiment))
         except VivitBenchError as error:
             notes.append(f"left out: {error}")
     return sorted(runs, key=lambda run: str(run.provenance.get("started_at"))), notes
