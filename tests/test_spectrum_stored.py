@@ -33,8 +33,7 @@ from vivit_bench.spectrum.stored import (
     stored_variants,
     sweep_command,
 )
-from vivit_bench.store import State, find_run, load_run, stored_runs
-from vivit_bench.store.run import DamagedRunError
+from vivit_bench.store import DamagedRunError, State, find_run, load_run, stored_runs
 
 ALL_FOUR = [
     ("exact", "full"),

@@ -14,6 +14,7 @@ import pytest
 from vivit_bench.errors import Stopped, StorageError, UsageError, VivitBenchError
 from vivit_bench.store import (
     Action,
+    DamagedRunError,
     Identity,
     State,
     find_run,
@@ -23,7 +24,6 @@ from vivit_bench.store import (
     write_atomic,
 )
 from vivit_bench.store import files as store_files
-from vivit_bench.store.run import DamagedRunError
 
 IDENTITY = Identity(
     experiment="toy",
