@@ -412,7 +412,7 @@ def test_runs_are_found_by_name_label_or_folder(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there are mnist_mlp_exact"):
         find_run("mnist_mpl", tmp_path, "toy", "toy run")
     (folder / "run.json").write_text("")
-    with pytest.raises(UsageError, match=r"no run of this name .*left out: .*run.json is no head"):
+    with pytest.raises(DamagedRunError, match=r"no run of this name .*left out: .*run.json is no head"):
         find_run(folder.name[:-1], tmp_path, "toy", "toy run")
     with pytest.raises(UsageError, match="make one with: toy run"):
         find_run("x" * 5000, tmp_path / "none", "toy", "toy run")
