@@ -23,7 +23,8 @@ def group_runner(
     """A function that runs ``vivit-bench GROUP ...`` through ``main``, that group alone loaded."""
     main_module = importlib.import_module("vivit_bench.cli.main")
     module = f"vivit_bench.cli.{group.replace('-', '_')}"
-    monkeypatch.setattr(main_module, "_GROUPS", {group: module})
+    groups = {} if group in ("env", "compare-engines") else {group: module}
+    monkeypatch.setattr(main_module, "_GROUPS", groups)
 
     def run(*arguments: object) -> Outcome:
         monkeypatch.setattr(main_module.app, "registered_groups", [])

@@ -22,6 +22,7 @@ def add_search(results_dir: Path, **values: Any) -> None:
         "device": "cpu",
         "engine": "vivit-bench",
         "data": "synthetic",
+        "dtype": "float32",
         "memory_limit_bytes": 2**31,
         "critical_batch_size": 100,
         "stopped_by": "memory",

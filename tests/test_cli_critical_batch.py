@@ -1,5 +1,7 @@
 """``vivit-bench critical-batch`` as a user types it."""
 
+import csv
+import io
 import json
 from pathlib import Path
 
@@ -23,18 +25,21 @@ def test_a_real_search_and_its_resumption(run: Run, tmp_path: Path) -> None:
     assert [line.split()[:4] for line in first.err.splitlines()] == [
         ["N", "=", n, "fits"] for n in ("1", "2", "3")
     ]
-    assert "critical batch size  3" in first.out
-    assert "max-batch" in first.out
+    assert "critical batch size   >= 3" in first.out
+    assert "the largest N allowed fits; see --max-batch" in first.out
     assert "peak memory over the idle process" in first.out
     (row,) = json.loads(run("list", "--format", "json").out)
     assert row["critical_batch_size"] == 3
     assert row["stopped_by"] == "max-batch"
     assert row["is_lower_bound"] is True
     assert row["idle_bytes"] > 100 * 2**20
-    again = run(*command, "--max-batch", 2)
-    assert again.code == 0
-    assert "finished already" in again.err
-    assert "3, 3 of them from records" in again.out
+    again = run(*command, "--max-batch", 2, "--format", "json", "--quiet")
+    assert (again.code, again.err) == (0, "")
+    found = json.loads(again.out)
+    assert (found["critical_batch_size"], found["from_records"]) == (3, 3)
+    assert found["peak_bytes"] == row["peak_bytes"]
+    assert found["certificate_error"] < 1e-4
+    assert "finished already" in run(*command, "--max-batch", 2).err
 
 
 def test_an_unusable_problem_is_one_line_and_not_a_size(run: Run, tmp_path: Path) -> None:
@@ -52,11 +57,11 @@ def test_an_unusable_problem_is_one_line_and_not_a_size(run: Run, tmp_path: Path
         (("mnist_mlpp",), "did you mean 'mnist_mlp'?"),
         (("nets.py:net",), "there is no file nets.py"),
         (("nets.py",), "path/to/file.py:function"),
-        (("mnist_mlp", "--threads", 0), "--threads 0: must be at least 1"),
-        (("mnist_mlp", "--max-batch", 0), "--max-batch 0: must be at least 1"),
+        (("mnist_mlp", "--threads", 0), "--threads 0: must be"),
+        (("mnist_mlp", "--max-batch", 0), "--max-batch 0: must be"),
         (("mnist_mlp", "--timeout", -1), "--timeout -1: must be"),
         (("mnist_mlp", "--timeout", "inf"), "--timeout inf: must be"),
-        (("mnist_mlp", "--mc-samples", 0), "mc_samples is 0: must be at least 1"),
+        (("mnist_mlp", "--mc-samples", 0), "--mc-samples 0: must be"),
         (("mnist_mlp", "--mc-samples", 2), "exact curvature draws no samples"),
         (("mnist_mlp", "--memory-limit", "lots"), "write for example 2GiB"),
         (("mnist_mlp", "--memory-limit", "20"), "write 20GiB or 20MiB"),
@@ -75,6 +80,14 @@ def test_wrong_values_are_refused_in_one_line(
     assert (outcome.code, outcome.out) == (2, "")
     (line,) = outcome.err.splitlines()
     assert words in line
+
+
+def test_a_checkpoint_is_of_one_problem(run: Run, tmp_path: Path) -> None:
+    outcome = run("sweep", "--checkpoint", "weights.pt")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "name its --problem" in outcome.err
+    other = run("sweep", "--checkpoint", "weights.pt", "--problem", "mnist_mlp")
+    assert "--checkpoint weights.pt: no such file" in other.err
 
 
 @pytest.mark.parametrize(
@@ -96,13 +109,20 @@ def test_wrong_choices_are_refused_with_the_allowed_ones(
 
 
 def test_a_sweep_is_one_search_after_the_other(run: Run) -> None:
-    outcome = run("sweep", "--table", "b", "--problem", "mnist_logreg", "--no-gradient",
-                  "--max-batch", 1, "--memory-limit", "256MiB")  # fmt: skip
+    command = ("sweep", "--table", "b", "--problem", "mnist_logreg", "--no-gradient",
+               "--max-batch", 1, "--memory-limit", "256MiB")  # fmt: skip
+    outcome = run(*command)
     assert outcome.code == 0
-    assert outcome.out.splitlines() == [
-        f"mnist_logreg: block-newton, {variant} (vivit-bench, cpu): >= 1 (stopped by max-batch)"
+    assert [line.split("  ")[1].strip() for line in outcome.out.splitlines()[2:6]] == [
+        f"block-newton, {variant}"
         for variant in ("exact, full", "exact, frac", "mc, full", "mc, frac")
     ]
+    assert outcome.out.count(">= 1") == 4
+    quiet = run(*command, "--quiet", "--format", "csv")
+    assert (quiet.code, quiet.err) == (0, "")
+    rows = list(csv.DictReader(io.StringIO(quiet.out)))
+    assert [row["critical_batch_size"] for row in rows] == ["1"] * 4
+    assert {row["stopped_by"] for row in rows} == {"max-batch"}
     assert "[4/4] mnist_logreg: block-newton, mc, frac" in outcome.err
 
 
@@ -114,13 +134,19 @@ def test_tables_are_printed_and_written(run: Run, tmp_path: Path) -> None:
     outcome = run("table", "--paper", "--format", "csv")
     assert outcome.code == 0
     lines = outcome.out.splitlines()
-    assert lines[1] == "cifar10_3c3d,exact,10,20,False,False,memory,memory,2147483648,1166,3004"
+    head = "a,vivit-bench,float32,cifar10_3c3d,exact,10,1166,20,3004,"
+    assert lines[1] == head + "False,False,memory,memory,2147483648"
     assert "warning: cpu: left out 4 searches with the memory limits 1 MiB" in outcome.err
     folder = tmp_path / "results" / "critical_batch"
-    assert (folder / "table_s1a.csv").read_text().splitlines() == lines[:3]
+    assert (folder / "table_s1a.csv").read_text() == outcome.out
+    assert f"wrote {Path('results') / 'critical_batch' / 'table_s1a.csv'}" in outcome.err
+    assert "wrote" not in run("table", "--paper", "--quiet").err
     small = run("table", "--memory-limit", "1MiB", "--table", "a", "--problem", "cifar10_3c3d")
-    assert "exact                1       2" in small.out
-    assert (folder / "table_s1a.csv").read_text().splitlines() == lines[:3]
+    assert "exact         1     2" in small.out
+    assert (folder / "table_s1a.csv").read_text() == outcome.out
+    add_variants(tmp_path / "results", (1, 2, 3, 4), quantity="full-newton")
+    rows = json.loads(run("table", "--format", "json").out)
+    assert [row["table"] for row in rows] == ["a", "a", "c", "c"]
     missing = run("table", "--table", "b")
     assert (missing.code, missing.out) == (2, "")
     assert "vivit-bench critical-batch sweep --table b" in missing.err

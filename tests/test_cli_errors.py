@@ -1,5 +1,7 @@
 """Whatever is typed, a wrong request is one line and exit code 2, a failed one exit code 1."""
 
+import json
+import re
 import shlex
 from pathlib import Path
 from types import SimpleNamespace
@@ -164,6 +166,47 @@ def test_a_run_whose_header_is_damaged_fails_in_one_line(run, group: str) -> Non
     assert "--fresh" in said
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("curvature newton", "missing argument 'PROBLEM'"),
+        ("curvature newton p.py:ok --batch-size x", "--batch-size x: must be a valid integer"),
+        ("curvature newton p.py:ok --batch-size 0", "--batch-size 0: must be"),
+        (f"curvature newton p.py:ok --batch-size '{LONG * 9}'", "must be a valid integer"),
+        ("curvature newton p.py:ok --data x", "'deepobs', 'mnist5k', 'synthetic', 'own'"),
+        ("curvature newton p.py:ok --unknown", "no such option: --unknown"),
+        ("curvature newton p.py:ok more", "unexpected extra argument"),
+        ("curvature newton p.py:ok --data", "'--data' requires an argument"),
+        ("curvature newtons", "Did you mean 'newton'?"),
+        ("noise run p.py:ok", "missing option '--optimizer'. Choose from: sgd, adam"),
+        ("env --format text", "'table', 'csv', 'json', 'markdown', 'latex'"),
+    ],
+)
+def test_what_cannot_be_parsed_is_one_line_that_says_where_to_look(
+    run, line: str, message: str
+) -> None:
+    outcome = run(line)
+    assert (outcome.code, outcome.out) == (2, "")
+    (said,) = outcome.err.splitlines()
+    assert said.startswith("vivit-bench: ")
+    assert message in said
+    assert re.search(r"\(see vivit-bench( \w+)* --help\)$", said)
+    assert len(said) < 1000
+
+
+def test_help_is_printed_whether_asked_for_or_not(run) -> None:
+    assert run("curvature --help").code == 0
+    without = run("curvature")
+    assert (without.code, without.err) == (2, "")
+    assert "newton" in without.out
+
+
+def test_the_environment_is_a_record_in_every_format(run) -> None:
+    facts = json.loads(run("env").out)
+    assert facts["python"] in run("env --format table").out
+    assert run("env --format csv").out.splitlines()[0] == ",".join(facts)
+
+
 def test_names_that_are_not_utf8_are_one_line(run) -> None:
     outcome = run("spectrum compute p.py:ok --batch-size 2 --blocks \udcff=*")
     assert outcome.code == 2
@@ -179,7 +222,7 @@ def test_a_long_name_does_not_make_a_long_message(run) -> None:
 
 def test_a_problem_that_prints_still_works(run) -> None:
     outcome = run("curvature explain p.py:prints --batch-size 2 --quiet --format csv")
-    assert outcome.code == 0
+    assert (outcome.code, outcome.err) == (0, "")
     assert "layer,type,tier,num_params" in outcome.out
 
 

@@ -1,6 +1,7 @@
 """Engines side by side: runs as records, what follows from them, one notion of memory."""
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -87,6 +88,10 @@ def test_compare_engines_end_to_end(
         cli_main()
     assert ended.value.code in (0, None)
     assert "finished already" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", [*sys.argv, "--quiet"])
+    with pytest.raises(SystemExit):
+        cli_main()
+    assert capsys.readouterr() == ("", "")
     monkeypatch.setattr(
         "sys.argv",
         ["vivit-bench", "compare-engines", "--stored", "--format", "json", "--results-dir",

@@ -46,6 +46,9 @@ def test_run_plot_and_table(run: Run) -> None:
     again = run("run", TINY, *OPTIONS, "--at", "0,3steps,end", "--momentum", 0.5, "--threads", 1)
     assert again.code == 0
     assert "finished already" in again.err
+    quiet = run("run", TINY, *OPTIONS, "--at", "0,3steps,end", "--momentum", 0.5, "--threads", 1,
+                "--quiet", "--format", "json")  # fmt: skip
+    assert (quiet.err, json.loads(quiet.out)["monitoring_calls"]) == ("", 3)
 
     plotted = run("plot", "tiny-tiny_sgd", "--at", "0,end")
     assert plotted.code == 0, plotted.err

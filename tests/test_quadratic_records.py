@@ -15,8 +15,9 @@ from vivit_bench.errors import UsageError, VivitBenchError
 from vivit_bench.quadratic import OptimizerName, Settings, load_results, run_experiment
 from vivit_bench.quadratic.experiment import Repetition, run_repetition
 from vivit_bench.quadratic.records import JOURNAL, Results, tables_of
-from vivit_bench.report.quadratic import curve_table, final_table, format_table, quantiles
+from vivit_bench.report.quadratic import curve_table, final_table, quantiles, ranking
 from vivit_bench.report.quadratic_figures import draw_dampings, draw_losses
+from vivit_bench.report.tables import TableFormat, render
 from vivit_bench.store import load_run
 
 INF = float("inf")
@@ -168,10 +169,11 @@ def test_table_ranks_and_counts_divergence() -> None:
     assert table["upper_quartile"].tolist() == [6.5, 52.5, INF]
     assert table["best_share"].tolist() == [0.75, 0.0, 0.25]
     assert table["diverged_share"].tolist() == [0.0, 0.0, 0.5]
-    lines = format_table(table).splitlines()
+    shown = ranking(results)
+    lines = render(shown, TableFormat.TABLE, 100).splitlines()
     assert lines[2].split() == ["1", "bootstrap", "5", "3.5", "6.5", "75%", "0%"]
     assert lines[4].split()[-3:] == ["inf", "25%", "50%"]
-    assert format_table(table, markdown=True).startswith("|   rank | optimizer")
+    assert json.loads(render(shown, TableFormat.JSON))[2]["upper_quartile"] == "Infinity"
 
 
 def test_quantiles_of_infinite_losses() -> None:
@@ -212,9 +214,13 @@ def test_command_line_runs_plots_and_tables(tmp_path: Path) -> None:
         assert done.exit_code == 0, done.output
         for name in names:
             assert (folder / name).stat().st_size > 0
-            assert name in done.stdout
+            assert name in done.output
     table = pd.read_csv(io.StringIO((folder / "table.csv").read_text()))
     assert set(table["optimizer"]) == {"sgd", "bootstrap"}
+    for command in (["run", *options], ["table"]):
+        quiet = cli.invoke(app, [*command, *where, "--quiet", "--format", "csv"])
+        assert (quiet.exit_code, quiet.stderr) == (0, "")
+        assert quiet.stdout == (folder / "table.csv").read_text()
 
 
 @pytest.mark.parametrize(
@@ -225,6 +231,7 @@ def test_command_line_runs_plots_and_tables(tmp_path: Path) -> None:
         (["--grid", "1e-4:1e2"], "not FIRST:LAST:POINTS"),
         (["--grid", "1e-4:1e2:0"], "0 points is empty"),
         (["--batch-size", "1"], "cannot resample N = 1"),
+        (["--seed", "-1"], "seed"),
         (["--curvatures", "1,-2"], "curvature along direction 1 is -2"),
     ],
 )

@@ -7,11 +7,13 @@ import pytest
 from critical_batch_cases import add_gradient, add_search, add_variants
 
 from vivit_bench.critical_batch.table_s1 import SUB_TABLES
+from vivit_bench.curvature.options import Precision
 from vivit_bench.errors import UsageError
 from vivit_bench.report.critical_batch import (
     Selection,
     load_searches,
     paper_searches,
+    searches_table,
     select_searches,
 )
 from vivit_bench.report.critical_batch_figures import (
@@ -19,13 +21,10 @@ from vivit_bench.report.critical_batch_figures import (
     plot_critical_batch_sizes,
 )
 from vivit_bench.report.critical_batch_tables import (
-    CriticalTable,
-    format_table,
     make_table,
-    size_label,
     write_table,
 )
-from vivit_bench.report.tables import TableFormat
+from vivit_bench.report.tables import Table, TableFormat, render
 
 
 def select(folder: Path, *engines: str, **options: object) -> Selection:
@@ -33,7 +32,7 @@ def select(folder: Path, *engines: str, **options: object) -> Selection:
     return select_searches(load_searches(folder)[0], engines=names, **options)  # type: ignore[arg-type]
 
 
-def table_of(folder: Path, letter: str = "a", *, paper: bool = False) -> CriticalTable:
+def table_of(folder: Path, letter: str = "a", *, paper: bool = False) -> Table:
     made = make_table(select(folder), SUB_TABLES[letter], "vivit-bench", paper=paper)
     assert made is not None
     return made
@@ -61,8 +60,9 @@ def test_a_table_has_the_paper_s_layout(tmp_path: Path) -> None:
     add_variants(tmp_path, (50, 60, 70, 80), problem="fmnist_2c2d")
     add_variants(tmp_path, (10, 20, 30, 40))
     add_variants(tmp_path, (1, 2, 3, 4), quantity="full-newton")
-    frame = table_of(tmp_path).frame
-    assert frame[["problem", "curvature", "full", "frac"]].values.tolist() == [
+    rows = table_of(tmp_path).rows
+    names = ("problem", "curvature", "full", "frac")
+    assert [[row[name] for name in names] for row in rows] == [
         ["cifar10_3c3d", "exact", 10, 20],
         ["cifar10_3c3d", "mc", 30, 40],
         ["fmnist_2c2d", "exact", 50, 60],
@@ -70,36 +70,55 @@ def test_a_table_has_the_paper_s_layout(tmp_path: Path) -> None:
         ["mnist_mlp", "exact", 5, 6],
         ["mnist_mlp", "mc", 7, 8],
     ]
-    assert table_of(tmp_path, "c").frame["full"].tolist() == [1, 3]
+    assert [row["full"] for row in table_of(tmp_path, "c").rows] == [1, 3]
     assert make_table(select(tmp_path), SUB_TABLES["b"], "vivit-bench") is None
 
 
 def test_the_paper_s_numbers_stand_beside(tmp_path: Path) -> None:
     add_variants(tmp_path, (10, 20, 30, 40))
     add_search(tmp_path, problem="mnist_mlp")
-    frame = table_of(tmp_path, paper=True).frame
-    assert frame["full_paper"].tolist()[:2] == [1166, 8430]
-    assert frame["frac_paper"].tolist()[:2] == [3004, 14908]
-    assert frame["full_paper"].isna().tolist() == [False, False, True, True]
+    rows = table_of(tmp_path, paper=True).rows
+    assert [row["full_paper"] for row in rows] == [1166, 8430, None, None]
+    assert [row["frac_paper"] for row in rows] == [3004, 14908, None, None]
 
 
 def test_every_format_marks_what_memory_did_not_stop(tmp_path: Path) -> None:
     add_search(tmp_path, critical_batch_size=10)
     add_search(tmp_path, samples="frac", critical_batch_size=20, stopped_by="timeout")
     made = table_of(tmp_path)
-    terminal = format_table(made, TableFormat.TABLE)
-    assert [line.split() for line in terminal.splitlines()[4:8]] == [
-        ["cifar10_3c3d", "full", "frac"],
-        ["--------------", "------", "------"],
-        ["exact", "10", ">=", "20"],
-        ["mc", "-", "-"],
+    terminal = render(made, TableFormat.TABLE, 80)
+    assert terminal.splitlines()[:6] == [
+        "Table S.1a: critical batch sizes, eigenvalues, cpu (vivit-bench)",
+        "",
+        "problem       curvature  full   frac",
+        "------------  ---------  ----  -----",
+        "cifar10_3c3d  exact        10  >= 20",
+        "cifar10_3c3d  mc            -      -",
     ]
     assert "cpu: memory limit 2 GiB on 2 x Abacus (here)" in terminal
     assert "cifar10_3c3d, exact, frac: stopped by timeout, not by memory." in terminal
-    assert "|     10 |  >= 20 |" in format_table(made, TableFormat.MARKDOWN)
-    assert r"\texttt{cifar10\_3c3d} & exact & 10 & $\geq$ 20 \\" in format_table(
-        made, TableFormat.LATEX
-    )
+    assert "| exact | 10 | >= 20 |" in render(made, TableFormat.MARKDOWN)
+    assert r"cifar10\_3c3d & exact & 10 & $\geq$ 20 \\" in render(made, TableFormat.LATEX)
+
+
+def test_names_are_whole_at_80_columns(tmp_path: Path) -> None:
+    add_search(tmp_path, problem="cifar100_allcnnc", engine="vivit-for-pytorch", stopped_by="data")
+    add_search(tmp_path, curvature="mc", quantity="block-newton", mc_samples=10, dtype="float64")
+    text = render(searches_table(load_searches(tmp_path)[0]), TableFormat.TABLE, 80)
+    assert max(map(len, text.splitlines())) <= 80
+    for name in ("cifar100_allcnnc", "cifar10_3c3d", "vivit-for-pytorch", "block-newton", ">= 100"):
+        assert name in text
+
+
+def test_precisions_are_not_mixed(tmp_path: Path) -> None:
+    add_search(tmp_path, critical_batch_size=5, dtype="float64", ended_at="2027-01-01")
+    add_search(tmp_path)
+    assert select(tmp_path).rows["critical_batch_size"].tolist() == [100]
+    double = select(tmp_path, dtype=Precision.FLOAT64)
+    made = make_table(double, SUB_TABLES["a"], "vivit-bench")
+    assert made is not None
+    assert (made.rows[0]["full"], "float64" in made.title) == (5, True)
+    assert write_table(made, tmp_path)[0].name == "table_s1a_float64.csv"
 
 
 def test_the_written_csv_is_read_back(tmp_path: Path) -> None:
@@ -160,14 +179,6 @@ def test_nothing_stored_is_told_with_what_is(tmp_path: Path) -> None:
         select(tmp_path, problems=["nope"])
     with pytest.raises(UsageError, match="engines vivit-bench"):
         select(tmp_path, "other")
-
-
-@pytest.mark.parametrize(
-    ("size", "stopped_by", "label"),
-    [(5, "memory", "5"), (5, "limit", ">= 5"), (0, "memory", "0"), (pd.NA, "", "-")],
-)
-def test_size_labels(size: object, stopped_by: str, label: str) -> None:
-    assert size_label(size, stopped_by) == label
 
 
 def test_bars_stand_in_groups_with_their_numbers(tmp_path: Path) -> None:

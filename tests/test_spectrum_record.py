@@ -18,8 +18,7 @@ from vivit_bench.curvature.options import Curvature
 from vivit_bench.errors import UsageError, VivitBenchError
 from vivit_bench.spectrum import SpectrumRecord, SpectrumSettings, load_spectrum
 from vivit_bench.spectrum.record import EXPERIMENT
-from vivit_bench.store import Identity, StoredRun, load_run, open_run
-from vivit_bench.store.run import DamagedRunError
+from vivit_bench.store import DamagedRunError, Identity, StoredRun, load_run, open_run
 
 FLOATS = st.lists(
     st.floats(-1e300, 1e300) | st.sampled_from([math.nan, math.inf, -math.inf]), max_size=20

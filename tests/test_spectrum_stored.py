@@ -33,8 +33,7 @@ from vivit_bench.spectrum.stored import (
     stored_variants,
     sweep_command,
 )
-from vivit_bench.store import State, find_run, load_run, stored_runs
-from vivit_bench.store.run import DamagedRunError
+from vivit_bench.store import DamagedRunError, State, find_run, load_run, stored_runs
 
 ALL_FOUR = [
     ("exact", "full"),
@@ -494,7 +493,7 @@ def test_unfinished_damaged_and_replaced_spectra_are_not_stored(tmp_path: Path):
     assert str(bad.folder / "run.json") in note
     (good.folder / "run.json").unlink()
     with pytest.raises(
-        UsageError, match=r"no such spectrum.*run\.json.*vivit-bench spectrum sweep"
+        DamagedRunError, match=r"no such spectrum.*run\.json.*vivit-bench spectrum sweep"
     ):
         stored_variants("cifar10_3c3d", tmp_path)
 

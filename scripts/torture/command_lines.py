@@ -162,7 +162,7 @@ def _case(parts: list[str], bad: bool, stage: Path) -> Case:
         wrong = ended.complaints(0, 1, 2)
         if bad and ended.code != 2:
             wrong.append(f"exit code {ended.code}, not 2")
-        if len(ended.last) > 1500:
+        if len(ended.last) > 1600:
             wrong.append(f"a message of {len(ended.last)} characters")
         if any(ord(character) < 32 and character not in "\t" for character in ended.last):
             wrong.append("control characters in the message")

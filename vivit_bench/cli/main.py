@@ -96,7 +96,7 @@ def main() -> None:
     app.command("compare-engines", epilog=compare.EXAMPLES)(compare.compare_engines)
     before = {number: signal.signal(number, _stop) for number in _SIGNALS}
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="vivit-bench", standalone_mode=False)
         sys.stdout.flush()
         sys.exit(code)
     except VivitBenchError as error:
@@ -130,6 +130,9 @@ def _what_to_type(error: Any) -> str:
     """An error of the command line, in this program's words, with where to look it up."""
     said = error.format_message().rstrip(".").replace("Value error, ", "")
     said = re.sub(r"^Invalid value for '([^']*)'", r"\1", said)
+    if hasattr(error.__cause__, "errors"):  # pydantic's, which leaves out what was typed
+        typed = str(error.__cause__.errors()[0]["input"])[:_LONGEST_NAME]
+        said = said.replace(": Input should be", f" {typed}: must be", 1).partition(", unable")[0]
     command = "vivit-bench" if error.ctx is None else error.ctx.command_path
     return f"{said[:1].lower()}{said[1:]} (see {command} --help)"
 

@@ -13,7 +13,7 @@ from vivit_bench.curvature.options import Approximation, Curvature
 from vivit_bench.measure.work import work_of
 from vivit_bench.peers import Quantity
 from vivit_bench.problems.workload import WorkloadSpec
-from vivit_bench.store import Identity, StoredRun, open_run, read_journal, stored_runs
+from vivit_bench.store import Identity, StoredRun, finished_runs, open_run, read_journal
 
 EXPERIMENT = "comparison"
 RUNS = "runs.jsonl"
@@ -137,14 +137,9 @@ def run_comparison(
 
 def stored_rows(results_dir: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """One row per engine of every finished comparison, and a line on each that is damaged."""
-    runs, notes = stored_runs(results_dir, EXPERIMENT)
+    runs, notes = finished_runs(results_dir, EXPERIMENT)
     rows = []
     for stored in runs:
-        if not stored.is_finished:
-            continue
-        if damage := stored.damage():
-            notes.append(f"left out: {damage}")
-            continue
         about = {
             **{name: value for name, value in stored.settings.items() if name != "engines"},
             **{name: stored.provenance.get(name) for name in _MACHINE},

@@ -12,6 +12,7 @@ from vivit_bench.store import (
     Identity,
     Journal,
     StoredRun,
+    finished_runs,
     read_journal,
     stored_runs,
 )
@@ -142,23 +143,17 @@ def search_rows(results_dir: Path) -> tuple[list[dict[str, Any]], list[str]]:
     Returns:
         Flat rows: settings, results, environment, machine and libraries.
     """
-    runs, notes = stored_runs(results_dir, EXPERIMENT)
-    rows = []
-    for stored in runs:
-        if not stored.is_finished:
-            continue
-        if damage := stored.damage():
-            notes.append(f"left out: {damage}")
-            continue
-        rows.append(
-            {
-                **{name: stored.settings.get(name) for name in _SETTINGS},
-                **{k: v for k, v in stored.results.items() if k != "limit_chosen_by_user"},
-                **{name: stored.provenance.get(name) for name in _FACTS},
-                "code": stored.environment.get("code"),
-                "run": stored.folder.name,
-            }
-        )
+    runs, notes = finished_runs(results_dir, EXPERIMENT)
+    rows = [
+        {
+            **{name: stored.settings.get(name) for name in _SETTINGS},
+            **{k: v for k, v in stored.results.items() if k != "limit_chosen_by_user"},
+            **{name: stored.provenance.get(name) for name in _FACTS},
+            "code": stored.environment.get("code"),
+            "run": stored.folder.name,
+        }
+        for stored in runs
+    ]
     return rows, notes
 
 

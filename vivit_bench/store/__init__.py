@@ -5,18 +5,20 @@ from vivit_bench.store.identity import Identity, State, check_name, differences
 from vivit_bench.store.journal import Journal, read_journal
 from vivit_bench.store.policy import Action, Decision, Found, decide
 from vivit_bench.store.provenance import Provenance, code_fingerprint, environment, provenance
-from vivit_bench.store.run import (
-    Run,
+from vivit_bench.store.run import Run, open_run
+from vivit_bench.store.stored import (
+    DamagedRunError,
     StoredRun,
     find_run,
+    finished_runs,
     load_run,
     nothing_found,
-    open_run,
     stored_runs,
 )
 
 __all__ = [
     "Action",
+    "DamagedRunError",
     "Decision",
     "Found",
     "Identity",
@@ -32,6 +34,7 @@ __all__ = [
     "differences",
     "environment",
     "find_run",
+    "finished_runs",
     "load_run",
     "nothing_found",
     "open_run",

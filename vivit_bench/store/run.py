@@ -1,13 +1,12 @@
-"""One stored result: a folder with ``run.json`` and the files that it vouches for."""
+"""Runs that this process writes: opened under a lock, gone on with, finished, moved aside."""
 
 import contextlib
-import difflib
 import fcntl
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -19,76 +18,15 @@ from vivit_bench.store.identity import Identity, State, canonical, check_name, d
 from vivit_bench.store.journal import Journal
 from vivit_bench.store.policy import Action, Decision, Found, decide
 from vivit_bench.store.provenance import provenance
-
-FORMAT = "vivit-bench run 1"
-HEADER = "run.json"
-_REPLACED = ".replaced-"
-
-
-@dataclass(frozen=True)
-class StoredRun:
-    """What ``run.json`` says of a run."""
-
-    folder: Path
-    experiment: str
-    label: str
-    state: State
-    settings: dict[str, Any]
-    environment: dict[str, Any]
-    provenance: dict[str, Any]
-    results: dict[str, Any] = field(default_factory=dict)
-    """Of a finished or failed run: what the experiment wants to tell, JSON-ready."""
-    files: dict[str, str] = field(default_factory=dict)
-    """Name -> SHA-256 of the files that the results consist of."""
-    owns: tuple[str, ...] = ()
-    """Patterns of the files the run may write."""
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether the results are whole."""
-        return self.state is State.FINISHED
-
-    def read(self, name: str) -> bytes:
-        """A file of the run, checked against its checksum.
-
-        Raises:
-            VivitBenchError: It is missing or not the one that the header describes.
-        """
-        if damage := self._damage_of(name):
-            raise VivitBenchError(f"{damage}; run it again with --fresh")
-        return (self.folder / name).read_bytes()
-
-    def damage(self, but: Sequence[str] = ()) -> str:
-        """The first file that is not as the header describes it; empty if all are.
-
-        Args:
-            but: Files that do not count.
-        """
-        names = (name for name in self.files if name not in but)
-        return next(filter(None, map(self._damage_of, names)), "")
-
-    def _damage_of(self, name: str) -> str:
-        path = self.folder / name
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            return f"{path} cannot be read ({error.strerror or error})"
-        if name in self.files and sha256(content) != self.files[name]:
-            return f"{path} is not the file that {HEADER} describes (edited or cut short)"
-        return ""
-
-    def to_json(self) -> str:
-        """The content of ``run.json``, with a checksum of its own."""
-        values = {
-            "format": FORMAT,
-            **{name: value for name, value in asdict(self).items() if name != "folder"},
-        }
-        text = json.dumps({**values, "check": sha256(canonical(values))}, indent=2)
-        return text + "\n"
-
-
-class DamagedRunError(VivitBenchError):
-    """``run.json`` is there, and is not what was written."""
+from vivit_bench.store.stored import (
+    HEADER,
+    REPLACED,
+    DamagedRunError,
+    StoredRun,
+    exists,
+    load_run,
+    read_header,
+)
 
 
 class Run:
@@ -231,105 +169,20 @@ def open_run(
             run.close()
 
 
-def load_run(folder: Path, experiment: str) -> StoredRun:
-    """Read a run's header, in whatever state it is.
-
-    Raises:
-        UsageError: There is none.
-        DamagedRunError: It is not what was written.
-    """
-    try:
-        stored = _read_header(folder)
-    except DamagedRunError as error:
-        raise DamagedRunError(f"{error}; run it again with --fresh") from error
-    if stored.experiment != experiment:
-        raise UsageError(f"{folder} holds a run of {stored.experiment}, not of {experiment}")
-    return stored
-
-
-def find_run(name: str | None, results_dir: Path, experiment: str, command: str) -> StoredRun:
-    """A stored run by its folder, its name or the readable start of its name.
-
-    Args:
-        name: What the user typed; None: the only run there is.
-        results_dir: Folder of all results.
-        experiment: Whose runs.
-        command: What makes one, for messages.
-
-    Raises:
-        UsageError: No run is called so, or several are.
-        DamagedRunError: It is damaged.
-    """
-    root = results_dir / experiment
-    if name is not None:
-        for folder in (root / name, Path(name)):
-            if _exists(folder / HEADER):
-                return load_run(folder, experiment)
-    stored, damaged = stored_runs(results_dir, experiment)
-    if name is None:
-        if not stored:
-            raise nothing_found(f"no run in {root}", damaged, f"make one with: {command}")
-        same = stored
-        name = "no RUN is named"
-    else:
-        same = [run for run in stored if name and name in (run.label, run.folder.name[: len(name)])]
-    if len(exact := [run for run in same if run.label == name]) == 1:
-        same = exact
-    if len(same) == 1:
-        return same[0]
-    if same:
-        listed = "; ".join(
-            f"{run.folder.name} ({differences(same[0].settings, run.settings) or 'the first'})"
-            for run in same[:6]
-        )
-        raise UsageError(f"{name}: there are several, name one: {listed}")
-    names = [run.label for run in stored]
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[:5]
-    hint = f"there are {', '.join(near)}" if near else f"make one with: {command}"
-    what = f"{name[:100]}: no run of this name in {root}"
-    raise nothing_found(what, damaged, hint, str(root / name))
-
-
-def nothing_found(what: str, damaged: Sequence[str], hint: str, start: str = "") -> VivitBenchError:
-    """No stored result is what was asked for; where one is damaged, that may be why.
-
-    Args:
-        what: What was not found.
-        damaged: A line on each result that cannot be read.
-        hint: What to do.
-        start: Of the path that was looked for; damage elsewhere is no reason.
-    """
-    kind = DamagedRunError if any(start in line for line in damaged) else UsageError
-    return kind("; ".join([what, *damaged, hint]))
-
-
-def stored_runs(results_dir: Path, experiment: str) -> tuple[list[StoredRun], list[str]]:
-    """All runs of an experiment, the newest last, and a line on each that is damaged."""
-    runs, notes = [], []
-    for folder in sorted((results_dir / experiment).glob("*")):
-        if _REPLACED in folder.name or not _exists(folder / HEADER):
-            continue
-        try:
-            runs.append(load_run(folder, experiment))
-        except VivitBenchError as error:
-            notes.append(f"left out: {error}")
-    return sorted(runs, key=lambda run: str(run.provenance.get("started_at"))), notes
-
-
 def _look(
     folder: Path, identity: Identity, more_wanted: Callable[[StoredRun], bool]
 ) -> tuple[Found, StoredRun | None]:
     """What lies at an address."""
-    if not _exists(folder):
+    if not exists(folder):
         return Found(), None
     if folder.is_symlink() or not folder.is_dir():
         return Found(foreign=True), None
-    if not _exists(folder / HEADER):
+    if not exists(folder / HEADER):
         # A run that was killed before its header was written leaves an empty folder.
         remove_temporary(folder)
         return Found(foreign=any(folder.iterdir())), None
     try:
-        stored = _read_header(folder)
+        stored = read_header(folder)
     except DamagedRunError as error:
         return Found(damage=str(error)), None
     if stored.experiment != identity.experiment:
@@ -350,7 +203,7 @@ def _look(
 def _blocked(folder: Path, identity: Identity) -> str:
     """The first journal that is no file, so that nothing can be mended; empty if there is none."""
     for path in (folder / name for name in identity.mendable):
-        if _exists(path) and (path.is_symlink() or not path.is_file()):
+        if exists(path) and (path.is_symlink() or not path.is_file()):
             return f"{path} is a folder or a link, and not the file that was written"
     return ""
 
@@ -404,41 +257,16 @@ def _begin(folder: Path, identity: Identity, stored: StoredRun | None, decision:
     return Run(new, Action.START)
 
 
-def _read_header(folder: Path) -> StoredRun:
-    path = folder / HEADER
-    try:
-        content = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        if _exists(path):
-            raise DamagedRunError(f"{path} is a symbolic link to nothing") from error
-        raise UsageError(f"no run in {folder}") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DamagedRunError(f"{path} cannot be read ({reason})") from error
-    try:
-        values = json.loads(content)
-        check = values.pop("check")
-        if values["format"] != FORMAT:
-            raise DamagedRunError(f"{path} is of format {values['format']!r}, not {FORMAT!r}")
-        if sha256(canonical(values)) != check:
-            raise DamagedRunError(f"{path} was edited or cut short")
-        values.pop("format")
-        values |= {"state": State(values["state"]), "owns": tuple(values["owns"])}
-        return StoredRun(folder=folder, **values)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise DamagedRunError(f"{path} is no header of a run") from error
-
-
 def _move_aside(folder: Path) -> Path:
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
-    target = folder.with_name(f"{folder.name}{_REPLACED}{stamp}")
+    target = folder.with_name(f"{folder.name}{REPLACED}{stamp}")
     with storage_errors(folder):
         os.rename(folder, target)
     return target
 
 
 def _moved_aside(folder: Path) -> list[Path]:
-    start = f"{folder.name}{_REPLACED}"
+    start = f"{folder.name}{REPLACED}"
     return [path for path in folder.parent.iterdir() if path.name.startswith(start)]
 
 
@@ -491,12 +319,3 @@ def _lock(folder: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             path.unlink()
         os.close(handle)
-
-
-def _exists(path: Path) -> bool:
-    """Whether something is there, a broken link too; names no file can have do not exist."""
-    try:
-        path.lstat()
-    except (OSError, ValueError):
-        return False
-    return True
