@@ -9,6 +9,9 @@ import pytest
 from command_line import Run, group_runner
 from critical_batch_cases import add_gradient, add_variants
 
+from vivit_bench.measure import Observation, Outcome, Spec, TrialReport
+from vivit_bench.measure.protocol import Ready
+
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
@@ -108,7 +111,13 @@ def test_wrong_choices_are_refused_with_the_allowed_ones(
     assert "Traceback" not in outcome.err
 
 
-def test_a_sweep_is_one_search_after_the_other(run: Run) -> None:
+def test_a_sweep_is_one_search_after_the_other(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fits(spec: Spec, timeout_seconds: float) -> Observation:
+        found = {"ready": Ready(5), "measured": None, "report": TrialReport()}
+        return Observation(Outcome.FITS, "", **found, peak_bytes=2**20 * spec.n,
+                           absolute_peak_bytes=None, other_processes=0, stderr="")  # fmt: skip
+
+    monkeypatch.setattr("vivit_bench.measure.trial.measure", fits)
     command = ("sweep", "--table", "b", "--problem", "mnist_logreg", "--no-gradient",
                "--max-batch", 1, "--memory-limit", "256MiB")  # fmt: skip
     outcome = run(*command)

@@ -27,7 +27,7 @@ from vivit_bench.measure.work import project
 
 DIGITS = f"{Path(__file__).parent.parent / 'scripts/examples/small_cnn.py'}:digits"
 WORK: dict[str, Any] = {
-    "problem": "mnist_2c2d",
+    "problem": "mnist_mlp",
     "quantity": "eigenvalues",
     "curvature": "exact",
     "samples": "full",
