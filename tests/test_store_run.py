@@ -459,6 +459,8 @@ def test_nothing_found_beside_a_damaged_run_is_a_failure(tmp_path: Path) -> None
     for damage in (lambda path: path.write_text("{}"), lambda path: path.symlink_to("nowhere")):
         (folder / "run.json").unlink()
         damage(folder / "run.json")
+        with pytest.raises(UsageError, match="no run of this name"):
+            find_run("another", tmp_path, "toy", "make")
         with pytest.raises(DamagedRunError, match="--fresh computes it again"):
             finish(tmp_path)
         for name in ("mnist", None):

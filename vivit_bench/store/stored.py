@@ -138,18 +138,20 @@ def find_run(name: str | None, results_dir: Path, experiment: str, command: str)
     names = [run.label for run in stored]
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[:5]
     hint = f"there are {', '.join(near)}" if near else f"make one with: {command}"
-    raise nothing_found(f"{name[:100]}: no run of this name in {root}", damaged, hint)
+    what = f"{name[:100]}: no run of this name in {root}"
+    raise nothing_found(what, damaged, hint, str(root / name))
 
 
-def nothing_found(what: str, damaged: Sequence[str], hint: str) -> VivitBenchError:
+def nothing_found(what: str, damaged: Sequence[str], hint: str, start: str = "") -> VivitBenchError:
     """No stored result is what was asked for; where one is damaged, that may be why.
 
     Args:
         what: What was not found.
         damaged: A line on each result that cannot be read.
         hint: What to do.
+        start: Of the path that was looked for; damage elsewhere is no reason.
     """
-    kind = DamagedRunError if damaged else UsageError
+    kind = DamagedRunError if any(start in line for line in damaged) else UsageError
     return kind("; ".join([what, *damaged, hint]))
 
 
