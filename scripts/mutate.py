@@ -123,7 +123,17 @@ def is_caught(mutation: Mutation) -> bool:
         lines[mutation.line - 1] = before + mutation.new + after[len(mutation.old) :]
         path.write_text("".join(lines))
         tests = [str(p) for t in TESTS[mutation.room] for p in sorted(copy.glob(t))]
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-x",
+            "-n",
+            "0",
+            "-p",
+            "no:cacheprovider",
+            *tests,
+        ]
         environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
         try:
             done = subprocess.run(
