@@ -69,6 +69,8 @@ def mutations_of(room: str) -> list[Mutation]:
 
 
 def _replacement(token: tokenize.TokenInfo) -> str | None:
+    if token.line.lstrip().startswith("@"):
+        return None  # a decorator
     if token.type == tokenize.NUMBER:
         return f"({token.string} + 1)"
     return SWAPS.get(token.string) if token.type in (tokenize.OP, tokenize.NAME) else None

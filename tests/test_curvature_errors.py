@@ -74,6 +74,31 @@ def test_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+class Masked(nn.Module):
+    """Adds a mask of zeros and minus infinities to attention scores, as transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def forward(self, x: dict[str, Tensor]) -> Tensor:
+        return self.layer(x["x"] * (x["scores"] + x["mask"]).softmax(1))
+
+
+@pytest.mark.parametrize(
+    ("value", "refused"), [(-torch.inf, False), (torch.inf, True), (torch.nan, True)]
+)
+def test_masks_may_be_minus_infinite_alone(value: float, refused: bool) -> None:
+    mask = torch.zeros(3, 2)
+    mask[0, 1] = value
+    inputs = {"x": X, "scores": torch.ones(3, 2), "mask": mask}
+    if refused:
+        with pytest.raises(UsageError, match="'mask'.* contain NaN or infinity"):
+            eigenvalues(Masked(), CE, inputs, Y)
+    else:
+        assert eigenvalues(Masked(), CE, inputs, Y).certificate is not None
+
+
 def test_outputs_that_overflow() -> None:
     model = nn.Linear(2, 2)
     with torch.no_grad():
