@@ -93,7 +93,7 @@ def test_masks_may_be_minus_infinite_alone(value: float, refused: bool) -> None:
     mask[0, 1] = value
     inputs = {"x": X, "scores": torch.ones(3, 2), "mask": mask}
     if refused:
-        with pytest.raises(UsageError, match="'mask'.* contain NaN or infinity"):
+        with pytest.raises(UsageError, match=r"'mask'.* contain NaN or infinity"):
             eigenvalues(Masked(), CE, inputs, Y)
     else:
         assert eigenvalues(Masked(), CE, inputs, Y).certificate is not None
