@@ -747,7 +747,6 @@ def test_parametrised_layers_keep_their_name() -> None:
         {"damping": lambda g, c: -c.mean(0)}, {"cutoff": "a"}, {"cutoff": True},
         {"damping": 0.0, "cutoff": None},
     ],
-    ids=str,
 )  # fmt: skip
 def test_values_that_make_no_sense(options: dict[str, Any]) -> None:
     torch.manual_seed(0)
