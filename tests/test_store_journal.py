@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vivit_bench.errors import StorageError
+from vivit_bench.errors import StorageError, VivitBenchError
 from vivit_bench.store import Journal, read_journal
 from vivit_bench.store import files as store_files
 
@@ -112,9 +112,15 @@ def test_nothing_is_written_through_a_link(path: Path, tmp_path: Path) -> None:
     link = tmp_path / "link.jsonl"
     link.symlink_to(path)
     before = path.read_bytes()
-    with pytest.raises(StorageError):
+    with pytest.raises(VivitBenchError, match="is no file; --fresh"):
         Journal(link)
     assert path.read_bytes() == before
+
+
+def test_a_folder_in_its_place_is_told_with_what_helps(tmp_path: Path) -> None:
+    (tmp_path / "trials.jsonl").mkdir()
+    with pytest.raises(VivitBenchError, match="is no file; --fresh"):
+        Journal(tmp_path / "trials.jsonl")
 
 
 def test_a_disk_that_refuses_even_the_undoing_is_one_line_and_costs_nothing(

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vivit_bench.errors import StorageError
+from vivit_bench.errors import StorageError, VivitBenchError
 from vivit_bench.store.files import sha256, storage_errors, sync_folder, write_all
 
 Entry = dict[str, Any]
@@ -24,11 +24,14 @@ class Journal:
         path: The file; made if it is not there.
 
     Raises:
+        VivitBenchError: It is a folder or a link.
         StorageError: It cannot be opened.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise VivitBenchError(f"{path} is no file; --fresh runs it again")
         with storage_errors(path):
             flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
             self._file = os.open(path, flags, 0o666)
