@@ -3,8 +3,11 @@
     python scripts/mutate.py --count 150 --seed 0 --jobs 2 --record mutations.jsonl
 
 A mutation swaps one operator, comparison, keyword or number of a room's code. It is caught if a
-test fails or runs four times as long as it should. Those that survive are listed: each is either
-a missing test or changes nothing that can be seen. Interrupted, the same command goes on.
+test fails or does not end. Those that survive are listed: each is either a missing test or changes
+nothing that can be seen. Interrupted, the same command goes on.
+
+With ``--coverage FILE``, made by ``pytest -n 0 --cov=vivit_bench --cov-context=test`` on the rooms'
+tests, those that run the mutated line come first, a few of them before the others.
 """
 
 import argparse
@@ -111,7 +114,23 @@ def _annotations(tree: ast.AST) -> list[tuple[tuple[int, int], tuple[int, int]]]
     return spans
 
 
-def is_caught(mutation: Mutation) -> bool:
+def tests_of(mutation: Mutation, coverage: Path | None) -> list[list[str]]:
+    """What to run, in this order: some tests that run the line, all of them, all of the room."""
+    room = [TESTS[mutation.room]]
+    if coverage is None:
+        return room
+    from coverage import CoverageData
+
+    data = CoverageData(basename=str(coverage))
+    data.read()
+    (file,) = (name for name in data.measured_files() if name.endswith(mutation.file))
+    contexts = data.contexts_by_lineno(file).get(mutation.line, [])
+    names = sorted({name.partition("|")[0] for name in contexts if name})
+    some = random.Random(0).sample(names, min(len(names), 25))
+    return [some, names] if some else room
+
+
+def is_caught(mutation: Mutation, coverage: Path | None) -> bool:
     """Run the room's tests on a copy with the mutation."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy"
@@ -124,30 +143,19 @@ def is_caught(mutation: Mutation) -> bool:
         assert after.startswith(mutation.old)
         lines[mutation.line - 1] = before + mutation.new + after[len(mutation.old) :]
         path.write_text("".join(lines))
-        tests = [str(p) for t in TESTS[mutation.room] for p in sorted(copy.glob(t))]
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-x",
-            "-n",
-            "0",
-            "-p",
-            "no:cacheprovider",
-            *tests,
-        ]
-        environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
-        try:
-            done = subprocess.run(
-                command,
-                cwd=copy,
-                env=environment,
-                capture_output=True,
-                timeout=SECONDS,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            return True
+        return any(_fails(copy, tests) for tests in tests_of(mutation, coverage))
+
+
+def _fails(copy: Path, tests: list[str]) -> bool:
+    found = [str(p) for test in tests for p in sorted(copy.glob(test)) or [test]]
+    command = [sys.executable, "-m", "pytest", "-x", "-n", "0", "-p", "no:cacheprovider", *found]
+    environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
+    try:
+        done = subprocess.run(
+            command, cwd=copy, env=environment, capture_output=True, timeout=SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return True
     return done.returncode != 0
 
 
@@ -159,6 +167,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--rooms", nargs="*", default=list(TESTS))
     parser.add_argument("--record", type=Path, help="Results so far, a line each.")
+    parser.add_argument("--coverage", type=Path, help="Which test runs which line.")
     options = parser.parse_args()
     pool = [m for room in options.rooms for m in mutations_of(room)]
     chosen = random.Random(options.seed).sample(pool, min(options.count, len(pool)))
@@ -171,7 +180,9 @@ def main() -> None:
     left = [m for m in chosen if m not in done]
     print(f"{len(pool)} mutations, {len(chosen)} chosen, {len(left)} to run", flush=True)
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as executor:
-        runs = {executor.submit(is_caught, mutation): mutation for mutation in left}
+        runs = {
+            executor.submit(is_caught, mutation, options.coverage): mutation for mutation in left
+        }
         for run in concurrent.futures.as_completed(runs):
             mutation = runs[run]
             done[mutation] = run.result()
