@@ -113,6 +113,9 @@ def test_options() -> None:
         eigenvalues(model, CE, X, Y, curvature="mc", mc_samples=0)
     with pytest.raises(UsageError, match="damping is 0"):
         inverse_product(model, CE, X, Y, [], damping=0)
+    finite = [torch.ones(2, 2), torch.tensor([0.0, torch.nan])]
+    with pytest.raises(UsageError, match="vector 1 contains NaN"):
+        inverse_product(model, CE, X, Y, [[torch.ones(2, 2), torch.ones(2)], finite], damping=1.0)
     with pytest.raises(UsageError, match="vector 0 has shapes"):
         inverse_product(model, CE, X, Y, [[torch.ones(3)]], damping=1.0)
     with pytest.raises(UsageError, match="cutoff is -1"):

@@ -11,9 +11,19 @@ from typing import Any
 
 import pytest
 
-from vivit_bench.measure import Outcome, Reading, Spec, Trial, measure, run_trial
+from vivit_bench.measure import (
+    Observation,
+    Outcome,
+    Reading,
+    Spec,
+    Trial,
+    TrialReport,
+    measure,
+    run_trial,
+)
 from vivit_bench.measure.host_memory import MemoryReading
 from vivit_bench.measure.parent import Watch, child_environment
+from vivit_bench.measure.protocol import Ready
 from vivit_bench.measure.verdict import Kill
 
 STUBS = Path(__file__).with_name("stub_work.py")
@@ -278,3 +288,33 @@ def ended(pid: int, seconds: float) -> bool:
         return bool(select.select([descriptor], [], [], seconds)[0])
     finally:
         os.close(descriptor)
+
+
+@pytest.mark.parametrize(
+    ("peaks", "decisive", "readings"),
+    [
+        ([10, 40, 20, 30, 50], 20, 4),  # over the budget by that much; the smallest decides
+        ([10, 40, -5, 30, 50], -5, 2),  # the first that fits ends it
+        ([-10, 40, 30, 20, 60], 20, 4),
+    ],
+)
+def test_the_smallest_of_at_most_four_readings_on_one_cpu_decides(
+    monkeypatch: pytest.MonkeyPatch, peaks: list[int], decisive: int, readings: int
+) -> None:
+    limit, specs, told = 2**30, [], []
+
+    def seen(spec: Spec, timeout_seconds: float) -> Observation:
+        peak = limit + peaks[len(specs)]
+        specs.append((spec.one_cpu, timeout_seconds))
+        fits = Outcome.FITS if peak <= limit else Outcome.OUT_OF_MEMORY
+        ready, report = Ready(5), TrialReport()
+        return Observation(fits, "", ready, None, report, peak, peak + 5, 0, "")
+
+    monkeypatch.setattr("vivit_bench.measure.trial.measure", seen)
+    spec = Spec(n=7, threads=3, limit_bytes=limit)
+    trial = run_trial(spec, 10.0, lambda reading, seconds: told.append(reading)).trial
+    assert trial.confirmed
+    assert trial.peak_bytes == limit + decisive
+    assert trial.outcome is (Outcome.FITS if decisive <= 0 else Outcome.OUT_OF_MEMORY)
+    assert specs == [(False, 10.0), *[(True, 30.0)] * readings]
+    assert told == list(range(1, readings + 1))
