@@ -65,6 +65,7 @@ def made_up(folder: Path, *, accuracy: bool = True, **header: Any) -> NoiseRun:
         "problem": "cifar10_3c3d",
         "optimizer": "sgd",
         "data": "deepobs",
+        "seed": 0,
         "monitor_batch_size": 128,
         "curvature": "exact",
         "samples": "full",
@@ -78,7 +79,7 @@ def made_up(folder: Path, *, accuracy: bool = True, **header: Any) -> NoiseRun:
         state=header.pop("state", State.FINISHED),
         settings={**settings, **header.pop("settings", {})},
         environment={},
-        provenance={},
+        provenance={"started_at": "2026-01-02T03:04:05+00:00"},
         results={
             "sizes": {"num_outputs": 2, "steps_per_epoch": 20, "total_steps": 40},
             **header,
@@ -178,10 +179,16 @@ def test_training_figure(tmp_path: Path, accuracy: bool) -> None:
     assert panels[-1].get_lines()[0].get_ydata().tolist() == [3, 3, 3, 0]
 
 
-def test_titles_name_what_is_not_the_default(tmp_path: Path) -> None:
-    assert run_title(made_up(tmp_path)) == "cifar10_3c3d, SGD, N = 128"
+def test_titles_say_what_a_run_is(tmp_path: Path) -> None:
+    run = made_up(tmp_path)
+    day = run.stored.provenance["started_at"][:10]
+    assert run_title(run) == (
+        f"cifar10_3c3d, SGD, data {run.settings['data']}, seed {run.settings['seed']}, N = 128, "
+        f"GGN exact, full ({day})"
+    )
     other = {"curvature": "mc", "mc_samples": 2, "data": "mnist5k", "optimizer": "adam"}
     assert (
         run_title(made_up(tmp_path, settings=other))
-        == "cifar10_3c3d on mnist5k, Adam, N = 128, GGN mc (M = 2), full"
+        == f"cifar10_3c3d, Adam, data mnist5k, seed {run.settings['seed']}, N = 128, "
+        f"GGN mc (M = 2), full ({day})"
     )

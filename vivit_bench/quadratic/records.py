@@ -40,6 +40,8 @@ class Results:
     seconds: float
     """Computing time of all repetitions."""
     folder: Path
+    started_on: str = ""
+    """Date, ISO 8601."""
 
 
 def run_experiment(
@@ -156,6 +158,7 @@ def load_results(stored: StoredRun) -> Results:
             pd.read_csv(texts[1], dtype={"curvature": float, "damping": float}),
             stored.results["seconds"],
             stored.folder,
+            str(stored.provenance["started_at"])[:10],
         )
     except (ValueError, KeyError) as error:
         raise VivitBenchError(f"{stored.folder} holds no tables of this experiment") from error

@@ -66,14 +66,22 @@ class Selection:
 
     @property
     def conditions(self) -> list[str]:
-        """Memory limit and machine of the rows, one line each."""
+        """Memory limit and machine of the rows, one line each; then data, seeds and dates."""
         columns = ["device", "memory_limit_bytes", *_MACHINE, "gpu"]
         lines = []
         for _, row in self.rows[columns].drop_duplicates().iterrows():
             hardware = row["gpu"] if row["device"] == "cuda" else f"{row['cores']} x {row['cpu']}"
             limit = format_size(int(row["memory_limit_bytes"]))
             lines.append(f"{row['device']}: memory limit {limit} on {hardware} ({row['host']})")
-        return lines
+        return [*lines, circumstances(self.rows)]
+
+
+def circumstances(rows: pd.DataFrame) -> str:
+    """Data, seeds and dates of some searches, on one line."""
+    named = {name: ", ".join(map(str, sorted(set(rows[name])))) for name in ("data", "seed")}
+    days = sorted({str(time)[:10] for time in rows["ended_at"]})
+    when = " to ".join(dict.fromkeys([days[0], days[-1]]))
+    return f"data {named['data']}, seed {named['seed']}, {when}"
 
 
 def load_searches(results_dir: Path) -> tuple[pd.DataFrame, list[str]]:

@@ -144,15 +144,28 @@ def directions_for(alignment: "pd.Series[float]", share: float) -> int | None:
     return int(np.searchsorted(cumulated, share)) + 1
 
 
+def run_title(run: NoiseRun) -> str:
+    """What a run is: problem, data, seed, optimiser, monitor and date."""
+    settings = run.settings
+    optimizer = {"sgd": "SGD", "adam": "Adam"}[settings["optimizer"]]
+    mc = f" (M = {settings['mc_samples']})" if settings["mc_samples"] != 1 else ""
+    return (
+        f"{settings['problem']}, {optimizer}, data {settings['data']}, seed {settings['seed']}, "
+        f"N = {settings['monitor_batch_size']}, GGN {settings['curvature']}{mc}, "
+        f"{settings['samples']} ({str(run.stored.provenance['started_at'])[:10]})"
+    )
+
+
 def _notes(run: NoiseRun) -> list[str]:
-    """What the columns mean, and what state the run is in."""
+    """What the run is, what the columns mean, and what state it is in."""
     count = run.sizes["num_outputs"]
     notes = [
+        f"{run_title(run)}.",
         f"K: directions with an eigenvalue above {run.settings['cutoff']:g}. In span: share of the "
         "gradient's squared norm on the monitor batch that lies in their span; K for "
         f"{BULK:.0%}: the fewest directions with that share. SNR: median over the {count} "
         "directions of largest curvature. Zero var.: directions in which all samples have the "
-        "same gamma or lambda, so that its SNR is infinite or undefined."
+        "same gamma or lambda, so that its SNR is infinite or undefined.",
     ]
     if note := state_note(run):
         notes.append(f"{note[0].upper()}{note[1:]}.")

@@ -1,5 +1,6 @@
 """Figures of a noise run: directions at chosen checkpoints (S.6 to S.10), and the training."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from vivit_bench.errors import UsageError
 from vivit_bench.noise.records import NoiseRun
 from vivit_bench.report.figures import STYLE, save_figure
+from vivit_bench.report.noise import run_title
 
 _COLOURS = ("#0072B2", "#009E73", "#CC79A7", "#D55E00")
 _TRAIN, _TEST = "#0072B2", "#D55E00"
@@ -80,7 +82,7 @@ def draw_directions(run: NoiseRun, steps: Sequence[int]) -> Figure:
         for panel in panels.flat:
             panel.minorticks_off()
         figure.supxlabel(r"curvature $\lambda_k$", fontsize=8)
-        figure.suptitle(run_title(run), fontsize=8)
+        figure.suptitle(textwrap.fill(run_title(run), 90), fontsize=8)
     return figure
 
 
@@ -101,22 +103,8 @@ def draw_training(run: NoiseRun) -> Figure:
             _draw_curves(panels[1], curves, "accuracy")
             panels[1].set_ylabel("accuracy")
         _draw_counts(panels[-1], run)
-        figure.suptitle(run_title(run), fontsize=8)
+        figure.suptitle(textwrap.fill(run_title(run), 90), fontsize=8)
     return figure
-
-
-def run_title(run: NoiseRun) -> str:
-    """Problem, optimiser and monitor on one line."""
-    settings = run.settings
-    optimizer = {"sgd": "SGD", "adam": "Adam"}[settings["optimizer"]]
-    mc = f" (M = {settings['mc_samples']})" if settings["mc_samples"] != 1 else ""
-    ggn = f"{settings['curvature']}{mc}, {settings['samples']}"
-    is_default = ggn == "exact, full"
-    data = "" if settings["data"] in ("deepobs", "own") else f" on {settings['data']}"
-    return (
-        f"{settings['problem']}{data}, {optimizer}, N = {settings['monitor_batch_size']}"
-        f"{'' if is_default else f', GGN {ggn}'}"
-    )
 
 
 def _title(run: NoiseRun, step: int) -> str:

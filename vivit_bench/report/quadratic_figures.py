@@ -158,5 +158,6 @@ def _title(results: Results) -> str:
     settings = results.settings
     return (
         f"noisy quadratic, D = {len(settings['curvatures'])}, N = {settings['batch_size']}, "
-        f"{settings['repeats']} repetitions"
+        f"{settings['repeats']} repetitions, seed {settings['seed']}"
+        f"{results.started_on and f' ({results.started_on})'}"
     )
