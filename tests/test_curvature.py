@@ -14,8 +14,10 @@ from vivit_bench.curvature import (
     eigenvalues,
     eigenvectors,
     explain,
+    has_zero_variance,
     inverse_product,
     newton_step,
+    signal_to_noise,
 )
 from vivit_bench.curvature.loss_factor import LossFactor, _Diagonal
 
@@ -280,3 +282,21 @@ def test_model_is_left_as_it_was() -> None:
     assert [len(m._forward_hooks) for m in model.modules()] == hooks
     assert all(p.grad is None for p in model.parameters())
     assert all("forward" not in vars(m) for m in model.modules())
+
+
+def test_signal_to_noise_of_samples_that_are_equal_to_rounding() -> None:
+    values = torch.tensor(
+        [
+            [1.0, 5.0, 0.0, 1e-9, 1e9],
+            [3.0, 5.0 * (1 + 1e-14), 0.0, 3e-9, 3e9],
+        ],
+        dtype=torch.float64,
+    )
+    assert has_zero_variance(values).tolist() == [False, True, True, False, False]
+    ratio = signal_to_noise(values)
+    assert ratio[[0, 3, 4]].tolist() == pytest.approx([4.0] * 3)
+    assert ratio[1] == torch.inf
+    assert ratio[2].isnan()
+    assert has_zero_variance(values * (1 + 1e-3 * torch.eye(2, 5))).tolist()[1] is False
+    assert signal_to_noise(values[:0]).tolist() == [0.0] * 5
+    assert has_zero_variance(values[:0]).tolist() == [False] * 5
