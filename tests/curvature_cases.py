@@ -36,6 +36,18 @@ class Tied(nn.Module):
         return self.second(torch.tanh(self.first(x))) * self.scale
 
 
+class Frames(nn.Module):
+    """A convolution over several images a sample, which it sees as so many more samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 2, 2, stride=2, padding=1), nn.Linear(18, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tanh(self.conv(x.flatten(0, 1))).unflatten(0, x.shape[:2])
+        return self.head(y.mean(1).flatten(1))
+
+
 @dataclass(frozen=True)
 class Case:
     name: str
@@ -172,6 +184,14 @@ CASES = [
     Case("saturated-wrong", lambda: nn.Linear(4, 3), (4,), 3, adapt=_saturate(69.0, True)),
     Case("unlikely-last", lambda: nn.Linear(4, 3), (4,), 3, adapt=_compete),
     Case("underflow", lambda: nn.Linear(4, 3), (4,), 3, adapt=_saturate(900.0, True)),
+    Case("frames", Frames, (3, 1, 5, 5), 3),
+    Case(
+        "few-parameters-in-two-layers",
+        lambda: nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 3)),
+        (2,),
+        3,
+        samples=12,
+    ),
     Case("free-axis-mse", lambda: nn.Linear(3, 2), (4, 3), 8, mse=True),
     Case(
         "sequence-linear",

@@ -824,3 +824,14 @@ def test_no_trace_in_inputs_and_renormalised_embeddings() -> None:
 def test_sparse_inputs_are_refused() -> None:
     with pytest.raises(UsageError, match="pass dense ones"):
         eigenvalues(nn.Linear(3, 3), nn.CrossEntropyLoss(), X.to_sparse(), LABELS)
+
+
+def test_columns_run_together_unless_an_operation_has_no_rule_for_it() -> None:
+    torch.manual_seed(0)
+    loss, x = nn.CrossEntropyLoss(), torch.randn(4, 3)
+    lone = Lambda(
+        lambda s, x: s.b(NoBatchingRule.apply(s.a(x))), a=nn.Linear(3, 4), b=nn.Linear(4, 3)
+    )
+    slow = "columns run one after the other"
+    notes = [explain(model, loss, x, LABELS[:4]).notes for model in (small_mlp(), lone)]
+    assert [any(slow in note for note in found) for found in notes] == [False, True]

@@ -315,6 +315,12 @@ def test_an_interrupted_run_says_where_the_one_before_is(tmp_path: Path) -> None
     assert stopped.value.__notes__ == [f"{run.folder} is finished"]
 
 
+def test_a_failure_speaks_for_itself(tmp_path: Path) -> None:
+    with pytest.raises(VivitBenchError) as failed, open_run(tmp_path, IDENTITY):
+        raise VivitBenchError("it failed")
+    assert not getattr(failed.value, "__notes__", [])
+
+
 def test_a_folder_removed_meanwhile_is_not_said_to_be_stored(tmp_path: Path) -> None:
     with open_run(tmp_path, IDENTITY) as run:
         (run.folder / "run.json").unlink()
