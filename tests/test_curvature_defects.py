@@ -24,6 +24,8 @@ from vivit_bench.curvature import (
     inverse_product,
     newton_step,
 )
+from vivit_bench.curvature.options import Approximation
+from vivit_bench.curvature.session import Request, plan_request
 from vivit_bench.errors import CertificateError, UsageError
 
 TIGHT = 1e-8
@@ -467,7 +469,6 @@ def test_losses(name: str, samples: str) -> None:
 @pytest.mark.parametrize("name", LOSSES)
 def test_monte_carlo_columns_have_the_hessian_as_their_mean(name: str) -> None:
     """Also for many terms a sample, whose draws are summed into one column."""
-    from vivit_bench.curvature import Approximation
     from vivit_bench.curvature.loss_factor import loss_factor
 
     loss, shape, targets = LOSSES[name]
@@ -826,12 +827,9 @@ def test_sparse_inputs_are_refused() -> None:
         eigenvalues(nn.Linear(3, 3), nn.CrossEntropyLoss(), X.to_sparse(), LABELS)
 
 
-def test_columns_run_together_unless_an_operation_has_no_rule_for_it() -> None:
-    torch.manual_seed(0)
+def test_columns_of_an_ordinary_network_run_together() -> None:
     loss, x = nn.CrossEntropyLoss(), torch.randn(4, 3)
-    lone = Lambda(
-        lambda s, x: s.b(NoBatchingRule.apply(s.a(x))), a=nn.Linear(3, 4), b=nn.Linear(4, 3)
-    )
-    slow = "columns run one after the other"
-    notes = [explain(model, loss, x, LABELS[:4]).notes for model in (small_mlp(), lone)]
-    assert [any(slow in note for note in found) for found in notes] == [False, True]
+    _, plan = plan_request(Request(small_mlp(), loss, x, LABELS, Approximation()))
+    assert plan.route.batched_columns
+    assert plan.route.layouts is not None
+    assert plan.route.notes == ()
