@@ -496,3 +496,19 @@ def test_a_journal_that_is_no_file_leaves_a_finished_run_as_it_is(
     assert load_run(run.folder, "toy").is_finished
     with open_run(tmp_path, identity, fresh=True) as run:
         assert run.action is Action.START
+
+
+def test_a_journal_that_lost_a_line_is_gone_on_with(tmp_path: Path) -> None:
+    identity = replace(IDENTITY, owns=("lines.jsonl",), mendable=("lines.jsonl",))
+    with open_run(tmp_path, identity) as run:
+        journal = run.journal("lines.jsonl")
+        journal.append({"n": 1})
+        journal.append({"n": 2})
+        run.finish({}, ["lines.jsonl"])
+    with open_run(tmp_path, identity) as run:
+        assert run.action is Action.RETURN
+    path = run.folder / "lines.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'"n": 1', b'"n": 7'))
+    with open_run(tmp_path, identity) as run:
+        assert run.action is Action.RESUME
+        assert run.journal("lines.jsonl").entries == [{"n": 2}]
