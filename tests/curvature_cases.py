@@ -41,7 +41,7 @@ class Frames(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.head = nn.Conv2d(1, 2, 2, stride=2, padding=1), nn.Linear(18, 3)
+        self.conv, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(16, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         y = torch.tanh(self.conv(x.flatten(0, 1))).unflatten(0, x.shape[:2])
@@ -184,7 +184,7 @@ CASES = [
     Case("saturated-wrong", lambda: nn.Linear(4, 3), (4,), 3, adapt=_saturate(69.0, True)),
     Case("unlikely-last", lambda: nn.Linear(4, 3), (4,), 3, adapt=_compete),
     Case("underflow", lambda: nn.Linear(4, 3), (4,), 3, adapt=_saturate(900.0, True)),
-    Case("frames", Frames, (3, 1, 5, 5), 3),
+    Case("frames", Frames, (3, 3, 2, 2), 3),
     Case(
         "few-parameters-in-two-layers",
         lambda: nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 3)),

@@ -300,3 +300,16 @@ def test_signal_to_noise_of_samples_that_are_equal_to_rounding() -> None:
     assert has_zero_variance(values * (1 + 1e-3 * torch.eye(2, 5))).tolist()[1] is False
     assert signal_to_noise(values[:0]).tolist() == [0.0] * 5
     assert has_zero_variance(values[:0]).tolist() == [False] * 5
+
+
+def test_steps_of_blocks_of_several_layers() -> None:
+    model, loss, x, y = case("cnn").build(torch.float64)
+    names = [n for n, _ in model.named_parameters()]
+    groups = [[n for n in names if (int(n.split(".")[0]) < 8) is first] for first in (True, False)]
+    reference = dense(model, loss, x, y)
+    blocks = dict(zip(("body", "head"), groups, strict=True))
+    for options in ({}, {"samples": "frac"}):
+        ggn = reference.ggn(1 if options else None) * reference.block_mask(groups)
+        step = newton_step(model, loss, x, y, blocks=blocks, damping=0.5, **options).step
+        expected = newton_reference(ggn, reference.mean_gradient, 0.5, CUTOFF)
+        assert relative_error(flat(step), expected) < 1e-6
