@@ -34,10 +34,15 @@ class Comparison:
     """The first is the base."""
     threads: int
 
+    @property
+    def batch_size(self) -> int:
+        """N."""
+        assert self.workload.batch_size is not None
+        return self.workload.batch_size
+
     def work(self) -> dict[str, Any]:
         """Arguments of a measured process but the engine."""
-        work = work_of(self.workload, self.quantity, self.approximation, "")
-        return {name: value for name, value in work.items() if name != "engine"}
+        return work_of(self.workload, self.quantity, self.approximation)
 
     def identity(self) -> Identity:
         """What its figures are determined by, and under which name they are kept."""
@@ -45,14 +50,12 @@ class Comparison:
         parts = [problem_slug(self.workload.problem), self.quantity, approximation.curvature]
         return Identity(
             experiment=EXPERIMENT,
-            label="_".join([*parts, approximation.samples, f"n{self.workload.batch_size}"]),
+            label="_".join([*parts, approximation.samples, f"n{self.batch_size}"]),
             settings={
                 **self.workload.record(),
                 **self.workload.files(),
                 "quantity": self.quantity.value,
-                "curvature": approximation.curvature.value,
-                "samples": approximation.samples.value,
-                "mc_samples": approximation.mc_samples,
+                **approximation.record(),
                 "engines": list(self.engines),
                 "threads": self.threads,
             },
@@ -119,7 +122,7 @@ def run_comparison(
             compare_engines(
                 comparison.work(),
                 comparison.engines,
-                comparison.workload.batch_size or 1,
+                comparison.batch_size,
                 threads=comparison.threads,
                 repeats=repeats,
                 timeout_seconds=timeout_seconds,
@@ -129,8 +132,8 @@ def run_comparison(
             )
             best = run.stored.results.get("floor")
             if floor and best is None:
-                size = comparison.workload.batch_size or 1
-                best = measure_floor(comparison.work(), size, comparison.threads, timeout_seconds)
+                work, size = comparison.work(), comparison.batch_size
+                best = measure_floor(work, size, comparison.threads, timeout_seconds)
             run.finish({"repeats": repeats, "floor": best}, [RUNS])
         return _load(run.stored)
 

@@ -1,7 +1,6 @@
 """Searches on disk: a folder each, with a line per trial; tables over them are made when asked."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +126,7 @@ def remembered_limit(results_dir: Path, cells: Sequence[Cell]) -> int | None:
     Returns:
         Bytes; None if no search of these cells chose one.
     """
-    wanted = [_plain(cell.record()) for cell in cells]
+    wanted = [cell.record() for cell in cells]
     runs, _ = stored_runs(results_dir, EXPERIMENT)
     for stored in reversed(runs):
         fields = dict(stored.settings)
@@ -155,7 +154,3 @@ def search_rows(results_dir: Path) -> tuple[list[dict[str, Any]], list[str]]:
         for stored in runs
     ]
     return rows, notes
-
-
-def _plain(values: Mapping[str, Any]) -> Any:
-    return json.loads(json.dumps(values))

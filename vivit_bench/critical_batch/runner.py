@@ -139,8 +139,7 @@ def run_search(
         result = find_critical_batch_size(trials.run, max_batch, limit)
         if not stored.is_returned:
             facts = facts_of(result, max_batch=max_batch, trial_timeout=trial_timeout)
-            chosen = {"limit_chosen_by_user": memory_limit.chosen_by_user}
-            stored.finish({**facts, **chosen}, [TRIALS])
+            stored.finish({**stored.stored.results, **facts}, [TRIALS])
     return FinishedSearch(cell, memory_limit, result, trials.from_records, stored.folder, facts)
 
 

@@ -98,7 +98,8 @@ class Cell:
 
     def work(self) -> dict[str, Any]:
         """Arguments of `vivit_bench.measure.work.EngineWork`."""
-        return work_of(self.workload, self.quantity, self.approximation, self.engine)
+        work = work_of(self.workload, self.quantity, self.approximation)
+        return {**work, "engine": self.engine}
 
     def record(self) -> dict[str, Any]:
         """What tells this cell's records from others', as plain JSON types.
@@ -107,13 +108,11 @@ class Cell:
         """
         values = self.workload.record()
         values.pop("batch_size")
-        given = self.approximation
+        none = dict.fromkeys(Approximation().record())
         return {
             **values,
             "quantity": self.quantity.value,
-            "curvature": None if given is None else given.curvature.value,
-            "samples": None if given is None else given.samples.value,
-            "mc_samples": None if given is None else given.mc_samples,
+            **(none if self.approximation is None else self.approximation.record()),
             "engine": self.engine,
             "threads": self.threads,
             **self.workload.files(),

@@ -106,6 +106,14 @@ class Approximation:
         monte_carlo = f" (M = {self.mc_samples})" if self.mc_samples != 1 else ""
         return f"{self.curvature}{monte_carlo}, {self.samples}"
 
+    def record(self) -> dict[str, str | int]:
+        """As stored, in plain JSON types; the seed is recorded once, with the workload."""
+        return {
+            "curvature": self.curvature.value,
+            "samples": self.samples.value,
+            "mc_samples": self.mc_samples,
+        }
+
     def num_samples(self, batch_size: int) -> int:
         """Samples that carry the curvature of a mini-batch of ``batch_size``."""
         return self.samples.size(batch_size)

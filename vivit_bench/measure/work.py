@@ -199,22 +199,20 @@ def work_of(
     workload: "WorkloadSpec",
     quantity: "Quantity",
     approximation: "Approximation | None",
-    engine: str,
 ) -> dict[str, Any]:
-    """Arguments of `EngineWork`, plain JSON types.
+    """Arguments of `EngineWork` but the engine, plain JSON types.
 
     Args:
         workload: Its batch size is left out: every trial has its own.
         quantity: What is computed.
         approximation: None for the gradient, which has none.
-        engine: Name.
     """
-    options: dict[str, Any] = {"curvature": "exact", "samples": "full", "mc_samples": 1}
-    if approximation is not None:
-        options = {name: getattr(approximation, name) for name in options}
+    from vivit_bench.curvature.options import Approximation
+
+    options = (approximation or Approximation()).record()
     values = {name: value for name, value in workload.record().items() if name != "batch_size"}
     folder = None if workload.data_dir is None else str(workload.data_dir)
-    return {**values, "data_dir": folder, "quantity": quantity, **options, "engine": engine}
+    return {**values, "data_dir": folder, "quantity": quantity.value, **options}
 
 
 def project(step: "Tensor") -> dict[str, Any]:

@@ -68,11 +68,7 @@ class Settings:
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, Approximation):
-                record |= {
-                    "curvature": value.curvature.value,
-                    "samples": value.samples.value,
-                    "mc_samples": value.mc_samples,
-                }
+                record |= value.record()
             else:
                 record[field.name] = _plain(value)
         return record

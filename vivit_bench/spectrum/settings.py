@@ -85,9 +85,7 @@ class SpectrumSettings:
         """Return the settings as a flat dictionary of plain JSON types."""
         return {
             **self.workload.record(),
-            "curvature": self.curvature.value,
-            "samples": self.samples.value,
-            "mc_samples": self.approximation.mc_samples,
+            **self.approximation.record(),
             "blocks": self.blocks.value if isinstance(self.blocks, Blocks) else self.blocks,
             "params": self.params,
             "cutoff": self.cutoff,

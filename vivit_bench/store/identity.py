@@ -43,6 +43,10 @@ class Identity:
     mendable: tuple[str, ...] = ()
     """Journals that a finished run vouches for: damaged, they lose lines, and the run goes on."""
 
+    def __post_init__(self) -> None:
+        for name in ("settings", "environment"):  # as they are read back: lists for tuples
+            object.__setattr__(self, name, json.loads(canonical(getattr(self, name))))
+
     @property
     def key(self) -> str:
         """Hash of the settings."""

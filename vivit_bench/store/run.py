@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 
 from vivit_bench.errors import StorageError, UsageError, VivitBenchError
 from vivit_bench.store.files import remove_temporary, sha256, storage_errors, write_atomic
-from vivit_bench.store.identity import Identity, State, canonical, check_name, differences
+from vivit_bench.store.identity import Identity, State, check_name, differences
 from vivit_bench.store.journal import Journal
 from vivit_bench.store.policy import Action, Decision, Found, decide
 from vivit_bench.store.provenance import provenance
@@ -187,15 +186,14 @@ def _look(
         return Found(damage=str(error)), None
     if stored.experiment != identity.experiment:
         return Found(foreign=True), None
-    settings = json.loads(canonical(identity.settings))
-    environment = json.loads(canonical(identity.environment))
-    damage = _blocked(folder, identity) or stored.damage(but=identity.mendable)
+    damages = stored.damages()
+    lasting = (text for name, text in damages.items() if name not in identity.mendable)
     found = Found(
         state=stored.state,
-        damage=damage,
-        settings=differences(stored.settings, settings),
-        environment=differences(stored.environment, environment),
-        more_wanted=stored.is_finished and (bool(stored.damage()) or more_wanted(stored)),
+        damage=_blocked(folder, identity) or next(lasting, ""),
+        settings=differences(stored.settings, identity.settings),
+        environment=differences(stored.environment, identity.environment),
+        more_wanted=stored.is_finished and (bool(damages) or more_wanted(stored)),
     )
     return found, stored
 
@@ -242,15 +240,14 @@ def _begin(folder: Path, identity: Identity, stored: StoredRun | None, decision:
     with storage_errors(folder):
         folder.mkdir(exist_ok=True)
     remove_temporary(folder)
-    facts = provenance()
     new = StoredRun(
         folder=folder,
         experiment=identity.experiment,
         label=identity.label,
         state=State.RUNNING,
-        settings=json.loads(canonical(identity.settings)),
-        environment=json.loads(canonical(identity.environment)),
-        provenance=facts,
+        settings=dict(identity.settings),
+        environment=dict(identity.environment),
+        provenance=provenance(),
         owns=identity.owns,
     )
     write_atomic(folder / HEADER, new.to_json())

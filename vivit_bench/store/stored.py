@@ -46,28 +46,30 @@ class StoredRun:
         Raises:
             VivitBenchError: It is missing or not the one that the header describes.
         """
-        if damage := self._damage_of(name):
+        content, damage = self._look_at(name)
+        if damage:
             raise VivitBenchError(f"{damage}; run it again with --fresh")
-        return (self.folder / name).read_bytes()
+        return content
 
-    def damage(self, but: Sequence[str] = ()) -> str:
-        """The first file that is not as the header describes it; empty if all are.
+    def damages(self) -> dict[str, str]:
+        """Files that are not as the header describes them, each with a line on that."""
+        found = ((name, self._look_at(name)[1]) for name in self.files)
+        return {name: damage for name, damage in found if damage}
 
-        Args:
-            but: Files that do not count.
-        """
-        names = (name for name in self.files if name not in but)
-        return next(filter(None, map(self._damage_of, names)), "")
+    def damage(self) -> str:
+        """The line on the first damaged file; empty if there is none."""
+        return next(iter(self.damages().values()), "")
 
-    def _damage_of(self, name: str) -> str:
+    def _look_at(self, name: str) -> tuple[bytes, str]:
+        """A file's content, and what is wrong with it."""
         path = self.folder / name
         try:
             content = path.read_bytes()
         except OSError as error:
-            return f"{path} cannot be read ({error.strerror or error})"
+            return b"", f"{path} cannot be read ({error.strerror or error})"
         if name in self.files and sha256(content) != self.files[name]:
-            return f"{path} is not the file that {HEADER} describes (edited or cut short)"
-        return ""
+            return b"", f"{path} is not the file that {HEADER} describes (edited or cut short)"
+        return content, ""
 
     def to_json(self) -> str:
         """The content of ``run.json``, with a checksum of its own."""
