@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 import vivit_bench.curvature.factors as factors
 import vivit_bench.curvature.loss_factor as losses
-import vivit_bench.curvature.newton as newton
 import vivit_bench.curvature.rules as rules
 import vivit_bench.curvature.systems as systems
 from vivit_bench.curvature import (
@@ -21,6 +20,7 @@ from vivit_bench.curvature import (
     inverse_product,
     newton_step,
 )
+from vivit_bench.curvature.diagonalised import Diagonalised
 from vivit_bench.errors import CertificateError, UsageError
 
 Change = Callable[[Any], Any]
@@ -152,7 +152,7 @@ def test_a_broken_contraction_is_noticed(
 ) -> None:
     request = batch("large")
     expected = eigenvalues(*request).eigenvalues
-    monkeypatch.setattr("vivit_bench.curvature.plan.PAIRS_WEIGHT", weight)
+    monkeypatch.setattr("vivit_bench.curvature.units.PAIRS_WEIGHT", weight)
     torch.testing.assert_close(eigenvalues(*request).eigenvalues, expected)
     affine = factors.AffineFactor
     if fault == "patches":
@@ -199,6 +199,7 @@ def vectors(*request: Any, **options: Any) -> Any:
 FRAC: dict[str, Any] = {"samples": "frac"}
 MC: dict[str, Any] = {"curvature": "mc", "mc_samples": 2}
 affine, explicit = factors.AffineFactor, factors.ExplicitFactor
+doubled_solution = lambda f: torch.cat([2 * f[:2], f[2:]])  # noqa: E731
 scaled = lambda d: {p: 1.5 * x for p, x in d.items()}  # noqa: E731
 FAULTS: dict[str, tuple[Callable[..., Any], dict[str, Any], tuple[Any, str, Any]]] = {
     "exact columns": (eigenvalues, {}, wrap(losses, "_cross_entropy_root", twice)),
@@ -217,7 +218,7 @@ FAULTS: dict[str, tuple[Callable[..., Any], dict[str, Any], tuple[Any, str, Any]
         directional_derivatives, FRAC,
         arguments(factors.Factor, "add_cross", lambda s, o, out: (s, s, out[:, : s.rows])),
     ),
-    "step's coefficients": (step, {}, wrap(newton, "_coefficients", lambda c: (2 * c[0], c[1]))),
+    "step's coefficients": (step, {}, wrap(Diagonalised, "functions", doubled_solution)),
     "step's scales": (step, {}, wrap(systems.GramSystem, "scales", twice)),
     "eigenvectors' scales": (vectors, {}, wrap(systems.GramSystem, "scales", twice)),
     "eigenvectors' passes": (

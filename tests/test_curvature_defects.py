@@ -544,7 +544,7 @@ def _check_convolution(
     reference = torch.linalg.eigvalsh(dense(model, nn.CrossEntropyLoss(), x, y).ggn()).flip(0)
     for weight in (1e-9, 1.0, 1e9):  # sample pairs, the cheaper, chunks
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("vivit_bench.curvature.plan.PAIRS_WEIGHT", weight)
+            patch.setattr("vivit_bench.curvature.units.PAIRS_WEIGHT", weight)
             found = eigenvalues(model, nn.CrossEntropyLoss(), x, y, certify="all")
         error = relative_error(found.eigenvalues, reference[: len(found.eigenvalues)])
         assert error < TIGHT, (dims, size, kernel, stride, padding, dilation, groups, mode)

@@ -66,7 +66,8 @@ def _gram_of_convolution(rule: factors.Contraction) -> Tensor:
     batch, plan = plan_request(Request(model, loss, x, y, Approximation()))
     gram = torch.zeros(batch.rows, batch.rows, dtype=torch.float64)
     with torch.no_grad():
-        for factor in sweep_curvature(batch, plan, with_gradient=False).factors.values():
+        sweep = sweep_curvature(batch, plan, with_gradient=False)
+        for factor in map(sweep.take, plan.passes[0]):
             if isinstance(factor, factors.AffineFactor):
                 factor.contraction = rule
                 factor.add_gram(gram)

@@ -159,7 +159,7 @@ class _Trials:
         self._spec: dict[str, Any] = {
             "limit_bytes": memory_limit.limit_bytes,
             "threads": cell.threads,
-            "arguments": cell.work(),
+            "arguments": {**cell.work(), "memory_bytes": memory_limit.limit_bytes},
             "device": cell.device,
         }
         self._stored = stored

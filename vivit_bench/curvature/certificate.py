@@ -20,11 +20,13 @@ from torch import Tensor, nn
 
 from vivit_bench.curvature.checks import Checks, Watch
 from vivit_bench.curvature.factors import Direction, ExplicitFactor, Factor
+from vivit_bench.curvature.kernels import times_lower
 from vivit_bench.curvature.minibatch import MiniBatch
 from vivit_bench.curvature.passes import Sweep, Totals, add_pulled
-from vivit_bench.curvature.plan import BlockPlan, Plan, UnitPlan
+from vivit_bench.curvature.plan import Plan
 from vivit_bench.curvature.results import Certificate
 from vivit_bench.curvature.route import disagreement
+from vivit_bench.curvature.units import BlockPlan, UnitPlan
 from vivit_bench.errors import CertificateError, UsageError
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -319,7 +321,7 @@ class Certifier(Checks):
                 coordinates = torch.stack(
                     [torch.cat([v[p].flatten() for p in parameters]).double() for v in vectors]
                 )
-                rows = torch.stack([_times_lower(matrix, x) for x in coordinates])
+                rows = torch.stack([times_lower(matrix, x) for x in coordinates])
                 inner = coordinates
                 through = torch.stack([_through(v, x) for x in coordinates])
                 # The largest singular value is at most the root of the trace.
@@ -328,7 +330,7 @@ class Certifier(Checks):
                 self._compare("curvature", rows.cpu(), through.cpu(), scale.cpu())
             else:
                 coordinates = self._embedded()
-                rows = torch.stack([_times_lower(matrix, x) for x in coordinates])
+                rows = torch.stack([times_lower(matrix, x) for x in coordinates])
                 inner = rows
                 total = sum(self._products[p] for p in parameters)
                 pairs = self._scale[:, None] * self._scale
@@ -393,7 +395,7 @@ class Certifier(Checks):
                 wanted = torch.tensor(expected, dtype=double)
                 self._note(what, _relative(found.cpu(), wanted, wanted.abs(), double))
 
-    def eigenpairs(self, values: Tensor, vectors: Tensor) -> None:  # noqa: D102
+    def eigenpairs(self, values: Tensor, vectors: Tensor, largest: float) -> None:  # noqa: D102
         if not len(values):
             return
         with self._timed():
@@ -402,7 +404,7 @@ class Certifier(Checks):
             expected = (watch.coordinates @ vectors) * values
             scale = (
                 watch.rows.norm(dim=1, keepdim=True)
-                + watch.coordinates.norm(dim=1, keepdim=True) * values.max()
+                + watch.coordinates.norm(dim=1, keepdim=True) * largest
             )
             self._compare("eigenpairs", found.cpu(), expected.cpu(), scale.cpu())
 
@@ -415,6 +417,14 @@ class Certifier(Checks):
             along = gammas[self._samples].double().norm(dim=1).cpu()
             whole = torch.tensor(self._gradient_norms, dtype=torch.float64)
             self._compare("slopes", (along - whole).clamp(min=0), torch.zeros_like(whole), whole)
+
+    def step(self, products: Tensor, damped: Tensor, projected: Tensor) -> None:  # noqa: D102
+        with self._timed():
+            watch = self._watched
+            left = watch.rows @ products + watch.coordinates @ (damped + projected)
+            rows, coordinates = watch.rows.norm(dim=1), watch.coordinates.norm(dim=1)
+            scale = rows * products.norm() + coordinates * (damped.norm() + projected.norm())
+            self._compare("solver", left.cpu()[:, 0], torch.zeros(len(left)), scale.cpu())
 
     def solved(self, weights: Tensor, right: Tensor, damping: float) -> None:  # noqa: D102
         with self._timed():
@@ -573,22 +583,6 @@ def _norm(parts: Iterable[Tensor]) -> float:
         largest = x.abs().max().item() if x.numel() else 0.0
         norms.append(largest and largest * torch.linalg.vector_norm(x / largest).item())
     return math.hypot(*norms)
-
-
-def _times_lower(matrix: Tensor, vector: Tensor) -> Tensor:
-    """Product of a symmetric matrix, of which the lower triangle is valid, with a vector.
-
-    In row blocks, so that no second matrix is made; float64.
-    """
-    out = torch.zeros_like(vector)
-    for start in range(0, len(matrix), 256):
-        stop = min(start + 256, len(matrix))
-        rows = matrix[start:stop, :stop].to(torch.float64, copy=True)
-        rows[:, start:] = rows[:, start:].tril()
-        out[start:stop] += rows @ vector[:stop]
-        rows[:, start:].diagonal().zero_()
-        out[:stop] += rows.t() @ vector[start:stop]
-    return out
 
 
 def _through(v: Tensor, vector: Tensor) -> Tensor:

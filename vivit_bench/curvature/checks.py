@@ -7,8 +7,8 @@ from torch import Tensor
 
 from vivit_bench.curvature.factors import Direction, Factor
 from vivit_bench.curvature.passes import Totals
-from vivit_bench.curvature.plan import BlockPlan, UnitPlan
 from vivit_bench.curvature.results import Certificate
+from vivit_bench.curvature.units import BlockPlan, UnitPlan
 
 
 @dataclass
@@ -68,11 +68,20 @@ class Checks:
     def eigenvalues(self, values: Tensor, trace: float, squares: float) -> None:
         """All eigenvalues of the block in hand, beside its matrix's trace and squared norm."""
 
-    def eigenpairs(self, values: Tensor, vectors: Tensor) -> None:
-        """Eigenvalues [K] and eigenvectors [m, K] of the block in hand."""
+    def eigenpairs(self, values: Tensor, vectors: Tensor, largest: float) -> None:
+        """Some eigenvalues [K] and eigenvectors [m, K] of the block in hand, and the largest."""
 
     def derivatives(self, gammas: Tensor, lambdas: Tensor, values: Tensor) -> None:
         """Slopes [N, K] and curvatures [num_samples, K] along directions with eigenvalues [K]."""
+
+    def step(self, products: Tensor, damped: Tensor, projected: Tensor) -> None:
+        """Solution y of the damped system along the directions: Gt y + d y = -b, [m, 1] each.
+
+        Args:
+            products: y.
+            damped: d y.
+            projected: b, the gradient's coordinates along the directions.
+        """
 
     def solved(self, weights: Tensor, right: Tensor, damping: float) -> None:
         """(matrix + damping I) weights = right was solved in the block in hand, [m, R]."""

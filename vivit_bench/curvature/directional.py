@@ -5,8 +5,9 @@ from torch import Tensor, nn
 
 from vivit_bench.curvature.certificate import Certify
 from vivit_bench.curvature.minibatch import WORKING_BYTES, Patterns
-from vivit_bench.curvature.options import Approximation, approximation_of
+from vivit_bench.curvature.options import Approximation, Memory, approximation_of
 from vivit_bench.curvature.passes import Sweep, complete
+from vivit_bench.curvature.plan import Goal
 from vivit_bench.curvature.results import DirectionalDerivatives
 from vivit_bench.curvature.session import Request, check_cutoff, run
 from vivit_bench.curvature.slopes import Work, find_slopes, in_parameter_format, shared_gradient
@@ -30,6 +31,7 @@ def directional_derivatives(
     with_gradient: bool = False,
     certify: Certify = True,
     working_bytes: int = WORKING_BYTES,
+    memory: int | Memory | None = None,
 ) -> DirectionalDerivatives:
     """gamma_nk = e_k^T grad l_n and lambda_nk = e_k^T J_n^T H_n J_n e_k for all directions.
 
@@ -50,6 +52,7 @@ def directional_derivatives(
         with_gradient: As there.
         certify: As there.
         working_bytes: As there.
+        memory: As there.
 
     Returns:
         Directions by descending eigenvalue. Signs of the gammas are those of the
@@ -69,16 +72,18 @@ def directional_derivatives(
         params=params,
         certify=certify,
         working_bytes=working_bytes,
+        memory=memory,
+        goal=Goal.DERIVATIVES,
     )
 
     def compute(work: Work, sweep: Sweep) -> DirectionalDerivatives:
         slopes, gradient = find_slopes(work, sweep, per_sample=True)
         wanted = with_gradient and gradient is None
         shared = shared_gradient(work, sweep, wanted)
-        (formed,) = form_systems(work, sweep, slopes, shared.weights)
+        (formed,) = form_systems(work, sweep, slopes, shared.for_factors)
         shared.add(formed.gradient)
         pairs = formed.system.eigenpairs(cutoff)
-        gammas, lambdas = pairs.gammas(), pairs.lambdas()
+        gammas, lambdas = pairs.derivatives()
         work.checks.derivatives(gammas, lambdas, pairs.values)
         totals = complete(
             work.batch, work.plan, sweep, gradient or shared.found, with_gradient=with_gradient

@@ -5,9 +5,16 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from vivit_bench.curvature.minibatch import WORKING_BYTES, Patterns
-from vivit_bench.curvature.options import Approximation, Blocks, approximation_of
-from vivit_bench.curvature.plan import BlockPatterns, UnitPlan
+from vivit_bench.curvature.options import (
+    Approximation,
+    Blocks,
+    Memory,
+    approximation_of,
+    parse_choice,
+)
+from vivit_bench.curvature.plan import Goal, Piece, Stage
 from vivit_bench.curvature.session import Request, plan_request
+from vivit_bench.curvature.units import BlockPatterns, UnitPlan
 from vivit_bench.trees import Tree
 
 
@@ -21,6 +28,21 @@ class Explanation:
     """Else micro-batches of several samples."""
     notes: tuple[str, ...]
     """What slows the passes over the network down."""
+    kept_bytes: tuple[int, ...]
+    """Memory of each unit's factors."""
+    passes: tuple[tuple[str, ...], ...]
+    """Names of the layers, or parts of layers, that each pass over the mini-batch collects."""
+    in_place: tuple[str, ...]
+    """Blocks whose matrix is solved in its own memory."""
+    working_bytes: int
+    """Memory target of a micro-batch."""
+    stages: tuple[Stage, ...]
+    """Parts of the computation, with the memory that is held at the height of each."""
+
+    @property
+    def peak(self) -> Stage:
+        """Where most memory is held, over what the process holds before."""
+        return max(self.stages, key=lambda stage: stage.bytes)
 
 
 def explain(
@@ -34,9 +56,11 @@ def explain(
     samples: str | None = None,
     mc_samples: int | None = None,
     seed: int | None = None,
+    goal: Goal | str = Goal.EIGENVALUES,
     blocks: BlockPatterns = Blocks.NONE,
     params: Patterns | None = None,
     working_bytes: int = WORKING_BYTES,
+    memory: int | Memory | None = None,
 ) -> Explanation:
     """The tier and contraction of every layer with FLOPs, memory and reason, without computing.
 
@@ -50,15 +74,17 @@ def explain(
         samples: As there.
         mc_samples: As there.
         seed: As there.
+        goal: What is to be computed.
         blocks: As there.
         params: As there.
         working_bytes: As there.
+        memory: As there.
 
     Raises:
         UsageError: The request cannot be computed; in one line.
     """
     approximation = approximation_of(approximation, curvature, samples, mc_samples, seed)
-    _, plan = plan_request(
+    batch, plan = plan_request(
         Request(
             model,
             loss,
@@ -68,6 +94,18 @@ def explain(
             blocks,
             params,
             working_bytes=working_bytes,
+            memory=memory,
+            goal=parse_choice(Goal, "goal", goal),
         )
     )
-    return Explanation(plan.units, plan.route.layouts is None, plan.route.notes)
+    n, columns = batch.num_samples, batch.factor.num_columns
+    return Explanation(
+        plan.units,
+        plan.route.layouts is None,
+        plan.route.notes,
+        tuple(Piece(unit).bytes(n, columns) for unit in plan.units),
+        tuple(tuple(piece.name for piece in pieces) for pieces in plan.passes),
+        tuple(block.name or "the full GGN" for block in plan.in_place),
+        plan.working_bytes,
+        plan.stages,
+    )

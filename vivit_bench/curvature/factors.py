@@ -9,7 +9,9 @@ Two kinds, after appendix C of the paper:
   in chunks of V, over pairs of samples, or (one output position) as the product of
   the input and output Gram matrices (C.1).
 
-All rows are ordered (sample, column), and samples are put in any slices.
+All rows are ordered (sample, column), and samples are put in any slices. V^T V is a sum over
+parameters, so that a factor may hold a part of its unit alone: some output channels of a
+weight, or some entries of V.
 """
 
 from abc import ABC, abstractmethod
@@ -47,7 +49,7 @@ class Contraction(StrEnum):
 
 
 class Factor(ABC):
-    """One unit's share of V for N samples with c columns each (M = N c rows)."""
+    """One unit's share of V, or a part of it, for N samples with c columns each (M = N c rows)."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], num_samples: int, num_columns: int):
         self.parameters = tuple(parameters)
@@ -109,7 +111,15 @@ class Factor(ABC):
 
 
 class ExplicitFactor(Factor):
-    """V itself, [N, c, D_unit], summed over the uses of the parameters."""
+    """V itself, [N, c, D_part], summed over the uses of the parameters.
+
+    Args:
+        parameters: The unit's.
+        num_samples: N.
+        num_columns: c.
+        uses: The unit's.
+        part: Entries of the unit's parameters, in their order; None: all.
+    """
 
     def __init__(
         self,
@@ -117,15 +127,25 @@ class ExplicitFactor(Factor):
         num_samples: int,
         num_columns: int,
         uses: Sequence[UseShape],
+        part: slice | None = None,
     ):
         super().__init__(parameters, num_samples, num_columns)
         self._uses = uses
+        self._entries: dict[nn.Parameter, slice] = {}
+        """Of each parameter that has any in the part."""
         self._slices: dict[nn.Parameter, slice] = {}
-        end = 0
+        """Where they stand in ``v``."""
+        end = width = 0
+        size = sum(p.numel() for p in parameters)
+        first, stop = (0, size) if part is None else (part.start, part.stop)
         for p in parameters:
-            self._slices[p] = slice(end, end + p.numel())
+            entries = slice(max(first - end, 0), min(stop - end, p.numel()))
             end += p.numel()
-        self.v = parameters[0].new_zeros(num_samples, num_columns, end, requires_grad=False)
+            if entries.start < entries.stop:
+                self._entries[p] = entries
+                self._slices[p] = slice(width, width + entries.stop - entries.start)
+                width = self._slices[p].stop
+        self.v = parameters[0].new_zeros(num_samples, num_columns, width, requires_grad=False)
 
     def put(  # noqa: D102
         self, samples: slice, columns: slice, number: int, saved: Saved, cotangents: Tensor
@@ -133,19 +153,24 @@ class ExplicitFactor(Factor):
         use = self._uses[number]
         roles = {name: role for name, role in use.roles.items() if role.parameter in self._slices}
         for name, v in use.rule.expand(saved, roles, cotangents).items():
-            self.v[samples, columns, self._slices[roles[name].parameter]] += v
+            parameter = roles[name].parameter
+            v = v[..., self._entries[parameter]]
+            self.v[samples, columns, self._slices[parameter]] += v
 
     def put_plain(
         self, samples: slice, columns: slice, parameter: nn.Parameter, gradients: Tensor
     ) -> None:
         """Take in one sample's columns of a parameter's own gradients, [c', *shape]."""
-        self.v[samples, columns, self._slices[parameter]] = gradients.reshape(len(gradients), -1)
+        if parameter in self._slices:
+            flat = gradients.reshape(len(gradients), -1)[:, self._entries[parameter]]
+            self.v[samples, columns, self._slices[parameter]] = flat
 
     def chunks(self, width: int | None = None) -> Iterator[Tensor]:  # noqa: D102
         yield self.v.flatten(0, 1)
 
     def dot(self, direction: Direction) -> Tensor:  # noqa: D102
-        return self.v.flatten(0, 1) @ torch.cat([direction[p].flatten() for p in self.parameters])
+        parts = [direction[p].flatten()[entries] for p, entries in self._entries.items()]
+        return self.v.flatten(0, 1) @ torch.cat(parts)
 
     def combine(self, weights: Tensor, samples: Sequence[int] | None = None) -> Direction:  # noqa: D102
         v, weights = self.v, weights.view(self.num_samples, self.num_columns)
@@ -163,6 +188,15 @@ class AffineFactor(Factor):
 
     The input is kept as [N, channels, *space] (a linear layer's rows are its space, and a
     sample's several images stand behind one another), cotangents as [N, c, O, P].
+
+    Args:
+        parameters: The unit's.
+        num_samples: N.
+        num_columns: c.
+        use: The weight's.
+        contraction: How the Gram matrix is formed.
+        chunk_bytes: Memory of a chunk of V.
+        part: Output channels, whole groups of them; None: all.
     """
 
     def __init__(
@@ -173,6 +207,7 @@ class AffineFactor(Factor):
         use: UseShape,
         contraction: Contraction,
         chunk_bytes: int,
+        part: slice | None = None,
     ):
         super().__init__(parameters, num_samples, num_columns)
         self.contraction = contraction
@@ -182,11 +217,12 @@ class AffineFactor(Factor):
         self._roles = {name: p for p, name in roles.items()}
         self._is_linear = use.rule is LINEAR
         self._geometry = use.constants.get("geometry", {})
-        self._groups = use.constants.get("groups", 1)
+        groups = use.constants.get("groups", 1)
         weight = next(p for p, name in roles.items() if name != "bias")
         self._weight = weight
         self._transposed = "transposed weight" in self._roles
         shape = use.saved["input"]
+        self._input_shape = tuple(shape)
         if self._is_linear:
             rows, channels = shape
             z_shape: tuple[int, ...] = (channels, rows)
@@ -195,6 +231,18 @@ class AffineFactor(Factor):
             z_shape = tuple(shape)
             outputs, positions = use.output[1], use.output[0] * prod(use.output[2:])
         self._images = 1 if self._is_linear else shape[0]
+        self._outputs = slice(0, outputs) if part is None else part
+        self._inputs = slice(None)
+        """Input channels that the output channels see."""
+        self._groups = groups
+        if part is not None:
+            own, seen = outputs // groups, (1 if self._is_linear else shape[1] // groups)
+            outputs = part.stop - part.start
+            if groups > 1:
+                self._groups = outputs // own
+                first = part.start // own * seen
+                self._inputs = slice(first, first + self._groups * seen)
+                z_shape = (z_shape[0], self._groups * seen, *z_shape[2:])
         self.z = weight.new_empty(num_samples, *z_shape, requires_grad=False)
         self.s = weight.new_empty(num_samples, num_columns, outputs, positions, requires_grad=False)
         if not use.reached:
@@ -218,17 +266,18 @@ class AffineFactor(Factor):
         self, samples: slice, columns: slice, number: int, saved: Saved, cotangents: Tensor
     ) -> None:
         z, s = saved.tensors["input"], cotangents
-        expected = (self.z.shape[2], self.z.shape[1]) if self._is_linear else self.z.shape[1:]
-        if tuple(z.shape[1:]) != tuple(expected):
+        if tuple(z.shape[1:]) != self._input_shape:
             raise GraphChanged
         if columns.start == 0:
-            self.z[samples] = z.mT if self._is_linear else z
+            self.z[samples] = z.mT if self._is_linear else z[:, :, self._inputs]
         if self._is_linear:
-            self.s[samples, columns] = s.mT
-        elif self._images == 1:
-            self.s[samples, columns] = s.flatten(4).squeeze(2)
+            self.s[samples, columns] = s[..., self._outputs].mT
+            return
+        s = s[:, :, :, self._outputs].flatten(4)
+        if self._images == 1:
+            self.s[samples, columns] = s.squeeze(2)
         else:
-            self.s[samples, columns] = s.flatten(4).transpose(2, 3).flatten(3)
+            self.s[samples, columns] = s.transpose(2, 3).flatten(3)
 
     def _unfolded(
         self, samples: slice | list[int], channels: slice = slice(None), group: int = 0
@@ -346,7 +395,8 @@ class AffineFactor(Factor):
             gram_m.addmm_(t_flat, s_m)
 
     def dot(self, direction: Direction) -> Tensor:  # noqa: D102
-        weight = direction[self._weight]
+        weight, out_channels = direction[self._weight], self._outputs
+        weight = weight[:, out_channels] if self._transposed else weight[out_channels]
         parts = []
         for samples in self._slices():
             s, z = self.s[samples], self.z[samples]
@@ -357,7 +407,7 @@ class AffineFactor(Factor):
                 out = self._convolve(z, weight)
             part = torch.einsum("ncop,nop->nc", s, out)
             if self._has_bias:
-                part += s.sum(3) @ direction[self._roles["bias"]]
+                part += s.sum(3) @ direction[self._roles["bias"]][out_channels]
             parts.append(part)
         return torch.cat(parts).flatten()
 

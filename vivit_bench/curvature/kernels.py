@@ -88,6 +88,33 @@ def mirror_lower(gram: Tensor) -> None:
         square.copy_(square.tril() + square.tril(-1).t())
 
 
+def times_lower(matrix: Tensor, vector: Tensor) -> Tensor:
+    """Product of a symmetric matrix, of which the lower triangle is valid, with a vector.
+
+    In row blocks, so that no second matrix is made; float64.
+    """
+    out = torch.zeros_like(vector)
+    for start in range(0, len(matrix), 256):
+        stop = min(start + 256, len(matrix))
+        rows = matrix[start:stop, :stop].to(torch.float64, copy=True)
+        rows[:, start:] = rows[:, start:].tril()
+        out[start:stop] += rows @ vector[:stop]
+        rows[:, start:].diagonal().zero_()
+        out[:stop] += rows.t() @ vector[start:stop]
+    return out
+
+
+def columns_of_lower(matrix: Tensor, columns: slice) -> Tensor:
+    """Columns of a symmetric matrix, of which the lower triangle is valid, [m, width] float64."""
+    start, stop = columns.start, columns.stop
+    found = matrix.new_empty(len(matrix), stop - start, dtype=torch.float64)
+    found[:start] = matrix[start:stop, :start].t()
+    square = matrix[start:stop, start:stop].double()
+    found[start:stop] = square.tril() + square.tril(-1).t()
+    found[stop:] = matrix[stop:, start:stop]
+    return found
+
+
 def unfold(
     z: Tensor,
     kernel: Sequence[int],

@@ -108,6 +108,14 @@ class MiniBatch:
         """M, columns of V."""
         return self.num_samples * self.factor.num_columns
 
+    @property
+    def gradients_in_range(self) -> bool:
+        """Whether per-sample gradients are combinations of the samples' columns of V.
+
+        They are for exact curvature of the whole mini-batch.
+        """
+        return self.num_samples == self.batch_size and self.factor.noise() is None
+
     def info(self, loss: float) -> BatchInfo:
         """The description that goes with every result."""
         return BatchInfo(

@@ -14,9 +14,9 @@ from vivit_bench.curvature.minibatch import (
     Patterns,
     blamed_on_model,
 )
-from vivit_bench.curvature.options import Approximation, Blocks, approximation_of
+from vivit_bench.curvature.options import Approximation, Blocks, Memory, approximation_of
 from vivit_bench.curvature.passes import Sweep, complete
-from vivit_bench.curvature.plan import BlockPatterns
+from vivit_bench.curvature.plan import Goal
 from vivit_bench.curvature.results import NewtonStep
 from vivit_bench.curvature.session import Request, check_cutoff, check_number, run
 from vivit_bench.curvature.slopes import (
@@ -27,6 +27,7 @@ from vivit_bench.curvature.slopes import (
     shared_gradient,
 )
 from vivit_bench.curvature.systems import Eigenpairs, form_systems
+from vivit_bench.curvature.units import BlockPatterns
 from vivit_bench.errors import UsageError
 from vivit_bench.trees import Tree
 
@@ -49,6 +50,7 @@ def newton_step(
     with_gradient: bool = False,
     certify: Certify = True,
     working_bytes: int = WORKING_BYTES,
+    memory: int | Memory | None = None,
 ) -> NewtonStep:
     """The step -sum_k gamma_k / (l_k + d_k) e_k over the directions above the cutoff.
 
@@ -75,6 +77,7 @@ def newton_step(
         with_gradient: As there.
         certify: As there.
         working_bytes: As there.
+        memory: As there.
 
     Raises:
         UsageError: The request cannot be computed; in one line.
@@ -89,8 +92,11 @@ def newton_step(
                 "a step over the whole space needs a constant damping above 0; "
                 "give a number, or a cutoff"
             )
+        goal = Goal.INVERSE
     else:
         check_cutoff(cutoff)
+        constant = isinstance(policy, ConstantDamping)
+        goal = Goal.STEP if constant else Goal.POLICY_STEP
     request = Request(
         model,
         loss,
@@ -101,6 +107,8 @@ def newton_step(
         params,
         certify,
         working_bytes,
+        memory,
+        goal,
     )
 
     def compute(work: Work, sweep: Sweep) -> NewtonStep:
@@ -121,12 +129,11 @@ def _step_along_directions(
     step: Direction = {}
     found: dict[str, Tensor] = {}
     dampings: dict[str, Tensor] = {}
-    for formed in form_systems(work, sweep, slopes, shared.weights):
+    for formed in form_systems(work, sweep, slopes, shared.for_factors):
         shared.add(formed.gradient)
         pairs = formed.system.eigenpairs(cutoff)
-        coefficients, delta = _coefficients(pairs, policy)
-        weights = pairs.coordinates(coefficients.unsqueeze(1))
-        products = pairs.step_products(delta)
+        delta = _dampings(pairs, policy)
+        weights, products = pairs.step(delta)
         name = formed.system.block.name
         found[name] = pairs.values.flip(0).cpu()
         dampings[name] = delta.flip(0).cpu()
@@ -147,21 +154,14 @@ def _step_along_directions(
     )
 
 
-def _coefficients(pairs: Eigenpairs, policy: DampingPolicy) -> tuple[Tensor, Tensor]:
-    """Coefficients [K] of the step along the eigenvectors, and the dampings [K]."""
-    gammas = pairs.gammas()
+def _dampings(pairs: Eigenpairs, policy: DampingPolicy) -> Tensor:
+    """The dampings [K]; a policy's answer may be wrong in many ways."""
     if isinstance(policy, ConstantDamping):
-        delta = torch.full_like(pairs.values, policy.value)
-    else:
-        delta = _chosen_dampings(policy, gammas, pairs)
-    return -gammas.mean(0) / (pairs.values + delta), delta
-
-
-def _chosen_dampings(policy: DampingPolicy, gammas: Tensor, pairs: Eigenpairs) -> Tensor:
-    """A policy's answer, [K]; it gets copies, and may be wrong in many ways."""
+        return torch.full_like(pairs.values, policy.value)
     count = len(pairs.values)
+    gammas, lambdas = pairs.derivatives()
     with blamed_on_model("the damping policy"):
-        delta = policy(gammas.clone(), pairs.lambdas())
+        delta = policy(gammas, lambdas)
     if not isinstance(delta, Tensor) or delta.shape != pairs.values.shape:
         got = f"shape {list(delta.shape)}" if isinstance(delta, Tensor) else f"{delta!r}"
         raise UsageError(
@@ -187,7 +187,7 @@ def _whole_space_step(work: Work, sweep: Sweep, damping: float, with_gradient: b
         shared = shared_gradient(work, sweep, True)
         assert shared.weights is not None
         found: Direction = {}
-        for formed in form_systems(work, sweep, slopes, shared.weights):
+        for formed in form_systems(work, sweep, slopes, shared.for_factors):
             shared.add(formed.gradient)
             found |= formed.system.solve_in_range(damping, shared.weights)
         totals = complete(work.batch, work.plan, sweep, shared.found, with_gradient=True)
@@ -232,6 +232,7 @@ def inverse_product(
     params: Patterns | None = None,
     certify: Certify = True,
     working_bytes: int = WORKING_BYTES,
+    memory: int | Memory | None = None,
 ) -> list[list[Tensor]]:
     """(G + d I)^-1 x = 1/d [x - V (d I + Gt)^-1 V^T x] for some vectors x.
 
@@ -251,6 +252,7 @@ def inverse_product(
         params: As there.
         certify: As there.
         working_bytes: As there.
+        memory: As there.
 
     Returns:
         The products in the format of ``vectors``.
@@ -272,6 +274,8 @@ def inverse_product(
         params,
         certify,
         working_bytes,
+        memory,
+        Goal.INVERSE,
     )
 
     def compute(work: Work, sweep: Sweep) -> list[list[Tensor]]:

@@ -119,6 +119,33 @@ class Approximation:
         return self.samples.size(batch_size)
 
 
+@dataclass(frozen=True)
+class Memory:
+    """Memory that a computation may take over what the process holds when it begins.
+
+    Raises:
+        UsageError: It is no whole number above 0.
+    """
+
+    bytes: int
+    strict: bool = True
+    """Whether a computation that cannot keep to it is refused before it starts; else its leanest
+    plan is run all the same."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.bytes, bool) or not isinstance(self.bytes, int) or self.bytes < 1:
+            raise UsageError(f"memory is {self.bytes!r}; give a whole number of bytes above 0")
+
+
+def memory_of(given: "int | Memory | None") -> Memory | None:
+    """The bound that a call names.
+
+    Raises:
+        UsageError: It is no whole number above 0.
+    """
+    return given if given is None or isinstance(given, Memory) else Memory(given)
+
+
 def approximation_of(
     given: Approximation | None,
     curvature: str | None,

@@ -1,32 +1,90 @@
 """Passes over the mini-batch. Each returns what it found; none leaves anything behind."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from math import ceil
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vivit_bench.curvature.capture import Reading
 from vivit_bench.curvature.factors import Direction, ExplicitFactor, Factor
 from vivit_bench.curvature.minibatch import MiniBatch, blamed_on_model
-from vivit_bench.curvature.plan import Plan, UnitPlan
-from vivit_bench.curvature.route import Collected
+from vivit_bench.curvature.plan import Piece, Plan, cut
+from vivit_bench.curvature.route import Collected, Route
 
 ColumnsOf = Callable[[Tensor, slice], Tensor]
 """(model outputs, their samples) -> cotangents at the model output, [n, c, ...]."""
 
 
-@dataclass(frozen=True)
 class Sweep:
-    """What one sweep over some of the samples returned."""
+    """Columns of some of the samples, sent back in as many passes as the plan has.
 
-    factors: dict[UnitPlan, Factor]
-    """Their share of V, or their gradients, unit by unit."""
-    outputs: Tensor
-    """[n, ...], detached."""
-    gradient: Direction | None
-    """The sum over these samples of grad l_n / N, where it came along at little cost."""
+    The first pass is run at once, another when the first of its pieces is asked for.
+
+    Args:
+        batch: The request.
+        plan: How to compute it.
+        columns_of: What is sent back.
+        num_samples: The first ones.
+        num_columns: Of each.
+        with_gradient: Their gradients are added up as well.
+
+    Attributes:
+        outputs: [n, ...], detached.
+        gradient: The sum over these samples of grad l_n / N; None unless it came along.
+    """
+
+    def __init__(
+        self,
+        batch: MiniBatch,
+        plan: Plan,
+        columns_of: ColumnsOf,
+        num_samples: int,
+        num_columns: int,
+        with_gradient: bool,
+    ) -> None:
+        self._batch, self._plan, self._columns_of = batch, plan, columns_of
+        self._shape = (num_samples, num_columns)
+        self._left = iter(plan.passes)
+        self.gradient: Direction | None = {} if with_gradient else None
+        self._factors, self.outputs = self._collect(next(self._left, ()), self.gradient)
+
+    def take(self, piece: Piece) -> Factor:
+        """The factor of a piece, which is the caller's from now on."""
+        if piece not in self._factors:
+            assert not self._factors, "pieces are taken in the order of the passes"
+            self._factors, _ = self._collect(next(self._left), None)
+        return self._factors.pop(piece)
+
+    def _collect(
+        self, pieces: Sequence[Piece], gradient: Direction | None
+    ) -> tuple[dict[Piece, Factor], Tensor]:
+        """One pass: the pieces' factors, and the outputs."""
+        batch, plan, route = self._batch, self._plan, self._plan.route
+        num_samples, columns = self._shape
+        factors = {
+            piece: piece.factor(route, num_samples, columns, batch.working_bytes // 2)
+            for piece in pieces
+        }
+        uses = None
+        plain: Collection[nn.Parameter] | None = None
+        if len(plan.passes) > 1:
+            uses = sorted({number for piece in pieces for number in piece.unit.uses})
+            plain = {p for piece in pieces for p in piece.unit.plain}
+        kept: list[Tensor] = []
+        cuts = _pieces(batch, plan, uses, num_samples, columns, per_sample=True)
+        for samples, slices in cuts:
+            outputs = batch.forward(samples)
+            kept.append(outputs.detach())
+            reading = route.read(batch, outputs)
+            s = self._columns_of(kept[-1], samples)
+            for part in slices:
+                found = route.backpropagate(outputs, reading, s[:, part], uses, plain)
+                _put(route, factors, samples, part, reading, found)
+            del found, s
+            if gradient is not None:
+                _add_gradient(batch, gradient, outputs, samples)
+        return factors, torch.cat(kept)
 
 
 def curvature_columns(batch: MiniBatch) -> ColumnsOf:
@@ -53,7 +111,7 @@ def sweep_curvature(batch: MiniBatch, plan: Plan, *, with_gradient: bool) -> Swe
     """
     count = batch.factor.num_columns
     along = with_gradient and count == 1
-    return _sweep(batch, plan, curvature_columns(batch), batch.num_samples, count, along)
+    return Sweep(batch, plan, curvature_columns(batch), batch.num_samples, count, along)
 
 
 def sweep_gradients(batch: MiniBatch, plan: Plan) -> Sweep:
@@ -62,40 +120,12 @@ def sweep_gradients(batch: MiniBatch, plan: Plan) -> Sweep:
     def columns(outputs: Tensor, samples: slice) -> Tensor:
         return batch.factor.residual(outputs, samples).unsqueeze(1)
 
-    return _sweep(batch, plan, columns, batch.batch_size, 1, True)
-
-
-def _sweep(
-    batch: MiniBatch,
-    plan: Plan,
-    columns_of: ColumnsOf,
-    num_samples: int,
-    columns: int,
-    with_gradient: bool,
-) -> Sweep:
-    factors = {
-        unit: unit.factor(plan.route, num_samples, columns, batch.working_bytes // 2)
-        for unit in plan.units
-    }
-    kept: list[Tensor] = []
-    gradient: Direction | None = {} if with_gradient else None
-    for samples, slices in _pieces(batch, plan, num_samples, columns, per_sample=True):
-        outputs = batch.forward(samples)
-        kept.append(outputs.detach())
-        reading = plan.route.read(batch, outputs)
-        s = columns_of(kept[-1], samples)
-        for part in slices:
-            found = plan.route.backpropagate(outputs, reading, s[:, part])
-            _put(plan, factors, samples, part, reading, found)
-        del found, s
-        if gradient is not None:
-            _add_gradient(batch, gradient, outputs, samples)
-    return Sweep(factors, torch.cat(kept), gradient)
+    return Sweep(batch, plan, columns, batch.batch_size, 1, True)
 
 
 def _put(
-    plan: Plan,
-    factors: dict[UnitPlan, Factor],
+    route: Route,
+    factors: dict[Piece, Factor],
     samples: slice,
     columns: slice,
     reading: Reading,
@@ -104,49 +134,41 @@ def _put(
     """Hand cotangents and gradients to the factors."""
     n = samples.stop - samples.start
     read = {
-        number: plan.route.per_sample(number, reading.uses[number], cotangent, n)
+        number: route.per_sample(number, reading.uses[number], cotangent, n)
         for number, cotangent in found.cotangents.items()
     }
-    for unit, factor in factors.items():
-        for position, number in enumerate(unit.uses):
+    for piece, factor in factors.items():
+        for position, number in enumerate(piece.unit.uses):
             if number in read:
                 factor.put(samples, columns, position, *read[number])
-        for parameter in unit.plain:
+        for parameter in piece.unit.plain:
             if parameter in found.gradients:
                 assert isinstance(factor, ExplicitFactor)
                 factor.put_plain(samples, columns, parameter, found.gradients[parameter])
 
 
 def _pieces(
-    batch: MiniBatch, plan: Plan, num_samples: int, columns: int, *, per_sample: bool
+    batch: MiniBatch,
+    plan: Plan,
+    uses: Sequence[int] | None,
+    num_samples: int,
+    columns: int,
+    *,
+    per_sample: bool,
 ) -> Iterator[tuple[slice, list[slice]]]:
     """Cut samples, then columns, so that one backpropagation meets the memory target.
 
     Args:
         batch: The request.
         plan: How to compute it.
+        uses: Whose cotangents are returned; None: all.
         num_samples: To cut.
         columns: Of each.
         per_sample: Samples are told apart, so that they only run together where it is known
             which rows belong to which.
     """
-    itemsize = batch.parameters[0].element_size()
-    sizes = [use.output.numel() for use in plan.route.uses]
-    if plan.route.plain:
-        sizes.append(plan.route.activations)
-        sizes += [parameter.numel() for parameter in plan.route.plain if per_sample]
-    # The forward pass keeps layer outputs, masks and indices. All layers' cotangents are
-    # returned at once; a few more of the widest are alive on their way through
-    # activations and pooling.
-    kept = 2 * sum(sizes) * itemsize
-    per_column = (sum(sizes) + 3 * max(sizes) or 1) * itemsize
-    step = max(batch.working_bytes // (kept + columns * per_column), 1)
-    if per_sample and plan.route.layouts is None:
-        step = 1
+    step, width = cut(batch, plan.route, uses, num_samples, columns, per_sample)
     least = plan.route.min_samples if per_sample else 1
-    pieces = max(ceil(num_samples / max(step, least)), 1)
-    step = ceil(num_samples / pieces) or 1  # no small rest
-    width = min(max((batch.working_bytes - kept) // per_column, 1), columns)
     slices = [slice(i, min(i + width, columns)) for i in range(0, columns, width)]
     start = 0
     while start < num_samples:
@@ -199,10 +221,18 @@ def complete(
     return Totals(batch.factor.value(together), together, total)
 
 
-def pull(batch: MiniBatch, plan: Plan, weights: Tensor) -> list[Direction]:
+def pull(
+    batch: MiniBatch, plan: Plan, weights: Tensor, parameters: Sequence[nn.Parameter] | None = None
+) -> list[Direction]:
     """V w for every column w of ``weights`` [M, R]: R backward passes of one forward.
 
     The cotangent at the model output is S_n w_n / sqrt(N).
+
+    Args:
+        batch: The request.
+        plan: How to compute it.
+        weights: [M, R].
+        parameters: A block's, whose share of V is meant; None: all.
     """
     columns_of, count = curvature_columns(batch), weights.shape[1]
     weights = weights.reshape(batch.num_samples, batch.factor.num_columns, count)
@@ -214,7 +244,8 @@ def pull(batch: MiniBatch, plan: Plan, weights: Tensor) -> list[Direction]:
         products = torch.einsum("ncf,ncr->rnf", columns, weights[samples])
         cotangents = products.to(outputs.dtype).view(count, *outputs.shape)
         for i, (total, cotangent) in enumerate(zip(sums, cotangents, strict=True)):
-            add_pulled(batch, total, outputs, cotangent, keep_graph=i < count - 1)
+            last = i == count - 1
+            add_pulled(batch, total, outputs, cotangent, keep_graph=not last, only=parameters)
     return sums
 
 
@@ -223,7 +254,7 @@ def _micro_batches(
 ) -> Iterator[slice]:
     """Samples in micro-batches for ordinary passes, one column for each."""
     stop = batch.batch_size if stop is None else stop
-    for samples, _ in _pieces(batch, plan, stop - start, 1, per_sample=False):
+    for samples, _ in _pieces(batch, plan, None, stop - start, 1, per_sample=False):
         yield slice(start + samples.start, start + samples.stop)
 
 
@@ -234,14 +265,30 @@ def _add_gradient(batch: MiniBatch, total: Direction, outputs: Tensor, samples: 
 
 
 def add_pulled(
-    batch: MiniBatch, total: Direction, outputs: Tensor, cotangent: Tensor, *, keep_graph: bool
+    batch: MiniBatch,
+    total: Direction,
+    outputs: Tensor,
+    cotangent: Tensor,
+    *,
+    keep_graph: bool,
+    only: Sequence[nn.Parameter] | None = None,
 ) -> None:
-    """``total`` += the sum over the samples of J_n^T times their cotangents."""
+    """``total`` += the sum over the samples of J_n^T times their cotangents.
+
+    Args:
+        batch: The request.
+        total: What is added to.
+        outputs: Of the samples, with their graph.
+        cotangent: Shaped like the outputs.
+        keep_graph: It is used again.
+        only: Parameters that count; None: all.
+    """
+    parameters = batch.parameters if only is None else list(only)
     with blamed_on_model("the model's backward pass"):
         grads = torch.autograd.grad(
-            outputs, batch.parameters, cotangent, retain_graph=keep_graph, allow_unused=True
+            outputs, parameters, cotangent, retain_graph=keep_graph, allow_unused=True
         )
-    for parameter, grad in zip(batch.parameters, grads, strict=True):
+    for parameter, grad in zip(parameters, grads, strict=True):
         if grad is None:
             total.setdefault(parameter, torch.zeros_like(parameter))
             continue

@@ -1,82 +1,123 @@
-"""Which parameters form a unit, and how each unit's Gram matrix is best computed."""
+"""How a request is computed in the memory it may take: what is collected when, and how solved.
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from math import prod
+Without a bound the fastest way is taken: one pass over the mini-batch collects all layers, and
+dense solvers work on copies. Where memory presses, in this order:
 
-from torch import nn
+* eigenproblems are solved in the Gram matrix's own memory (one core less, several times slower);
+* layers are collected in several passes over the mini-batch, each as much as fits; a layer that
+  does not fit alone is cut at its output channels, because V^T V is a sum over parameters. The
+  passes' cost grows in proportion to what is kept over what there is room for;
+* micro-batches and chunks of V become smaller, down to one sample and one column.
 
-from vivit_bench.curvature.factors import AffineFactor, Contraction, ExplicitFactor, Factor
-from vivit_bench.curvature.minibatch import MiniBatch, Patterns, check_patterns
-from vivit_bench.curvature.options import Blocks, parse_choice
-from vivit_bench.curvature.route import Route, UseShape
-from vivit_bench.curvature.rules import LINEAR, Tier
+Memory is counted over what the process holds when a call begins.
+"""
+
+import mmap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from itertools import pairwise
+from math import ceil
+
+import torch
+
+from vivit_bench.curvature.factors import (
+    PAIRS_TILE_BYTES,
+    AffineFactor,
+    Contraction,
+    ExplicitFactor,
+    Factor,
+)
+from vivit_bench.curvature.minibatch import MiniBatch
+from vivit_bench.curvature.options import Blocks, Memory
+from vivit_bench.curvature.route import Route
+from vivit_bench.curvature.units import (
+    BlockPatterns,
+    BlockPlan,
+    UnitPlan,
+    plan_blocks,
+)
 from vivit_bench.errors import UsageError
 
-PAIRS_WEIGHT = 1.25
-"""Time of a FLOP in the sample-pair contraction over one in a large matrix product:
-its products are small (measured on the layers of 3c3d and All-CNN-C)."""
+MARGIN = 0.92
+"""Share of the memory that a plan is made for, because a prediction is off by some percent. The
+leanest plan is run whatever is predicted for it."""
 
-BlockPatterns = Blocks | str | Mapping[str, Patterns]
-"""The block structure: ``none``, ``layer``, or block name -> patterns of parameter names."""
+
+class Goal(StrEnum):
+    """What is computed from the matrices."""
+
+    EIGENVALUES = "eigenvalues"
+    EIGENVECTORS = "eigenvectors"
+    DERIVATIVES = "directional derivatives"
+    STEP = "Newton step"
+    """With a constant damping along the directions above the cutoff."""
+    POLICY_STEP = "Newton step with a damping policy"
+    INVERSE = "product with the inverse"
+    """Or a step over the whole space."""
+
+    @property
+    def per_sample(self) -> bool:
+        """Whether slopes and curvatures of every sample are needed."""
+        return self in (Goal.DERIVATIVES, Goal.POLICY_STEP)
+
+    @property
+    def lifts(self) -> bool:
+        """Whether vectors in parameter space are made of coordinates."""
+        return self not in (Goal.EIGENVALUES, Goal.DERIVATIVES)
 
 
 @dataclass(frozen=True, eq=False)
-class UnitPlan:
-    """A layer's parameters in one block, or a part of them, and how their V is contracted."""
+class Piece:
+    """A unit, or a part of one: what one factor holds."""
 
-    name: str
-    parameters: tuple[nn.Parameter, ...]
-    uses: tuple[int, ...]
-    """Numbers of the uses in the route that concern it."""
-    plain: tuple[nn.Parameter, ...]
-    """Its parameters that plain autograd computes."""
-    layer_type: str
-    tier: Tier
-    contraction: Contraction
-    flops: float
-    """Floating-point operations of the contraction, one triangle."""
-    bytes: int
-    """Memory of what is kept until the contraction."""
-    reason: str
-    advice: str
-    """What would make it faster; empty if nothing would."""
+    unit: UnitPlan
+    part: slice | None = None
+    """Output channels of the weight, or entries of an explicit V; None: all."""
+    contraction: Contraction = Contraction.EXPLICIT
+    """Of this piece: that of its unit, unless another is cheaper for a part."""
 
     @property
-    def num_params(self) -> int:
-        """Trainable parameters of the unit."""
-        return sum(p.numel() for p in self.parameters)
+    def name(self) -> str:
+        """The unit's, with the part."""
+        part = self.part
+        return self.unit.name + ("" if part is None else f"[{part.start}:{part.stop}]")
+
+    @property
+    def size(self) -> int:
+        """How many output channels, or entries of an explicit V."""
+        part = self.part
+        return self.unit.kept.divisible if part is None else part.stop - part.start
+
+    def bytes(self, num_samples: int, num_columns: int) -> int:
+        """Memory of the factor."""
+        kept = self.unit.kept
+        numbers = kept.a_sample + num_columns * kept.a_column * self.size
+        return num_samples * numbers * self.unit.itemsize
 
     def factor(self, route: Route, num_samples: int, num_columns: int, chunk_bytes: int) -> Factor:
         """An empty factor for ``num_samples`` samples of ``num_columns`` columns."""
-        shapes = [route.uses[number] for number in self.uses]
+        unit = self.unit
+        shapes = [route.uses[number] for number in unit.uses]
         if self.contraction is Contraction.EXPLICIT:
-            return ExplicitFactor(self.parameters, num_samples, num_columns, shapes)
+            return ExplicitFactor(unit.parameters, num_samples, num_columns, shapes, self.part)
         return AffineFactor(
-            self.parameters, num_samples, num_columns, shapes[0], self.contraction, chunk_bytes
+            unit.parameters,
+            num_samples,
+            num_columns,
+            shapes[0],
+            self.contraction,
+            chunk_bytes,
+            self.part,
         )
 
 
-@dataclass(frozen=True, eq=False)
-class BlockPlan:
-    """A diagonal block of the GGN, or all of it."""
+@dataclass(frozen=True)
+class Stage:
+    """A part of a computation, and the memory that is held at its height."""
 
     name: str
-    """Of the layer or the user's; "" for the full GGN."""
-    units: tuple[UnitPlan, ...]
-    """None where no parameter of the block reaches the output."""
-    num_params: int
-    """D of the block, with parameters that do not reach the output."""
-    rows: int
-    """M, columns of V."""
-    in_parameter_space: bool
-    """Whether the D x D matrix, the smaller one, is formed instead of the Gram matrix."""
-
-    @property
-    def num_eigenvalues(self) -> int:
-        """min(M, D), those that can be non-zero."""
-        return min(self.rows, self.num_params)
+    bytes: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,210 +128,395 @@ class Plan:
     blocks: tuple[BlockPlan, ...]
     diagonal: bool
     """Whether the blocks are diagonal blocks, rather than the full GGN."""
+    goal: Goal
+    passes: tuple[tuple[Piece, ...], ...]
+    """What each pass over the mini-batch collects, in the order in which it is used."""
+    working_bytes: int
+    """Memory target of one micro-batch; a chunk of V takes at most half of it."""
+    in_place: frozenset[BlockPlan] = frozenset()
+    """Blocks whose matrix is solved in its own memory."""
+    lean: bool = False
+    """Factors are freed as soon as their Gram matrix is formed: gradients, and vectors V w of
+    diagonal blocks, come from passes of their own."""
+    stages: tuple[Stage, ...] = ()
+    _pieces: Mapping[UnitPlan, list[Piece]] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        found: dict[UnitPlan, list[Piece]] = {}
+        for pieces in self.passes:
+            for piece in pieces:
+                found.setdefault(piece.unit, []).append(piece)
+        object.__setattr__(self, "_pieces", found)
 
     @property
     def units(self) -> tuple[UnitPlan, ...]:
         """Of all blocks."""
         return tuple(unit for block in self.blocks for unit in block.units)
 
+    @property
+    def keeps_factors(self) -> bool:
+        """Whether vectors V w of a diagonal block are made of its factors."""
+        return self.diagonal and self.goal.lifts and not self.lean
 
-def make_plan(batch: MiniBatch, route: Route, blocks: BlockPatterns) -> Plan:
-    """Group the parameters that reach the output into blocks and units, and plan each.
+    def pieces(self, unit: UnitPlan) -> list[Piece]:
+        """Of a unit, in the order in which they are collected."""
+        return self._pieces[unit]
+
+    @property
+    def peak(self) -> Stage:
+        """Where most memory is held."""
+        return max(self.stages, key=lambda stage: stage.bytes)
+
+
+def make_plan(
+    batch: MiniBatch,
+    route: Route,
+    structure: BlockPatterns = Blocks.NONE,
+    goal: Goal = Goal.EIGENVALUES,
+    memory: Memory | None = None,
+    certified: bool = True,
+) -> Plan:
+    """Plan a request within its memory.
+
+    Args:
+        batch: The request.
+        route: How its passes run.
+        structure: Of the blocks.
+        goal: What is computed.
+        memory: That it may take; None: as much as the fastest way takes.
+        certified: The result is checked.
 
     Raises:
-        UsageError: Blocks that are unknown, empty or do not cover the parameters.
+        UsageError: Blocks that are unknown, empty or do not cover the parameters; or the memory
+            does not suffice even for the leanest plan.
     """
-    layers = _layers(batch)
-    used = set(route.plain) | {r.parameter for u in route.uses for r in u.roles.values()}
-    plans = []
-    groups = _group(batch, layers, blocks)
-    for name, parameters in groups.items():
-        reached = [p for p in parameters if p in used]
-        size = sum(p.numel() for p in parameters)
-        in_parameter_space = sum(p.numel() for p in reached) < batch.rows
-        units = []
-        for layer in dict.fromkeys(layers[p] for p in reached):
-            own = [p for p in reached if layers[p] == layer]
-            units += _plan_layer(batch, route, layer, own, in_parameter_space)
-        plans.append(BlockPlan(name, tuple(units), size, batch.rows, in_parameter_space))
-    return Plan(route, tuple(plans), blocks != Blocks.NONE)
+    blocks = plan_blocks(batch, route, structure)
+    diagonal = structure != Blocks.NONE
+    if memory is None:
+        return _Planner(batch, route, blocks, diagonal, goal, certified, None).plan()
 
+    def plan_within(target: int) -> Plan:
+        """The fastest plan within a target, or else the leanest."""
+        best: Plan | None = None
+        for working in _halved(batch.working_bytes):
+            smaller = replace(batch, working_bytes=working)
+            plan = _Planner(smaller, route, blocks, diagonal, goal, certified, target).plan()
+            if best is None or plan.peak.bytes < best.peak.bytes:
+                best = plan
+            if plan.peak.bytes <= target:
+                return plan
+        assert best is not None
+        return best
 
-def _layers(batch: MiniBatch) -> dict[nn.Parameter, str]:
-    """Parameter -> its layer's name; layers that share a parameter are one, ``a+b``."""
-    owners: dict[nn.Parameter, list[str]] = {p: [] for p in batch.names}
-    for name, parameter in batch.model.named_parameters(remove_duplicate=False):
-        if parameter in owners:
-            owners[parameter].append(_layer_of(name))
-    groups: list[set[str]] = []
-    for names in owners.values():
-        touching = [g for g in groups if g & set(names)]
-        groups = [g for g in groups if g not in touching] + [set(names).union(*touching)]
-    order = list(dict.fromkeys(name for names in owners.values() for name in names))
-    joined = {name: "+".join(sorted(group, key=order.index)) for group in groups for name in group}
-    return {p: joined[names[0]] for p, names in owners.items()}
-
-
-def _layer_of(name: str) -> str:
-    """The module that a parameter belongs to, whatever parametrises it."""
-    path = name.split(".")[:-1]
-    if "parametrizations" in path:
-        path = path[: path.index("parametrizations")]
-    return ".".join(path) or "model"
-
-
-def _group(
-    batch: MiniBatch, layers: Mapping[nn.Parameter, str], blocks: BlockPatterns
-) -> dict[str, list[nn.Parameter]]:
-    """Block name -> parameters."""
-    groups: dict[str, list[nn.Parameter]] = {}
-    if isinstance(blocks, str):
-        structure = parse_choice(Blocks, "blocks", blocks)
-        for parameter in batch.names:
-            key = layers[parameter] if structure is Blocks.LAYER else ""
-            groups.setdefault(key, []).append(parameter)
-        return groups
-    if not isinstance(blocks, Mapping):
+    target = int(MARGIN * memory.bytes)
+    plan = plan_within(target)
+    if plan.peak.bytes <= target:
+        return plan
+    # The fastest of those that take no more.
+    plan = plan_within(plan.peak.bytes)
+    if memory.strict and plan.peak.bytes > memory.bytes:
         raise UsageError(
-            f"blocks is {blocks!r}; use 'none', 'layer', or a dict of block name -> patterns"
+            f"memory of {_mib(memory.bytes)} does not suffice for N = {batch.batch_size}: the "
+            f"leanest plan takes {_mib(plan.peak.bytes)}, at '{plan.peak.name}'; give as much, a "
+            "smaller batch, or fewer curvature samples"
         )
-    left = dict(batch.names)
-    for block, patterns in blocks.items():
-        wanted = check_patterns(f"block {block!r}", patterns)
-        found = [p for p, name in left.items() if any(fnmatchcase(name, w) for w in wanted)]
-        if not found:
-            raise UsageError(
-                f"block {block!r} matches no parameter that no earlier block has; "
-                f"its patterns are {', '.join(wanted)}"
-            )
-        groups[block] = found
-        for parameter in found:
-            del left[parameter]
-    if left:
-        raise UsageError(
-            f"{len(left)} parameter(s) are in no block, the first is {next(iter(left.values()))}; "
-            "add a block with the pattern '*', or leave them out with params"
-        )
-    return groups
+    return plan
 
 
-def _plan_layer(
+def _halved(most: int) -> Iterator[int]:
+    """The memory target of a micro-batch, from the fastest to the leanest."""
+    value = most
+    while value > 2**16:
+        yield value
+        value //= 2
+    yield min(most, 1)
+
+
+def _mib(size: int) -> str:
+    return f"{ceil(size / 2**20):,} MiB"
+
+
+def sample_bytes(
+    batch: MiniBatch, route: Route, uses: Sequence[int] | None, per_sample: bool
+) -> tuple[int, int]:
+    """Memory that backpropagation takes for each sample, and for each of its columns.
+
+    The forward pass keeps layer outputs, masks and indices. Cotangents of all layers that are
+    collected are returned at once; a few more of the widest are alive on their way through
+    activations and pooling.
+
+    Args:
+        batch: The request.
+        route: How its passes run.
+        uses: Those whose cotangents are returned; None: all.
+        per_sample: Samples are told apart.
+    """
+    itemsize = batch.dtype.itemsize
+    sizes = [use.output.numel() for use in route.uses]
+    returned = sizes if uses is None else [sizes[number] for number in uses]
+    if route.plain:
+        own = [route.activations]
+        own += [parameter.numel() for parameter in route.plain if per_sample]
+        sizes, returned = [*sizes, *own], [*returned, *own]
+    kept = 2 * sum(sizes) * itemsize
+    per_column = (sum(returned) + 3 * max(sizes) or 1) * itemsize
+    return kept, per_column
+
+
+def cut(
     batch: MiniBatch,
     route: Route,
-    layer: str,
-    parameters: list[nn.Parameter],
-    in_parameter_space: bool,
-) -> list[UnitPlan]:
-    """The units of a layer: its weight with a use of the fast tier, and the rest."""
-    places: dict[nn.Parameter, list[tuple[int, str]]] = {p: [] for p in parameters}
-    for number, use in enumerate(route.uses):
-        for name, role in use.roles.items():
-            if role.parameter in places:
-                places[role.parameter].append((number, name))
-    units, rest = [], dict.fromkeys(parameters)
-    for parameter in parameters:
-        if in_parameter_space or len(places[parameter]) != 1:
-            continue
-        number, name = places[parameter][0]
-        use = route.uses[number]
-        fast = use.rule.tier is Tier.FAST and use.reached and use.output.numel() > 0
-        if not fast or name == "bias":
-            continue
-        own = [p for p in rest if p is parameter or places[p] == [(number, "bias")]]
-        unit = _plan_affine(batch, layer, own, number, use)
-        if unit.contraction is not Contraction.EXPLICIT:
-            units.append(unit)
-            for taken in own:
-                del rest[taken]
-    if rest:
-        explicit = _plan_explicit(batch, route, layer, list(rest), places, in_parameter_space)
-        units.append(explicit)
-    return units
+    uses: Sequence[int] | None,
+    num_samples: int,
+    columns: int,
+    per_sample: bool,
+) -> tuple[int, int]:
+    """Samples, and columns of each, that run at a time."""
+    kept, per_column = sample_bytes(batch, route, uses, per_sample)
+    step = max(batch.working_bytes // (kept + columns * per_column), 1)
+    if per_sample and route.layouts is None:
+        step = 1
+    least = route.min_samples if per_sample else 1
+    pieces = max(ceil(num_samples / max(step, least)), 1)
+    step = ceil(num_samples / pieces) or 1  # no small rest
+    return step, min(max((batch.working_bytes - kept) // per_column, 1), columns)
 
 
-def _plan_explicit(
-    batch: MiniBatch,
-    route: Route,
-    layer: str,
-    parameters: list[nn.Parameter],
-    places: Mapping[nn.Parameter, list[tuple[int, str]]],
-    in_parameter_space: bool,
-) -> UnitPlan:
-    numbers = tuple(sorted({number for p in parameters for number, _ in places[p]}))
-    plain = tuple(p for p in parameters if p in route.plain)
-    rules = {route.uses[n].rule for n in numbers}
-    size = sum(p.numel() for p in parameters)
-    flops = float(batch.rows) * size * (size if in_parameter_space else batch.rows)
-    advice = ""
-    if plain:
-        tier, reason = Tier.PLAIN, f"{batch.names[plain[0]]} is {route.plain[plain[0]]}"
-        advice = (
-            "a Linear, Conv, norm or Embedding module of its own is faster; so is leaving it "
-            "out with params"
+@dataclass(frozen=True)
+class _Planner:
+    """Packs units into passes for one size of micro-batches."""
+
+    batch: MiniBatch
+    route: Route
+    blocks: tuple[BlockPlan, ...]
+    diagonal: bool
+    goal: Goal
+    certified: bool
+    target: int | None
+    """Memory; None: no bound."""
+
+    def plan(self) -> Plan:
+        """The fastest plan for these micro-batches within the target, or else the leanest."""
+        whole = tuple(
+            Piece(unit, None, unit.contraction)
+            for block in self.blocks
+            for unit in block.units[::-1]
         )
-    else:
-        tier = Tier.FAST if all(r.tier is Tier.FAST for r in rules) else Tier.SMALL
-        reason = "V is smaller than its factors" if tier is Tier.FAST else "few parameters"
-        if any(len(places[p]) > 1 for p in parameters):
-            reason = "parameters used more than once"
-    if in_parameter_space:
-        reason += "; the D x D matrix is the smaller one"
-    return UnitPlan(
-        name=layer,
-        parameters=tuple(parameters),
-        uses=numbers,
-        plain=plain,
-        layer_type="+".join(sorted({r.label for r in rules})) or "any",
-        tier=tier,
-        contraction=Contraction.EXPLICIT,
-        flops=flops,
-        bytes=batch.rows * size * parameters[0].element_size(),
-        reason=reason,
-        advice=advice,
-    )
-
-
-def _plan_affine(
-    batch: MiniBatch, layer: str, parameters: list[nn.Parameter], number: int, use: UseShape
-) -> UnitPlan:
-    n, rows = batch.num_samples, batch.rows
-    size = sum(p.numel() for p in parameters)
-    is_linear = use.rule is LINEAR
-    out_size = use.output.numel()
-    outputs = use.output[1]
-    positions = out_size // outputs
-    groups = use.constants.get("groups", 1)
-    weight = next(p for p in parameters if p.ndim > 1)
-    patch = weight.numel() // outputs if is_linear else weight[0].numel()
-    kept = n * prod(use.saved["input"]) + rows * out_size
-
-    def unit(rule: Contraction, flops: float, kept: int, reason: str) -> UnitPlan:
-        return UnitPlan(
-            name=layer,
-            parameters=tuple(parameters),
-            uses=(number,),
-            plain=(),
-            layer_type=use.rule.label,
-            tier=Tier.FAST,
-            contraction=rule,
-            flops=flops,
-            bytes=kept * weight.element_size(),
-            reason=reason,
-            advice="",
+        fastest = self._made([whole], frozenset(), lean=False)
+        if self.target is None or fastest.peak.bytes <= self.target:
+            return fastest
+        in_place = frozenset(
+            block
+            for block in self.blocks
+            if self.batch.device.type == "cpu"
+            and self._base + self._solving(block, in_place=False) > self.target
         )
+        return self._made(self._packed(in_place), in_place, lean=True)
 
-    explicit = float(rows) ** 2 * size
-    chunks = 2.0 * rows * out_size * patch + explicit
-    if positions == 1 and groups == 1:
-        flops = float(n) ** 2 * patch + float(rows) ** 2 * outputs
-        return unit(Contraction.GRAM_PRODUCT, flops, kept, "one output position")
-    pairs = float(n) ** 2 * positions**2 * patch + float(n) * rows * outputs * positions**2
-    pairs += float(rows) ** 2 * out_size
-    if groups == 1 and PAIRS_WEIGHT * pairs < chunks:
-        return unit(
-            Contraction.PAIRS, pairs, kept, f"{chunks / pairs:.1f}x fewer FLOPs than chunks"
+    def _made(
+        self, passes: Sequence[tuple[Piece, ...]], in_place: frozenset[BlockPlan], lean: bool
+    ) -> Plan:
+        passes = tuple(pieces for pieces in passes if pieces)
+        plan = Plan(
+            self.route,
+            self.blocks,
+            self.diagonal,
+            self.goal,
+            passes,
+            self.batch.working_bytes,
+            in_place,
+            lean,
         )
-    if rows * size <= kept:
-        return unit(Contraction.EXPLICIT, chunks, rows * size, "V is smaller than its factors")
-    reason = f"pairs need {pairs / chunks:.1f}x the FLOPs" if groups == 1 else "grouped convolution"
-    return unit(Contraction.CHUNKS, chunks, kept, reason)
+        return replace(plan, stages=tuple(self._stages(plan)))
+
+    def _packed(self, in_place: frozenset[BlockPlan]) -> list[tuple[Piece, ...]]:
+        """Passes of whole blocks where several fit, and of parts of a block where it does not."""
+        passes: list[tuple[Piece, ...]] = []
+        together: list[Piece] = []
+        for block in self.blocks:
+            own = [Piece(unit, None, unit.contraction) for unit in block.units[::-1]]
+            if self._fit([*together, *own], in_place):
+                together += own
+                continue
+            passes.append(tuple(together))
+            together = own
+            if not self._fit(own, in_place) and not block.in_parameter_space:
+                passes += self._cut(block)
+                together = []
+        return [*passes, tuple(together)]
+
+    def _fit(self, pieces: list[Piece], in_place: frozenset[BlockPlan]) -> bool:
+        """Whether whole blocks fit that are collected in one pass."""
+        assert self.target is not None
+        units = {piece.unit for piece in pieces}
+        blocks = tuple(block for block in self.blocks if units.issuperset(block.units))
+        alone = replace(self, blocks=blocks)
+        return alone._made([tuple(pieces)], in_place, lean=True).peak.bytes <= self.target
+
+    def _cut(self, block: BlockPlan) -> list[tuple[Piece, ...]]:
+        """Passes that each collect as much of a block as fits beside its matrix."""
+        assert self.target is not None
+        room = self.target - self._base - self._forming(block)
+        passes: list[tuple[Piece, ...]] = []
+        together: list[Piece] = []
+        for unit in block.units[::-1]:
+            parts = self._parts(unit, room)
+            for piece in parts:
+                if together and self._collecting([*together, piece]) > room:
+                    passes.append(tuple(together))
+                    together = []
+                together.append(piece)
+                if len(parts) > 1 and piece is not parts[-1]:
+                    passes.append(tuple(together))  # two parts would be one
+                    together = []
+        return [*passes, tuple(together)]
+
+    def _parts(self, unit: UnitPlan, room: int) -> list[Piece]:
+        """A unit, cut into as few parts as make each fit."""
+        count = 1
+        while True:
+            pieces = _cut_unit(unit, count)
+            largest = max(pieces, key=lambda piece: piece.size)
+            if self._collecting([largest]) <= room or largest.size <= unit.kept.divisor:
+                return pieces
+            count = max(count + 1, int(count * 1.1))
+
+    @property
+    def _base(self) -> int:
+        """What is held throughout: outputs, and the certificate's vectors."""
+        batch = self.batch
+        vectors = 6 * batch.num_params if self.certified else 0
+        outputs = 3 * batch.batch_size * batch.output_shape.numel()
+        return (vectors + outputs) * batch.dtype.itemsize
+
+    def _stages(self, plan: Plan) -> Iterator[Stage]:
+        """The plan's parts in their order, with the memory that is held at the height of each."""
+        base, total = self._base, len(plan.passes)
+        gradient = self.batch.num_params * self.batch.dtype.itemsize
+        if not plan.lean and self.batch.gradients_in_range:
+            base += gradient  # from the factors, beside the matrix
+        blocks = {unit: block for block in plan.blocks for unit in block.units}
+        started: BlockPlan | None = None  # its matrix is there
+        for number, pieces in enumerate(plan.passes, 1):
+            matrix = 0 if started is None else self._forming(started)
+            name = f"pass {number} of {total}" if total > 1 else "pass over the mini-batch"
+            yield Stage(name, self._base + matrix + self._sweeping(pieces))
+            held = sum(map(self._kept, pieces))
+            for piece in pieces:
+                block = started = blocks[piece.unit]
+                matrix = self._forming(block)
+                name = f"Gram matrix of {piece.unit.name}"
+                yield Stage(name, base + held + matrix + self._contracting(piece))
+                solved = piece is plan.pieces(block.units[0])[-1]
+                if not plan.keeps_factors:
+                    held -= self._kept(piece)
+                if solved:
+                    name = "eigenvalues" if self.goal is Goal.EIGENVALUES else "solver"
+                    name = f"{name} of {block.name}" if block.name else name
+                    size = self._solving(block, block in plan.in_place)
+                    yield Stage(name, base + held + size)
+                    started = None
+                    if plan.keeps_factors:
+                        own = (p for unit in block.units for p in plan.pieces(unit))
+                        held -= sum(map(self._kept, own))
+        vectors = gradient * (3 if self.goal.lifts else 2)
+        yield Stage("gradient", self._base + vectors + self._working(None, 1, False))
+
+    def _collecting(self, pieces: Sequence[Piece]) -> int:
+        """A pass and what follows: the larger of its micro-batches and of a contraction."""
+        contracting = max(map(self._contracting, pieces), default=0)
+        return max(self._sweeping(pieces), sum(map(self._kept, pieces)) + contracting)
+
+    def _sweeping(self, pieces: Sequence[Piece]) -> int:
+        """A pass: what it keeps, and a micro-batch."""
+        uses = sorted({number for piece in pieces for number in piece.unit.uses})
+        working = self._working(uses, self.batch.factor.num_columns, True)
+        return sum(map(self._kept, pieces)) + working
+
+    def _working(self, uses: Sequence[int] | None, columns: int, per_sample: bool) -> int:
+        """Memory of one micro-batch.
+
+        The coefficients are measured, on the three networks of the paper: `sample_bytes`, by which
+        micro-batches are cut, is on the safe side.
+        """
+        count = self.batch.num_samples if per_sample else self.batch.batch_size
+        step, width = cut(self.batch, self.route, uses, count, columns, per_sample)
+        kept, per_column = sample_bytes(self.batch, self.route, uses, per_sample)
+        if self.route.plain:
+            return step * (kept + width * per_column)
+        widest = max(use.output.numel() for use in self.route.uses) * self.batch.dtype.itemsize
+        return step * (kept // 2 + int(3.5 * widest) + width * (per_column - widest))
+
+    def _kept(self, piece: Piece) -> int:
+        """Memory of a piece's factors."""
+        batch = self.batch
+        size = piece.bytes(batch.num_samples, batch.factor.num_columns)
+        if self.goal.per_sample and not batch.gradients_in_range:
+            size += piece.bytes(batch.batch_size, 1)
+        return size
+
+    def _contracting(self, piece: Piece) -> int:
+        """Memory beside a piece's factor and the matrix while one is added to the other."""
+        batch, rows, kept = self.batch, self.batch.rows, piece.unit.kept
+        itemsize = piece.unit.itemsize
+        match piece.contraction:
+            case Contraction.EXPLICIT:
+                return 0
+            case Contraction.GRAM_PRODUCT:
+                return 512 * (rows + batch.num_samples) * itemsize
+            case Contraction.PAIRS:
+                product = batch.factor.num_columns * kept.positions * piece.size * itemsize
+                if product > PAIRS_TILE_BYTES:  # one tile at a time
+                    return product + 2 * PAIRS_TILE_BYTES
+                return 6 * PAIRS_TILE_BYTES
+            case Contraction.CHUNKS:
+                own = kept.divisor if kept.divisor > 1 else piece.size
+                channel = (rows * own + batch.num_samples * kept.positions) * kept.kernel
+                return int(1.15 * max(batch.working_bytes // 2, channel * itemsize))
+
+    def _forming(self, block: BlockPlan) -> int:
+        """Memory of a block's matrix before it is solved."""
+        return _triangle(block.size, self.batch.dtype.itemsize, self.batch.device)
+
+    def _solving(self, block: BlockPlan, in_place: bool) -> int:
+        """Memory of a block's matrix and its solver."""
+        m = block.size
+        if not in_place:
+            return int(_DIRECT[self.goal] * m * m)
+        if self.goal is Goal.EIGENVALUES:
+            return _triangle(m, 8, self.batch.device)
+        return _triangle(m, 8, self.batch.device) + 8 * m * 256 * 4
+
+
+_DIRECT = {
+    Goal.EIGENVALUES: 16.7,
+    Goal.EIGENVECTORS: 24.5,
+    Goal.DERIVATIVES: 32.5,
+    Goal.STEP: 24.5,
+    Goal.POLICY_STEP: 32.5,
+    Goal.INVERSE: 20.0,
+}
+"""Bytes over m^2 that a matrix and its solver take, where the solver may make copies."""
+
+
+def _triangle(m: int, itemsize: int, device: torch.device) -> int:
+    """Memory of an [m, m] matrix of which only the lower triangle is written.
+
+    Pages that are never written take none on the CPU.
+    """
+    whole = m * m * itemsize
+    if device.type != "cpu":
+        return whole
+    return min(whole, whole // 2 + m * (itemsize + mmap.PAGESIZE) // 2)
+
+
+def _cut_unit(unit: UnitPlan, count: int) -> list[Piece]:
+    """A unit in about as many parts, of about the same size."""
+    kept = unit.kept
+    steps = kept.divisible // kept.divisor
+    count = min(count, steps)
+    if count == 1:
+        return [Piece(unit, None, unit.contraction)]
+    contraction = unit.contraction_in(count)
+    edges = [i * steps // count * kept.divisor for i in range(count + 1)]
+    return [Piece(unit, slice(a, b), contraction) for a, b in pairwise(edges)]

@@ -6,7 +6,7 @@ gives what one after the other gives. Both are tried, on one sample alone and be
 another one; whatever is not proven runs one sample, or one column, at a time.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -81,10 +81,28 @@ class Route:
             raise GraphChanged
         return reading
 
-    def backpropagate(self, outputs: Tensor, reading: Reading, columns: Tensor) -> "Collected":
-        """Send columns [n, c, ...] back to the uses, and to the plain parameters themselves."""
-        numbers = [i for i, shape in enumerate(self.uses) if shape.reached]
-        plain = list(reading.others)
+    def backpropagate(
+        self,
+        outputs: Tensor,
+        reading: Reading,
+        columns: Tensor,
+        uses: Collection[int] | None = None,
+        plain: Collection[nn.Parameter] | None = None,
+    ) -> "Collected":
+        """Send columns back to the uses, and to the plain parameters themselves.
+
+        Args:
+            outputs: Of n samples, with their graph.
+            reading: Of that graph.
+            columns: [n, c, ...].
+            uses: Numbers of those that they are wanted at; None: all.
+            plain: Likewise.
+        """
+        wanted = range(len(self.uses)) if uses is None else uses
+        numbers = [i for i in wanted if self.uses[i].reached]
+        plain = [p for p in reading.others if plain is None or p in plain]
+        if not numbers and not plain:
+            return Collected({}, {})
         edges = [reading.uses[i].edge for i in numbers] + [edge_of(p) for p in plain]
         found = None
         if self.batched_columns:

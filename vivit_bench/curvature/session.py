@@ -1,7 +1,7 @@
 """From a call's arguments to a finished result: attempts, each with a plan and its checks."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -17,11 +17,12 @@ from vivit_bench.curvature.minibatch import (
     check_request,
     undisturbed,
 )
-from vivit_bench.curvature.options import Approximation, Blocks
+from vivit_bench.curvature.options import Approximation, Blocks, Memory, memory_of
 from vivit_bench.curvature.passes import Sweep, sweep_curvature
-from vivit_bench.curvature.plan import BlockPatterns, Plan, make_plan
-from vivit_bench.curvature.route import find_route
+from vivit_bench.curvature.plan import Goal, Plan, make_plan
+from vivit_bench.curvature.route import Route, find_route
 from vivit_bench.curvature.slopes import Work
+from vivit_bench.curvature.units import BlockPatterns
 from vivit_bench.errors import CertificateError, UsageError
 from vivit_bench.trees import Tree
 
@@ -41,8 +42,11 @@ class Request:
     params: Patterns | None = None
     certify: Certify = True
     working_bytes: int = WORKING_BYTES
+    memory: int | Memory | None = None
+    goal: Goal = Goal.EIGENVALUES
 
     def __post_init__(self) -> None:
+        memory_of(self.memory)
         if self.certify not in (True, False, "all"):
             raise UsageError(f"certify is {self.certify!r}; use True, False or 'all'")
 
@@ -73,7 +77,7 @@ def plan_request(request: Request) -> tuple[MiniBatch, Plan]:
     with undisturbed(request.model):
         batch, outputs = _check(request)
         route = find_route(batch, outputs, batch.factor.num_columns, frozenset())
-        return batch, make_plan(batch, route, request.blocks)
+        return batch, _plan(request, batch, route)
 
 
 def run(
@@ -104,7 +108,8 @@ def run(
             try:
                 route = find_route(batch, outputs, batch.factor.num_columns, plain)
                 del outputs
-                plan = make_plan(batch, route, request.blocks)
+                plan = _plan(request, batch, route)
+                batch = replace(batch, working_bytes=plan.working_bytes)
                 sweep = sweep_curvature(batch, plan, with_gradient=with_gradient)
                 checks = _checks(request, batch, plan, sweep, notes)
                 return compute(Work(batch, plan, checks), sweep)
@@ -129,6 +134,17 @@ def _check(request: Request) -> tuple[MiniBatch, Tensor]:
         request.approximation,
         params=request.params,
         working_bytes=request.working_bytes,
+    )
+
+
+def _plan(request: Request, batch: MiniBatch, route: Route) -> Plan:
+    return make_plan(
+        batch,
+        route,
+        request.blocks,
+        request.goal,
+        memory_of(request.memory),
+        request.certify is not False,
     )
 
 

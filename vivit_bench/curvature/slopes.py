@@ -12,10 +12,11 @@ from torch import Tensor
 
 from vivit_bench.curvature.checks import Checks
 from vivit_bench.curvature.factors import Direction, ExplicitFactor, Factor
-from vivit_bench.curvature.kernels import mirror_lower
+from vivit_bench.curvature.kernels import columns_of_lower, times_lower
 from vivit_bench.curvature.minibatch import MiniBatch
 from vivit_bench.curvature.passes import Sweep, complete, sweep_gradients
-from vivit_bench.curvature.plan import BlockPlan, Plan, UnitPlan
+from vivit_bench.curvature.plan import Piece, Plan
+from vivit_bench.curvature.units import BlockPlan
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,15 @@ class Slopes(ABC):
 
     @abstractmethod
     def empty(self, work: Work) -> Tensor | None:
-        """What the units' shares of V^T g are added to, [M, R]."""
+        """What the pieces' shares of V^T g are added to, [M, R]."""
 
     @abstractmethod
-    def add(self, unit: UnitPlan, factor: Factor, slopes: Tensor | None) -> None:
-        """Add a unit's share."""
+    def add(self, piece: Piece, factor: Factor, slopes: Tensor | None) -> None:
+        """Add a piece's share."""
 
     @abstractmethod
     def of_gram(self, work: Work, matrix: Tensor, slopes: Tensor | None) -> Tensor:
-        """V^T g of a complete Gram matrix, [M, R] float64."""
+        """V^T g of a complete Gram matrix, of which the lower triangle is read, [M, R] float64."""
 
     @abstractmethod
     def of_parameters(self, work: Work, block: BlockPlan, v: Tensor) -> Tensor:
@@ -59,7 +60,7 @@ class NoSlopes(Slopes):
     def empty(self, work: Work) -> Tensor | None:  # noqa: D102
         return None
 
-    def add(self, unit: UnitPlan, factor: Factor, slopes: Tensor | None) -> None:  # noqa: D102
+    def add(self, piece: Piece, factor: Factor, slopes: Tensor | None) -> None:  # noqa: D102
         pass
 
     def of_gram(self, work: Work, matrix: Tensor, slopes: Tensor | None) -> Tensor:  # noqa: D102
@@ -81,7 +82,7 @@ class SlopesFromCoordinates(Slopes):
     def empty(self, work: Work) -> Tensor | None:  # noqa: D102
         return None
 
-    def add(self, unit: UnitPlan, factor: Factor, slopes: Tensor | None) -> None:  # noqa: D102
+    def add(self, piece: Piece, factor: Factor, slopes: Tensor | None) -> None:  # noqa: D102
         pass
 
     def of_gram(self, work: Work, matrix: Tensor, slopes: Tensor | None) -> Tensor:
@@ -91,18 +92,16 @@ class SlopesFromCoordinates(Slopes):
         are tiny and its a_n huge, and only the Gram matrix keeps their relative precision.
         """
         work.checks.coordinates(self.coordinates)
-        mirror_lower(matrix)
         n, c = self.coordinates.shape
-        found = matrix.new_zeros(len(matrix), n if self.per_sample else 1, dtype=torch.float64)
-        step = max(512 // c, 1)
+        if not self.per_sample:
+            return times_lower(matrix, self.coordinates.flatten()).unsqueeze(1) / n**0.5
+        found = matrix.new_zeros(len(matrix), n, dtype=torch.float64)
+        step = max(128 // c, 1)
         for start in range(0, n, step):
             part = self.coordinates[start : start + step]
-            columns = matrix[:, start * c : start * c + part.numel()].double()
-            if self.per_sample:
-                each = columns.view(len(matrix), -1, c) * part
-                found[:, start : start + step] = each.sum(2) * n**0.5
-            else:
-                found[:, 0] += columns @ part.flatten() / n**0.5
+            columns = columns_of_lower(matrix, slice(start * c, start * c + part.numel()))
+            each = columns.view(len(matrix), -1, c).mul_(part)
+            found[:, start : start + step] = each.sum(2) * n**0.5
         return found
 
     def of_parameters(self, work: Work, block: BlockPlan, v: Tensor) -> Tensor:  # noqa: D102
@@ -123,7 +122,7 @@ class SlopesOfDirections(Slopes):
         shape = (batch.rows, len(self.directions))
         return torch.zeros(shape, dtype=batch.dtype, device=batch.device)
 
-    def add(self, unit: UnitPlan, factor: Factor, slopes: Tensor | None) -> None:  # noqa: D102
+    def add(self, piece: Piece, factor: Factor, slopes: Tensor | None) -> None:  # noqa: D102
         assert slopes is not None
         for column, direction in enumerate(self.directions):
             slopes[:, column] += factor.dot(direction)
@@ -150,16 +149,16 @@ class SlopesOfDirections(Slopes):
 class SlopesOfGradients(Slopes):
     """Every sample's gradient, as one more factor of each unit, contracted with V."""
 
-    factors: dict[UnitPlan, Factor]
+    sweep: Sweep
 
     def empty(self, work: Work) -> Tensor | None:  # noqa: D102
         batch = work.batch
         shape = (batch.rows, batch.batch_size)
         return torch.zeros(shape, dtype=batch.dtype, device=batch.device)
 
-    def add(self, unit: UnitPlan, factor: Factor, slopes: Tensor | None) -> None:  # noqa: D102
+    def add(self, piece: Piece, factor: Factor, slopes: Tensor | None) -> None:  # noqa: D102
         assert slopes is not None
-        factor.add_cross(self.factors.pop(unit), slopes)
+        factor.add_cross(self.sweep.take(piece), slopes)
 
     def of_gram(self, work: Work, matrix: Tensor, slopes: Tensor | None) -> Tensor:  # noqa: D102
         assert slopes is not None
@@ -169,7 +168,8 @@ class SlopesOfGradients(Slopes):
     def of_parameters(self, work: Work, block: BlockPlan, v: Tensor) -> Tensor:  # noqa: D102
         parts = []
         for unit in block.units:
-            factor = self.factors.pop(unit)
+            (piece,) = work.plan.pieces(unit)
+            factor = self.sweep.take(piece)
             assert isinstance(factor, ExplicitFactor)
             parts.append(factor.v[:, 0])
         found = torch.cat(parts, 1).double().t()
@@ -182,17 +182,24 @@ class SharedGradient:
     """The gradient, where it follows from V: grad L = V a / sqrt(N).
 
     With exact curvature of the whole mini-batch that is one weight gradient for each layer,
-    and no pass over the network.
+    and no pass over the network; unless the plan is lean, which frees the factors.
     """
 
     weights: Tensor | None
-    """[M]; None where it comes from passes, or is not wanted."""
+    """[M]; None where there are none, or it is not wanted."""
+    from_factors: bool = False
+    """Whether the blocks add it up; else it comes from passes."""
     found: Direction | None = field(default=None)
     """What the blocks' shares add up to so far."""
 
+    @property
+    def for_factors(self) -> Tensor | None:
+        """The weights, where blocks are to add the gradient up."""
+        return self.weights if self.from_factors else None
+
     def add(self, share: Direction) -> None:
         """Take in a block's share."""
-        if self.weights is not None:
+        if self.from_factors:
             self.found = (self.found or {}) | share
 
 
@@ -201,16 +208,18 @@ def shared_gradient(work: Work, sweep: Sweep, wanted: bool) -> SharedGradient:
     if not wanted:
         return SharedGradient(None)
     coordinates = _coordinates(work.batch, sweep)
-    if coordinates is None:
+    from_factors = coordinates is not None and not work.plan.lean
+    if not from_factors:
         work.checks.gradient_pass()
+    if coordinates is None:
         return SharedGradient(None)
     scaled = coordinates.flatten() * work.batch.batch_size**-0.5
-    return SharedGradient(scaled.to(work.batch.dtype))
+    return SharedGradient(scaled.to(work.batch.dtype), from_factors)
 
 
 def _coordinates(batch: MiniBatch, sweep: Sweep) -> Tensor | None:
     """a_n with grad l_n = sqrt(N) V_n a_n, [N, c]; None where there are none."""
-    if batch.num_samples < batch.batch_size or batch.factor.noise() is not None:
+    if not batch.gradients_in_range:
         return None
     return batch.factor.coordinates(sweep.outputs, slice(0, batch.batch_size))
 
@@ -230,7 +239,7 @@ def find_slopes(work: Work, sweep: Sweep, *, per_sample: bool) -> tuple[Slopes, 
     work.checks.gradient_pass()
     if per_sample:
         gradients = sweep_gradients(batch, plan)
-        return SlopesOfGradients(gradients.factors), gradients.gradient
+        return SlopesOfGradients(gradients), gradients.gradient
     totals = complete(batch, plan, sweep, None, with_gradient=True)
     assert totals.gradient is not None
     return SlopesOfDirections([totals.gradient]), totals.gradient

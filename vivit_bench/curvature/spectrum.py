@@ -9,13 +9,14 @@ from vivit_bench.curvature.certificate import Certify, compare_lifted
 from vivit_bench.curvature.checks import Watch
 from vivit_bench.curvature.factors import Direction
 from vivit_bench.curvature.minibatch import WORKING_BYTES, Patterns, undisturbed
-from vivit_bench.curvature.options import Approximation, Blocks, approximation_of
+from vivit_bench.curvature.options import Approximation, Blocks, Memory, approximation_of
 from vivit_bench.curvature.passes import Sweep, complete
-from vivit_bench.curvature.plan import BlockPatterns
+from vivit_bench.curvature.plan import Goal
 from vivit_bench.curvature.results import BatchInfo, Certificate, Spectrum
 from vivit_bench.curvature.session import Request, check_cutoff, run
 from vivit_bench.curvature.slopes import NoSlopes, Work, in_parameter_format, shared_gradient
 from vivit_bench.curvature.systems import Eigenpairs, form_systems
+from vivit_bench.curvature.units import BlockPatterns
 from vivit_bench.errors import CertificateError, UsageError
 from vivit_bench.trees import Tree
 
@@ -36,6 +37,7 @@ def eigenvalues(
     with_gradient: bool = False,
     certify: Certify = True,
     working_bytes: int = WORKING_BYTES,
+    memory: int | Memory | None = None,
 ) -> Spectrum:
     """Eigenvalues of the mini-batch GGN, G = V V^T, or of its diagonal blocks.
 
@@ -59,6 +61,8 @@ def eigenvalues(
         certify: Check the result by plain autograd on two samples (True), on all, holding a
             vector of D numbers for each (``"all"``), or not at all (False).
         working_bytes: Memory target of one micro-batch's backpropagation.
+        memory: Bytes that the computation may take over what the process holds; it then trades
+            time for memory, or is refused. None: as much as the fastest way takes.
 
     Returns:
         The non-trivial eigenvalues; all others are exactly zero.
@@ -77,6 +81,8 @@ def eigenvalues(
         params,
         certify,
         working_bytes,
+        memory,
+        Goal.EIGENVALUES,
     )
 
     def compute(work: Work, sweep: Sweep) -> Spectrum:
@@ -87,7 +93,7 @@ def eigenvalues(
         }
         trace = 0.0
         shared = shared_gradient(work, sweep, with_gradient)
-        for formed in form_systems(work, sweep, NoSlopes(), shared.weights):
+        for formed in form_systems(work, sweep, NoSlopes(), shared.for_factors):
             trace += formed.system.trace
             found[formed.system.block.name] = formed.system.eigenvalues()
             shared.add(formed.gradient)
@@ -139,10 +145,10 @@ class Eigenbasis:
         batch = self._work.batch
         step = max(max_bytes // (batch.num_params * batch.dtype.itemsize), 1)
         count = len(self.eigenvalues)
-        unit = torch.eye(count, dtype=torch.float64, device=batch.device).flip(1)
         for start in range(0, count, step):
             with undisturbed(batch.model):
-                weights = self._pairs.coordinates(unit[:, start : start + step])
+                last = count - start  # theirs ascend
+                weights = self._pairs.coordinates(max(last - step, 0), last).flip(1)
                 directions = self._pairs.system.lift("eigenvectors", weights)
             self._check(self.eigenvalues[start : start + step], weights, directions)
             yield [in_parameter_format(batch, d) or [] for d in directions]
@@ -182,6 +188,7 @@ def eigenvectors(
     params: Patterns | None = None,
     certify: Certify = True,
     working_bytes: int = WORKING_BYTES,
+    memory: int | Memory | None = None,
 ) -> Eigenbasis:
     """Eigenvectors of the ``k`` leading eigenvalues above the cutoff (all if ``k`` is None).
 
@@ -200,6 +207,7 @@ def eigenvectors(
         params: As there.
         certify: As there.
         working_bytes: As there.
+        memory: As there.
 
     Raises:
         UsageError: The request cannot be computed; in one line.
@@ -217,6 +225,8 @@ def eigenvectors(
         params=params,
         certify=certify,
         working_bytes=working_bytes,
+        memory=memory,
+        goal=Goal.EIGENVECTORS,
     )
 
     def compute(work: Work, sweep: Sweep) -> Eigenbasis:

@@ -1,7 +1,7 @@
 """The small symmetric matrices that everything is solved with, and V^T g beside them.
 
 A block's Gram matrix V^T V [M, M] has the non-zero spectrum of its GGN V V^T [D, D]; where
-D < M the GGN itself is the smaller one. Either is formed unit by unit, one alive at a time.
+D < M the GGN itself is the smaller one. Either is formed piece by piece, one alive at a time.
 
 Eigenproblems are solved in float64: LAPACK's float32 solver has an absolute error of about
 1e-5 of the largest eigenvalue, more than the cutoff that eigenvalues are compared with; the
@@ -16,11 +16,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vivit_bench.curvature.diagonalised import Diagonalised, Solver
 from vivit_bench.curvature.factors import Direction, ExplicitFactor, Factor
 from vivit_bench.curvature.kernels import add_lower, mirror_lower
 from vivit_bench.curvature.passes import Sweep, pull
-from vivit_bench.curvature.plan import BlockPlan, UnitPlan
 from vivit_bench.curvature.slopes import Slopes, SlopesOfDirections, Work
+from vivit_bench.curvature.solvers import (
+    Tridiagonal,
+    cholesky_solve_in_place,
+    eigenvalues_in_place,
+)
+from vivit_bench.curvature.square import Square
+from vivit_bench.curvature.units import BlockPlan
 from vivit_bench.errors import UsageError
 
 ONE_THREAD_ROWS = 4000
@@ -35,10 +42,13 @@ INVERSE = "inverse"
 class System(ABC):
     """One block's matrix, complete; solving it uses it up."""
 
-    def __init__(self, work: Work, block: BlockPlan, matrix: Tensor, slopes: Tensor) -> None:
+    def __init__(self, work: Work, block: BlockPlan, square: Square, slopes: Tensor) -> None:
         self.work, self.block = work, block
-        self._matrix = matrix
-        if not matrix.diagonal().isfinite().all():
+        self._square = square
+        diagonal = square.view().diagonal()
+        self.trace = diagonal.double().sum().item()
+        """Of the block."""
+        if not diagonal.isfinite().all():
             raise UsageError(
                 "the GGN is not finite: the backward pass overflows or is NaN for some sample; "
                 "scale inputs, targets or weights down, or use float64"
@@ -46,46 +56,34 @@ class System(ABC):
         self.slopes = slopes
         """[m, R] float64, products of the gradients with this block's coordinates."""
 
-    def _take_double(self) -> Tensor:
-        """The matrix in float64; its own memory is free from then on."""
-        double = self._matrix.double()
-        self._matrix = self._matrix.new_empty(0)
-        return double
-
     @property
-    def trace(self) -> float:
-        """Of the block."""
-        return self._matrix.diagonal().double().sum().item()
+    def _in_place(self) -> bool:
+        return self.block in self.work.plan.in_place
 
     def eigenvalues(self) -> Tensor:
         """The min(M, D) that can be non-zero, [K] float64 on the CPU, descending."""
         checks = self.work.checks
-        trace, squares = self.trace, _squared_norm(self._matrix) if checks.active else 0.0
-        matrix = self._take_double()
+        squares = _squared_norm(self._square.view()) if checks.active else 0.0
+        matrix = self._square.widen()
         with _threads_for(len(matrix), ONE_THREAD_ROWS):
-            values = torch.linalg.eigvalsh(matrix).flip(0).cpu()
-        checks.eigenvalues(values, trace, squares)
+            if self._in_place:
+                values = eigenvalues_in_place(matrix).flip(0)
+            else:
+                values = torch.linalg.eigvalsh(matrix).flip(0).cpu()
+        checks.eigenvalues(values, self.trace, squares)
         missing = max(self.block.num_eigenvalues - len(values), 0)  # of unused parameters
         return torch.cat([values, values.new_zeros(missing)])[: self.block.num_eigenvalues]
 
     def eigenpairs(self, cutoff: float) -> "Eigenpairs":
         """Eigenvalues above the cutoff, and above rounding, and what belongs to them."""
-        rounding = torch.finfo(self._matrix.dtype).eps
-        matrix = self._take_double()
+        rounding = torch.finfo(self.work.batch.dtype).eps
+        matrix = self._square.widen()
         # Eigenvectors spend more of their time in matrix products, which gain from threads.
         with _threads_for(len(matrix), ONE_THREAD_ROWS // 3):
-            if matrix.device.type == "cpu":
-                # In place, which spares a copy: PyTorch copies its input to the output and
-                # solves there. LAPACK stores by columns, where the lower triangle is the upper.
-                values, vectors = matrix.new_empty(len(matrix)), matrix.mT
-                torch.linalg.eigh(vectors, UPLO="U", out=(values, vectors))
-            else:
-                values, vectors = torch.linalg.eigh(matrix)
-        least = max(cutoff, rounding * values[-1].item())
-        first = int((values <= least).sum())
-        values, vectors = values[first:], vectors[:, first:]
-        self.work.checks.eigenpairs(values, vectors)
-        return Eigenpairs(self, values, vectors)
+            solver = Tridiagonal(matrix) if self._in_place else Diagonalised(matrix)
+        values = solver.values
+        least = max(cutoff, rounding * values[-1].item()) if len(values) else cutoff
+        return Eigenpairs(self, solver, int((values <= least).sum()))
 
     @abstractmethod
     def solve(self, damping: float) -> list[Direction]:
@@ -121,52 +119,88 @@ class System(ABC):
 
     def _solve(self, damping: float, right: Tensor) -> Tensor:
         """(matrix + d I)^-1 b in float64, [m, R]."""
-        mirror_lower(self._matrix)
-        matrix = self._take_double()
-        matrix.diagonal().add_(damping)
-        factor, failed = torch.linalg.cholesky_ex(matrix)
-        if failed:  # rounding made an eigenvalue smaller than -d
-            values, vectors = torch.linalg.eigh(matrix)
-            weights = vectors @ ((vectors.t() @ right) / values.clamp(min=damping).unsqueeze(1))
+        matrix = self._square.widen()
+        if self._in_place:
+            weights = cholesky_solve_in_place(matrix, damping, right)
         else:
-            weights = torch.cholesky_solve(right, factor)
+            weights = _cholesky_solve(matrix, damping, right)
         self.work.checks.solved(weights, right, damping)
         return weights
 
 
-@dataclass
 class Eigenpairs:
-    """A block's directions: eigenvalues above the cutoff and their eigenvectors."""
+    """A block's directions: eigenvalues above the cutoff and their eigenvectors.
 
-    system: System
-    values: Tensor
-    """[K] float64, ascending."""
-    vectors: Tensor
-    """[m, K] float64, of the system's matrix."""
+    Args:
+        system: The block's.
+        solver: Its matrix, solved.
+        first: Number of the smallest eigenvalue that counts.
+    """
+
+    def __init__(self, system: System, solver: Solver, first: int) -> None:
+        self.system, self._solver, self._first = system, solver, first
+
+    @property
+    def values(self) -> Tensor:
+        """[K] float64, ascending."""
+        return self._solver.values[self._first :]
 
     def keep(self, k: int) -> None:
         """Drop all but the k largest."""
-        first = max(len(self.values) - k, 0)
-        self.values, self.vectors = self.values[first:], self.vectors[:, first:]
+        self._first += max(len(self.values) - k, 0)
 
-    def gammas(self) -> Tensor:
-        """gamma_nk = e_k^T grad l_n, [R, K], for the gradients that the slopes are of."""
+    def vectors(self, first: int = 0, last: int | None = None) -> Iterator[tuple[slice, Tensor]]:
+        """Eigenvectors of the system's matrix in slices of consecutive ones, [m, k] float64.
+
+        Args:
+            first: Number of the first one, of those that count.
+            last: Where to stop.
+        """
+        stop = len(self.values) if last is None else last
+        offset = self._first
+        for found, vectors in self._solver.vectors(offset + first, offset + stop):
+            own = slice(found.start - offset, found.stop - offset)
+            self.system.work.checks.eigenpairs(self.values[own], vectors, self.values[-1].item())
+            yield own, vectors
+
+    def derivatives(self) -> tuple[Tensor, Tensor]:
+        """gamma_nk = e_k^T grad l_n, [R, K], and lambda_nk, [num_samples, K].
+
+        The gradients are those that the system's slopes are of.
+        """
+        system, values = self.system, self.values
+        slopes, scales = system.slopes, system.scales(values)
+        gammas = slopes.new_empty(slopes.shape[1], len(values))
+        lambdas = slopes.new_empty(system.work.batch.num_samples, len(values))
+        for own, vectors in self.vectors():
+            gammas[:, own] = (slopes.t() @ vectors) * scales[own]
+            lambdas[:, own] = system.curvatures(values[own], vectors)
+        return gammas, lambdas
+
+    def step(self, dampings: Tensor) -> tuple[Tensor, Tensor]:
+        """Coordinates of -sum_k gamma_k / (l_k + d_k) e_k, [m, 1], for dampings [K].
+
+        Returns:
+            Them, and [m, 1] y with v_n . s = coordinates_n y for the step s.
+        """
+        products = -1 / (self.values + dampings)
+        weights = products * self.system.scales(self.values).square()
+        wanted = [weights, products]
+        checks = self.system.work.checks
+        if checks.active:
+            damped = torch.where(dampings.isinf(), -1, dampings * products)
+            wanted += [damped, torch.ones_like(products)]
+        mean = self.system.slopes.mean(1, keepdim=True)
+        found = self._solver.functions(self._first, torch.stack(wanted), mean)
+        if checks.active:
+            checks.step(found[1], found[2], found[3])
+        return found[0], found[1]
+
+    def coordinates(self, first: int, last: int) -> Tensor:
+        """Coordinates of some eigenvectors e_k, [m, last - first]."""
         scales = self.system.scales(self.values)
-        return (self.system.slopes.t() @ self.vectors) * scales
-
-    def lambdas(self) -> Tensor:
-        """[num_samples, K]."""
-        return self.system.curvatures(self.values, self.vectors)
-
-    def step_products(self, dampings: Tensor) -> Tensor:
-        """[m, 1] y with v_n . s = coordinates_n y for the step s: -U (l + d)^-1 U^T V^T g."""
-        along = self.vectors.t() @ self.system.slopes.mean(1, keepdim=True)
-        return -self.vectors @ (along / (self.values + dampings).unsqueeze(1))
-
-    def coordinates(self, coefficients: Tensor) -> Tensor:
-        """Coordinates of sum_k c_k e_k, [m, R], for coefficients [K, R]."""
-        scales = self.system.scales(self.values).unsqueeze(1)
-        return self.vectors @ (coefficients * scales)
+        parts = [vectors * scales[own] for own, vectors in self.vectors(first, last)]
+        return torch.cat(parts, 1)
 
 
 class GramSystem(System):
@@ -176,14 +210,14 @@ class GramSystem(System):
         self,
         work: Work,
         block: BlockPlan,
-        matrix: Tensor,
+        square: Square,
         slopes: Tensor,
-        factors: dict[UnitPlan, Factor],
+        factors: Sequence[Factor],
         directions: Sequence[Direction],
     ) -> None:
-        super().__init__(work, block, matrix, slopes)
+        super().__init__(work, block, square, slopes)
         self._factors = factors
-        """Of a diagonal block; empty for the full GGN, whose factors are freed."""
+        """Of a diagonal block; none for the full GGN, and where the plan frees them."""
         self._directions = directions
 
     def scales(self, values: Tensor) -> Tensor:  # noqa: D102
@@ -192,18 +226,19 @@ class GramSystem(System):
     def curvatures(self, values: Tensor, vectors: Tensor) -> Tensor:
         """lambda_nk = N l_k ||u_k[n]||^2."""
         n = self.work.batch.num_samples
-        squares = vectors.square().unflatten(0, (n, -1)).sum(1)
-        return squares * values * n
+        squares = torch.stack([part.square().sum(0) for part in vectors.chunk(n)])
+        return squares.mul_(values * n)
 
     def _lift(self, weights: Tensor) -> list[Direction]:
         """V w: ordinary backward passes, or one weight gradient a unit of a diagonal block."""
         work = self.work
         if not self._factors:
-            return pull(work.batch, work.plan, weights)
+            own = [p for unit in self.block.units for p in unit.parameters]
+            return pull(work.batch, work.plan, weights, own)
         found: list[Direction] = []
         for column in weights.to(work.batch.dtype).unbind(1):
             direction: Direction = {}
-            for factor in self._factors.values():
+            for factor in self._factors:
                 direction |= factor.combine(column)
             found.append(direction)
         return found
@@ -231,16 +266,17 @@ class ParameterSystem(System):
     """V V^T itself, over a block with fewer parameters than columns."""
 
     def __init__(
-        self, work: Work, block: BlockPlan, matrix: Tensor, slopes: Tensor, v: Tensor
+        self, work: Work, block: BlockPlan, square: Square, slopes: Tensor, v: Tensor | None
     ) -> None:
-        super().__init__(work, block, matrix, slopes)
+        super().__init__(work, block, square, slopes)
         self._v = v
-        """[N, c, D]."""
+        """[N, c, D], where curvatures of single samples are wanted."""
 
     def scales(self, values: Tensor) -> Tensor:  # noqa: D102
         return torch.ones_like(values)
 
     def curvatures(self, values: Tensor, vectors: Tensor) -> Tensor:  # noqa: D102
+        assert self._v is not None
         n, c, d = self._v.shape
         squares = torch.zeros(n, vectors.shape[1], dtype=torch.float64, device=vectors.device)
         step = max(2**22 // max(c * d, 1), 1)
@@ -298,25 +334,29 @@ def _form_gram(
     work: Work, block: BlockPlan, sweep: Sweep, source: Slopes, gradient_weights: Tensor | None
 ) -> Formed:
     batch = work.batch
-    matrix = torch.zeros(batch.rows, batch.rows, dtype=batch.dtype, device=batch.device)
+    square = Square(batch.rows, batch.dtype, batch.device)
     slopes = source.empty(work)
     gradient: Direction = {}
-    kept: dict[UnitPlan, Factor] = {}
+    kept: list[Factor] = []
     for unit in block.units[::-1]:
-        factor = sweep.factors.pop(unit)
-        factor.add_gram(matrix)
-        work.checks.unit(unit, factor, matrix)
+        factor: Factor | None = None
+        for piece in work.plan.pieces(unit):
+            factor = None  # freed before the next pass
+            factor = sweep.take(piece)
+            factor.add_gram(square.view())
+            source.add(piece, factor, slopes)
+        assert factor is not None
+        work.checks.unit(unit, factor, square.view())
         if gradient_weights is not None:
             gradient |= factor.combine(gradient_weights)
             work.checks.gradient_weights(unit, factor, gradient_weights)
-        source.add(unit, factor, slopes)
-        if work.plan.diagonal:
-            kept[unit] = factor
+        if work.plan.keeps_factors:
+            kept.append(factor)
         del factor
-    work.checks.system(block, matrix, None)
-    products = source.of_gram(work, matrix, slopes)
+    work.checks.system(block, square.view(), None)
+    products = source.of_gram(work, square.view(), slopes)
     directions = source.directions if isinstance(source, SlopesOfDirections) else ()
-    return Formed(GramSystem(work, block, matrix, products, kept, directions), gradient)
+    return Formed(GramSystem(work, block, square, products, kept, directions), gradient)
 
 
 def _form_parameters(
@@ -325,19 +365,37 @@ def _form_parameters(
     gradient: Direction = {}
     parts = []
     for unit in block.units:
-        factor = sweep.factors.pop(unit)
+        (piece,) = work.plan.pieces(unit)
+        factor = sweep.take(piece)
         assert isinstance(factor, ExplicitFactor)
         work.checks.unit(unit, factor, None)
         if gradient_weights is not None:
             gradient |= factor.combine(gradient_weights)
             work.checks.gradient_weights(unit, factor, gradient_weights)
         parts.append(factor.v)
-    v = parts[0] if len(parts) == 1 else torch.cat(parts, 2)
-    matrix = v.new_zeros(v.shape[2], v.shape[2])
-    add_lower(matrix, v.flatten(0, 1).t())
-    work.checks.system(block, matrix, v)
+        del factor
+    v: Tensor | None = parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+    parts.clear()
+    assert v is not None
+    square = Square(v.shape[2], v.dtype, v.device)
+    add_lower(square.view(), v.flatten(0, 1).t())
+    work.checks.system(block, square.view(), v)
     products = source.of_parameters(work, block, v)
-    return Formed(ParameterSystem(work, block, matrix, products, v), gradient)
+    if not work.plan.goal.per_sample:
+        v = None
+    return Formed(ParameterSystem(work, block, square, products, v), gradient)
+
+
+def _cholesky_solve(matrix: Tensor, damping: float, right: Tensor) -> Tensor:
+    """(matrix + damping I)^-1 right [m, R], from the lower triangle; works on copies."""
+    mirror_lower(matrix)
+    matrix.diagonal().add_(damping)
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if not failed:
+        return torch.cholesky_solve(right, factor)
+    # Rounding made an eigenvalue smaller than -damping.
+    values, vectors = torch.linalg.eigh(matrix)
+    return vectors @ ((vectors.t() @ right) / values.clamp(min=damping).unsqueeze(1))
 
 
 def _squared_norm(matrix: Tensor) -> float:

@@ -100,6 +100,8 @@ class EngineWork(Work):
         checkpoint: File of parameters; None for initial ones.
         dtype: Value of `Precision`.
         device: ``cpu`` or ``cuda:i``.
+        memory_bytes: That the work may take, its mini-batch included; None: no bound. The engine
+            runs its leanest plan where that is not enough.
 
     Raises:
         UsageError: A wrong name, value, file or device, or the engine cannot take the model.
@@ -120,6 +122,7 @@ class EngineWork(Work):
         checkpoint: str | None,
         dtype: str = "float32",
         device: str,
+        memory_bytes: int | None = None,
     ):
         from vivit_bench.curvature.options import Approximation, Curvature, Samples
         from vivit_bench.peers import Quantity, get_engine
@@ -129,6 +132,7 @@ class EngineWork(Work):
             Curvature(curvature), Samples(samples), mc_samples, seed
         )
         self._engine = get_engine(engine)
+        self._memory_bytes = memory_bytes
         self._workload = load(problem, data, data_dir, seed, checkpoint, device, dtype)
         self._model, self._loss = self._engine.prepare(self._workload.model, self._workload.loss)
 
@@ -163,12 +167,21 @@ class EngineWork(Work):
         Raises:
             TooFewSamplesError: The data end before.
         """
+        from vivit_bench.trees import leaves
+
+        inputs, targets = self._workload.batch(n)
+        memory = self._memory_bytes
+        if memory is not None:
+            tensors = [targets, *(leaf for _, leaf in leaves(inputs))]
+            memory -= sum(tensor.nbytes for tensor in tensors)
         result = self._engine.run(
             self._quantity,
             self._model,
             self._loss,
-            *self._workload.batch(n),
+            inputs,
+            targets,
             self._approximation,
+            memory,
         )
         if self._workload.spec.device != "cpu":
             import torch

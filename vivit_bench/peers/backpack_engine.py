@@ -70,6 +70,7 @@ class BackpackEngine(Uncertified):
         inputs: Tree,
         targets: Tensor,
         approximation: Approximation,
+        memory: int | None = None,
     ) -> dict[str, Tensor]:
         """See `Engine`."""
         if quantity is Quantity.GRADIENT:

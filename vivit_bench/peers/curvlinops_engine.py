@@ -32,6 +32,7 @@ class CurvlinopsEngine(Uncertified):
         inputs: Tree,
         targets: Tensor,
         approximation: Approximation,
+        memory: int | None = None,
     ) -> dict[str, Tensor]:
         """See `Engine`; ``eigenvalues`` are the 10 leading ones."""
         if quantity not in self.quantities:

@@ -51,6 +51,7 @@ class Engine(Protocol):
         inputs: Tree,
         targets: Tensor,
         approximation: Approximation,
+        memory: int | None = None,
     ) -> dict[str, Tensor]:
         """Backpropagate the whole mini-batch's gradient (into ``.grad``) and compute.
 
@@ -61,6 +62,8 @@ class Engine(Protocol):
             inputs: Tensors [N, ...].
             targets: [N, ...].
             approximation: Of the GGN; engines draw differently from the same seed.
+            memory: Bytes that it may take, for an implementation that can trade time for
+                memory; it does its best, and no more.
 
         Returns:
             ``loss`` [], and ``eigenvalues`` [K] (descending) or ``step`` [D], the

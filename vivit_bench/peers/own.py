@@ -7,6 +7,7 @@ from vivit_bench.curvature import (
     Approximation,
     Blocks,
     Certificate,
+    Memory,
     NewtonStep,
     Spectrum,
     eigenvalues,
@@ -34,12 +35,16 @@ class OwnEngine:
         inputs: Tree,
         targets: Tensor,
         approximation: Approximation,
+        memory: int | None = None,
     ) -> dict[str, Tensor]:
         """See `Engine`. The gradient comes with the quantity; nothing is certified."""
         if quantity is Quantity.GRADIENT:
             return {"loss": backpropagate_gradient(model, loss, inputs, targets)}
         model.zero_grad(set_to_none=True)
-        found = _compute(quantity, model, loss, inputs, targets, approximation, certify=False)
+        bound = None if memory is None else Memory(max(memory, 1), strict=False)
+        found = _compute(
+            quantity, model, loss, inputs, targets, approximation, certify=False, memory=bound
+        )
         if isinstance(found, Spectrum):
             result = {"eigenvalues": found.eigenvalues}
         else:
@@ -78,10 +83,11 @@ def _compute(
     targets: Tensor,
     approximation: Approximation,
     certify: bool,
+    memory: Memory | None = None,
 ) -> Spectrum | NewtonStep:
     request = (model, loss, inputs, targets, approximation)
     if quantity is Quantity.EIGENVALUES:
-        return eigenvalues(*request, certify=certify, with_gradient=True)
+        return eigenvalues(*request, certify=certify, with_gradient=True, memory=memory)
     return newton_step(
         *request,
         damping=DAMPING,
@@ -89,4 +95,5 @@ def _compute(
         blocks=Blocks.LAYER if quantity is Quantity.BLOCK_NEWTON else Blocks.NONE,
         certify=certify,
         with_gradient=True,
+        memory=memory,
     )

@@ -64,6 +64,7 @@ class VivitForPytorch(Uncertified):
         inputs: Tree,
         targets: Tensor,
         approximation: Approximation,
+        memory: int | None = None,
     ) -> dict[str, Tensor]:
         """See `Engine`."""
         if quantity is Quantity.GRADIENT:

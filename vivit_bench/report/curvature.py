@@ -1,6 +1,6 @@
 """Tables of one mini-batch's curvature: directions, and how each layer is computed."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import humanize
@@ -69,11 +69,11 @@ def explanation_table(explanation: "Explanation") -> Table:
             "num_params": unit.num_params,
             "contraction": unit.contraction.value,
             "flops": unit.flops,
-            "kept_bytes": unit.bytes,
+            "kept_bytes": kept,
             "reason": unit.reason,
             "advice": unit.advice or None,
         }
-        for unit in explanation.units
+        for unit, kept in zip(explanation.units, explanation.kept_bytes, strict=True)
     ]
     totals: dict[str, Any] = {"layer": "all"}
     for name in ("num_params", "flops", "kept_bytes"):
@@ -83,6 +83,19 @@ def explanation_table(explanation: "Explanation") -> Table:
     notes = [
         *(f"{unit.name} ({unit.layer_type}): {unit.reason}" for unit in explanation.units),
         f"samples run {several}",
+        *_plan_lines(explanation),
         *(f"- {line}" for line in [*explanation.notes, *advice]),
     ]
     return Table(columns, rows, totals, notes)
+
+
+def _plan_lines(explanation: "Explanation") -> Iterator[str]:
+    """Passes, solver and memory, for people."""
+    if len(explanation.passes) > 1:
+        for number, pieces in enumerate(explanation.passes, 1):
+            yield f"pass {number} of {len(explanation.passes)}: {', '.join(pieces)}"
+    if explanation.in_place:
+        yield f"solved in the matrix's own memory: {', '.join(explanation.in_place)}"
+    peak = explanation.peak
+    size = humanize.naturalsize(peak.bytes, binary=True)
+    yield f"most memory over what the process holds before: about {size}, at '{peak.name}'"
