@@ -130,6 +130,17 @@ EXPERIMENTS = {
             journals=("runs.jsonl",),
             fake=True,
         ),
+        Experiment(
+            "series",
+            "compare-engines tiny.py:tiny --batch-size 2,4,8 --repeats 2 --threads 1 "
+            "--engine vivit-bench --engine backpack",
+            "--seed 1",
+            (),
+            ("compare-engines --stored", "compare-engines --stored --format json"),
+            folder="comparison",
+            journals=("runs.jsonl",),
+            fake=True,
+        ),
     )
 }
 
