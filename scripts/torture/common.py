@@ -136,7 +136,7 @@ EXPERIMENTS = {
             "--engine vivit-bench --engine backpack",
             "--seed 1",
             (),
-            ("compare-engines --stored", "compare-engines --stored --format json"),
+            (),  # a list of several runs says nothing of one that is gone
             folder="comparison",
             journals=("runs.jsonl",),
             fake=True,
