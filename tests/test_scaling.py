@@ -135,7 +135,7 @@ def test_every_n_is_a_comparison_and_the_table_goes_over_them(
     ]
     lines = ended.out.splitlines()
     assert max(map(len, lines)) <= 80
-    assert lines[0] == "mnist_mlp: eigenvalues, exact, full; 1 threads"
+    assert lines[0] == "mnist_mlp: eigenvalues, exact, full; 1 thread"
     assert [line.split()[:8] for line in lines[4:10]] == [
         ["2", OURS, "2.00", "1.00", "4.00", "2", "2.00", "1.00"],
         ["2", THEIRS, "8.00", "4.00", "(4.00-4.00)", "16.0", "8", "8.00"],

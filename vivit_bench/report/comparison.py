@@ -105,7 +105,8 @@ def describe(series: Series) -> str:
     row = series.rows[0]
     work = ", ".join([row["quantity"], row["curvature"], row["samples"]])
     draws = f" (M = {row['mc_samples']})" if row["curvature"] == "mc" else ""
-    return f"{row['problem']}: {work}{draws}; {row['threads']} threads"
+    threads = f"{row['threads']} thread{'s' if row['threads'] != 1 else ''}"
+    return f"{row['problem']}: {work}{draws}; {threads}"
 
 
 def stored_table(rows: Sequence[dict[str, Any]]) -> Table:
