@@ -84,7 +84,7 @@ table-s1: $(STAMP)
 	$(RUN) critical-batch sweep --table a --table b --table c
 	$(RUN) critical-batch table --paper
 
-# Time and memory against other implementations, interleaved (ten minutes).
+# Time and memory against other implementations, interleaved (long; interrupted, it goes on).
 benchmarks: $(STAMP)
 	sh scripts/compare_engines.sh
 

@@ -202,6 +202,15 @@ def test_where_time_is_taken_no_memory_is_read() -> None:
     assert seen.report.digest == {"threads": "2", "malloc": False}
 
 
+def test_the_faults_and_seconds_are_the_work_s_own() -> None:
+    """The set-up touches 25,600 pages, the work 4,096."""
+    spec = replace(make_spec("spiky_set_up", 16, mib=100), limit_bytes=None, reading=Reading.TIME)
+    measured = measure(spec, 60.0).measured
+    assert measured is not None
+    assert measured.minor_faults is not None
+    assert 4_096 <= measured.minor_faults < 4_500
+
+
 def test_a_machine_short_of_memory_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vivit_bench.measure.parent.available_memory", lambda: 0)
     assert measure(make_spec("ends", ending="wait"), 60.0).kill is Kill.MACHINE

@@ -17,6 +17,7 @@ from vivit_bench.store import (
     DamagedRunError,
     Identity,
     State,
+    check_run,
     find_run,
     load_run,
     open_run,
@@ -167,6 +168,25 @@ def test_one_process_has_a_run(tmp_path: Path) -> None:
     with open_run(tmp_path, IDENTITY), pytest.raises(VivitBenchError, match="another process"):
         action(tmp_path)
     assert action(tmp_path) is Action.RESUME
+
+
+def test_what_would_be_refused_can_be_asked_before(tmp_path: Path) -> None:
+    """Nothing is made or changed, and a run that another process has is told."""
+    check_run(tmp_path, IDENTITY)
+    assert not list(tmp_path.iterdir())
+    with (
+        open_run(tmp_path, IDENTITY),
+        pytest.raises(VivitBenchError, match="another process"),
+    ):
+        check_run(tmp_path, IDENTITY)
+    finish(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    check_run(tmp_path, IDENTITY)
+    other = replace(IDENTITY, environment={"code": "other", "torch": "2"})
+    with pytest.raises(UsageError, match="other conditions"):
+        check_run(tmp_path, other)
+    check_run(tmp_path, other, fresh=True)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_lock_file_that_its_holder_removes_locks_nobody_out(

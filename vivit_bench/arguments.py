@@ -48,6 +48,27 @@ def parse_size(text: str, option: str = "--memory-limit") -> int:
     return size
 
 
+def parse_batch_sizes(text: str) -> tuple[int, ...]:
+    """The N of ``128`` or ``32,64,128``, ascending.
+
+    Raises:
+        UsageError: Something else than whole numbers from 1, or one of them twice.
+    """
+    example = "write for example 128, or 32,64,128"
+    sizes = []
+    for part in text.split(","):
+        digits = part.strip()
+        # Python refuses to convert thousands of digits.
+        if not (digits.isascii() and digits.isdecimal() and len(digits) <= 18) or int(digits) < 1:
+            raise UsageError(
+                f"--batch-size {text[:60]}: {part[:20]!r} is no number from 1; {example}"
+            )
+        sizes.append(int(digits))
+    if len(set(sizes)) < len(sizes):
+        raise UsageError(f"--batch-size {text[:60]}: name each N once")
+    return tuple(sorted(sizes))
+
+
 def format_size(size: int | None) -> str:
     """Bytes for people, in powers of 1024: ``1.5 GiB``; a dash for None."""
     return "-" if size is None else humanize.naturalsize(size, binary=True, format="%.4g")

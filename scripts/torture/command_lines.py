@@ -70,6 +70,7 @@ BAD: dict[str, list[str]] = {
     "--top": ["", "x", "0", "-1", "1.5"],
     "--checkpoint": [*_PATHS, "binary"],
     "--results-dir": ["file", "file/x", LONG, "/proc/nothing", "/dev/null", "\0"],
+    "--plot": ["o.txt", "x", "o.png"],
     "--output": [*_PATHS, "o.txt", "file/x.csv", "folder.csv", LONG + ".csv"],
     "--damping": ["", "x", "nan", "-1", "inf", "0"],
 }

@@ -130,6 +130,17 @@ EXPERIMENTS = {
             journals=("runs.jsonl",),
             fake=True,
         ),
+        Experiment(
+            "series",
+            "compare-engines tiny.py:tiny --batch-size 2,4,8 --repeats 2 --threads 1 "
+            "--engine vivit-bench --engine backpack",
+            "--seed 1",
+            (),
+            (),  # a list of several runs says nothing of one that is gone
+            folder="comparison",
+            journals=("runs.jsonl",),
+            fake=True,
+        ),
     )
 }
 

@@ -40,6 +40,7 @@ _REAL = {
     "quadratic": 4.0,
     "search": 14.0,
     "comparison": 16.0,
+    "series": 40.0,
 }
 """Seconds within which a process of its own is killed."""
 _ENDS_SECONDS = 2.0

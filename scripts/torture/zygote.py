@@ -59,7 +59,7 @@ def fake_trials() -> None:
 
     def observe(spec: Spec, timeout: float) -> Observation:
         report = TrialReport(digest={"eigenvalues": [2.0, 1.0]})
-        measured = Measured(wall_seconds=0.5, cpu_seconds=0.5)
+        measured = Measured(wall_seconds=0.5, cpu_seconds=0.5, minor_faults=100)
         seen = (Ready(2**28), measured, report, 2**23, 2**29, 0, "")
         return Observation(Outcome.FITS, "", *seen)
 

@@ -1,10 +1,12 @@
-"""``vivit-bench compare-engines``: time, memory and agreement, side by side."""
+"""``vivit-bench compare-engines``: time, memory and agreement, side by side, and against N."""
 
-from typing import Annotated
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vivit_bench.arguments import DEFAULT_RESULTS_DIR
+from vivit_bench.arguments import DEFAULT_RESULTS_DIR, parse_batch_sizes
 from vivit_bench.cli.options import (
     APPROXIMATION,
     MACHINE,
@@ -30,15 +32,19 @@ from vivit_bench.cli.options import (
     examples,
     progress_console,
 )
-from vivit_bench.cli.output import check_table_file, hand_out
+from vivit_bench.cli.output import check_figure_file, check_table_file, hand_out, say_written
 from vivit_bench.curvature.options import Approximation, Curvature, Precision, Samples
 from vivit_bench.errors import UsageError, VivitBenchError
 from vivit_bench.peers import Quantity
 from vivit_bench.report.tables import TableFormat
 
+if TYPE_CHECKING:
+    from vivit_bench.comparison.scaling import Series
+
 EXAMPLES = examples(
     "compare-engines cifar10_3c3d --floor",
     "compare-engines net.py:make --engine vivit-bench --engine backpack --output engines.csv",
+    "compare-engines cifar10_3c3d --batch-size 32,64,128,256,512,1024 --plot scaling.pdf",
     "compare-engines --stored --format json",
 )
 
@@ -60,8 +66,13 @@ def compare_engines(
     samples: SamplesOption = Samples.FULL,
     mc_samples: McSamplesOption = 1,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Mini-batch size N.", rich_help_panel=MODEL_AND_DATA)
-    ] = 128,
+        str,
+        typer.Option(
+            metavar="N[,N...]",
+            help="Mini-batch size, or several: then the cost against N.",
+            rich_help_panel=MODEL_AND_DATA,
+        ),
+    ] = "128",
     data: MemoryDataOption = None,
     data_dir: DataDirOption = None,
     seed: SeedOption = 0,
@@ -73,10 +84,11 @@ def compare_engines(
         int,
         typer.Option(
             min=1,
-            help="Time runs of each engine, in turn, after one for memory.",
+            help="Time runs of each engine, in turn, after one for memory; from 6 on the ratios' "
+            "intervals have a level of 95 %.",
             rich_help_panel=MACHINE,
         ),
-    ] = 5,
+    ] = 7,
     timeout: TimeoutOption = 600.0,
     floor: Annotated[
         bool,
@@ -97,17 +109,26 @@ def compare_engines(
     results_dir: ResultsDirOption = DEFAULT_RESULTS_DIR,
     fresh: FreshOption = False,
     output: OutputOption = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Also draw the cost against N: .png, .pdf or .svg.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     format: FormatOption = TableFormat.TABLE,
     quiet: QuietOption = False,
 ) -> None:
     """Measure engines in turn, every run in a fresh process: time, memory, agreement.
 
     Memory is the peak over the idle process, read as in a trial of critical-batch. Every run is
-    stored as it is made; interrupted, the same command goes on.
+    stored as it is made; interrupted, the same command goes on. Each of several N is a comparison
+    of its own; exponents are fitted over the larger half of them, at least three.
     """
-    from vivit_bench.comparison.compare import AGREEMENT
+    from vivit_bench.comparison.scaling import run_series
     from vivit_bench.comparison.stored import Comparison, run_comparison, stored_rows
-    from vivit_bench.critical_batch.settings import threads_of_a_run
+    from vivit_bench.critical_batch.settings import check_timeout, threads_of_a_run
     from vivit_bench.peers import get_engine
     from vivit_bench.problems.sources import default_source
     from vivit_bench.problems.workload import WorkloadSpec
@@ -115,6 +136,14 @@ def compare_engines(
     from vivit_bench.store import nothing_found
 
     check_table_file(output)
+    sizes = parse_batch_sizes(batch_size)
+    check_timeout(timeout)
+    if plot is not None and (stored or len(sizes) == 1):
+        raise UsageError(
+            f"--plot {plot}: the cost against N is drawn of a PROBLEM and several N, for example "
+            "--batch-size 32,64,128 (what is stored is not measured again)"
+        )
+    check_figure_file(plot)
     if stored:
         rows, damaged = stored_rows(results_dir)
         if not rows:
@@ -132,24 +161,66 @@ def compare_engines(
     if len(set(engine)) < len(engine):
         raise UsageError(f"--engine {', '.join(engine)}: name each engine once")
     source = data or default_source(problem, "memory")
-    spec = WorkloadSpec(problem, batch_size, source, data_dir, seed, checkpoint, dtype)
+    spec = WorkloadSpec(problem, sizes[0], source, data_dir, seed, checkpoint, dtype)
     approximation = Approximation(curvature, samples, mc_samples, seed)
+    comparison = Comparison(spec, quantity, approximation, tuple(engine), count)
     console = progress_console(quiet)
-    compared = run_comparison(
-        Comparison(spec, quantity, approximation, tuple(engine), count),
-        results_dir,
-        repeats=repeats,
-        timeout_seconds=timeout,
-        floor=floor,
-        fresh=fresh,
-        note=lambda text: console.print(text, soft_wrap=True, markup=False),
-    )
-    table = engines_table(compared.rows, compared.floor)
-    hand_out(table, format, output, quiet)
-    if odd := [row for row in compared.rows if row.get("agrees") is False]:
-        named = ", ".join(f"{row['engine']} by {row['difference']:.1e}" for row in odd)
+    options: dict[str, Any] = {
+        "repeats": repeats,
+        "timeout_seconds": timeout,
+        "floor": floor,
+        "fresh": fresh,
+        "note": lambda text: console.print(text, soft_wrap=True, markup=False),
+    }
+    if len(sizes) > 1:
+        series = run_series(comparison, sizes, results_dir, **options)
+        _hand_out_series(series, plot, format, output, quiet)
+        _refuse_disagreement(series.rows)
+        return
+    compared = run_comparison(comparison, results_dir, **options)
+    hand_out(engines_table(compared.rows, compared.floor), format, output, quiet)
+    _refuse_disagreement(compared.rows)
+
+
+def _hand_out_series(
+    series: "Series", plot: Path | None, format: TableFormat, output: Path | None, quiet: bool
+) -> None:
+    """Print and draw what there is, and fail if that is not all.
+
+    Raises:
+        VivitBenchError: There is no comparison at some N.
+    """
+    from vivit_bench.report.comparison import series_table
+    from vivit_bench.report.comparison_figures import plot_series
+
+    if series.rows:
+        for_people = output is None and format not in (TableFormat.CSV, TableFormat.JSON)
+        hand_out(series_table(series, for_people=for_people), format, output, quiet)
+        if plot is not None:
+            plot_series(series, plot)
+            say_written(plot, quiet)
+    if series.failures:
+        said = "; ".join(f"N = {n}: {reason}" for n, reason in series.failures.items())
+        raise VivitBenchError(f"{said}; the same command tries again")
+
+
+def _refuse_disagreement(rows: Sequence[dict[str, Any]]) -> None:
+    """Fail if engines have found different things, whose cost says little.
+
+    Raises:
+        VivitBenchError: With the deviations.
+    """
+    from vivit_bench.comparison.compare import AGREEMENT
+
+    if odd := [row for row in rows if row.get("agrees") is False]:
+        several = len({row.get("batch_size") for row in rows}) > 1
+        named = ", ".join(
+            f"{row['engine']} by {row['difference']:.1e}"
+            + (f" at N = {row['batch_size']}" if several else "")
+            for row in odd
+        )
         raise VivitBenchError(
-            f"engines disagree with {compared.rows[0]['engine']}: {named} (tolerance "
+            f"engines disagree with {rows[0]['engine']}: {named} (tolerance "
             f"{AGREEMENT['eigenvalues']:.0e} for eigenvalues, {AGREEMENT['step']:.0e} for steps); "
             "one of them is wrong on this model"
         )

@@ -39,6 +39,26 @@ def check_tensor_file(output: Path | None) -> None:
     check_file(output, ".pt", "torch.load reads it")
 
 
+def check_figure_file(output: Path | None) -> None:
+    """`check_file` for a figure.
+
+    Raises:
+        UsageError: No ending of a figure, or a place that cannot be written.
+    """
+    endings = (".png", ".pdf", ".svg")
+    if output is None:
+        return
+    if output.suffix not in endings and not output.is_dir():
+        raise UsageError(f"--plot {output}: the name must end in {', '.join(endings)}")
+    check_writable(output)
+
+
+def say_written(output: Path, quiet: bool) -> None:
+    """Tell of a file on stderr."""
+    if not quiet:
+        typer.echo(f"wrote {output}", err=True)
+
+
 def hand_out(
     table: Table, style: TableFormat, output: Path | None = None, quiet: bool = False
 ) -> None:
@@ -51,7 +71,7 @@ def hand_out(
         typer.echo(render(table, style), nl=False)
     else:
         write_output(output, render(table, TableFormat.CSV))
-        _say_written(output, quiet)
+        say_written(output, quiet)
 
 
 def save_tensors(values: dict[str, Any], output: Path, quiet: bool = False) -> None:
@@ -65,9 +85,4 @@ def save_tensors(values: dict[str, Any], output: Path, quiet: bool = False) -> N
     buffer = io.BytesIO()
     torch.save(values, buffer)
     write_output(output, buffer.getvalue())
-    _say_written(output, quiet)
-
-
-def _say_written(output: Path, quiet: bool) -> None:
-    if not quiet:
-        typer.echo(f"wrote {output}", err=True)
+    say_written(output, quiet)

@@ -12,8 +12,10 @@ from enum import StrEnum
 from statistics import median
 from typing import Any
 
+from vivit_bench.comparison.intervals import median_interval
 from vivit_bench.errors import UsageError, VivitBenchError
 from vivit_bench.measure import Observation, Outcome, Reading, Spec, measure
+from vivit_bench.measure.verdict import Kill
 
 AGREEMENT = {"eigenvalues": 1e-3, "step": 1e-2}
 """Largest relative deviation within which two engines agree, in float32: of the leading
@@ -21,6 +23,14 @@ eigenvalues, and of steps (LAPACK's float32 solver, which some use, is good to 2
 
 EngineArguments = dict[str, Any]
 """Keywords of `vivit_bench.measure.work.EngineWork` but the engine."""
+
+
+AT_A_LIMIT = frozenset({Outcome.OUT_OF_MEMORY, Outcome.TIMEOUT, Outcome.LIMIT, Outcome.DATA})
+"""Endings that say something of N; `Outcome.ERROR` says something of the engine or the machine."""
+
+
+class EngineFailedError(VivitBenchError):
+    """The work of a batch size failed, and not because of what was typed."""
 
 
 class RunKind(StrEnum):
@@ -40,6 +50,8 @@ class Record:
     """0, 1, ... of its kind."""
     ended_at: str
     """UTC, ISO 8601."""
+    outcome: Outcome = Outcome.FITS
+    """How it ended. There is no budget: out of memory means that the machine's ran out, or low."""
     failure: str = ""
     """Why it has no figures, on one line; empty if it has."""
     usage_error: bool = False
@@ -47,7 +59,9 @@ class Record:
     wall_seconds: float | None = None
     """Of the work, after a warm-up; of time runs only, as the next."""
     cpu_seconds: float | None = None
-    """Of all threads."""
+    """User and system, of all threads."""
+    minor_faults: int | None = None
+    """Pages the work touched first, or again after it had given them back."""
     peak_bytes: int | None = None
     """Over the idle process; of memory runs only, as all that follow."""
     idle_bytes: int | None = None
@@ -62,7 +76,7 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON types."""
-        return {**asdict(self), "kind": self.kind.value}
+        return {**asdict(self), "kind": self.kind.value, "outcome": self.outcome.value}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Record":
@@ -70,10 +84,13 @@ class Record:
 
         Raises:
             TypeError: A field is missing or unknown.
-            ValueError: An unknown kind.
+            ValueError: An unknown kind or outcome.
         """
         record = cls(**values)
-        return replace(record, kind=RunKind(record.kind))
+        # Records of earlier versions do not say how a run failed.
+        outcome = Outcome.ERROR if record.failure else Outcome.FITS
+        outcome = Outcome(values.get("outcome", outcome))
+        return replace(record, kind=RunKind(record.kind), outcome=outcome)
 
 
 def compare_engines(
@@ -84,6 +101,7 @@ def compare_engines(
     threads: int,
     repeats: int,
     timeout_seconds: float = 600.0,
+    base_may_fail: bool = False,
     done: Sequence[Record] = (),
     record: Callable[[Record], None] = lambda _: None,
     progress: Callable[[str], None] = lambda _: None,
@@ -97,6 +115,8 @@ def compare_engines(
         threads: CPU threads.
         repeats: Time runs of each engine; one memory run comes before.
         timeout_seconds: For the work of one run.
+        base_may_fail: Take a base that ends at a limit of this N (`AT_A_LIMIT`) for a result,
+            as any other engine; the others are measured all the same.
         done: Records of an interrupted comparison of the same; their runs are not made again,
             but the base's that failed.
         record: Is given each new record before the next run begins.
@@ -107,10 +127,14 @@ def compare_engines(
 
     Raises:
         UsageError: The base cannot do the work.
-        VivitBenchError: It failed.
+        EngineFailedError: It failed.
     """
-    base = engines[0]
-    records = [each for each in done if not (each.failure and each.engine == base)]
+
+    def ends_it(each: Record) -> bool:
+        accepted = base_may_fail and each.outcome in AT_A_LIMIT
+        return bool(each.failure) and each.engine == engines[0] and not accepted
+
+    records = [each for each in done if not ends_it(each)]
     for kind, repeat in [(RunKind.MEMORY, 0), *((RunKind.TIME, k) for k in range(repeats))]:
         for engine in engines:
             own = [each for each in records if each.engine == engine]
@@ -122,8 +146,8 @@ def compare_engines(
             made = _to_record(engine, kind, repeat, measure(spec, timeout_seconds))
             record(made)
             records.append(made)
-            if made.failure and engine == base:
-                error = UsageError if made.usage_error else VivitBenchError
+            if ends_it(made):
+                error = UsageError if made.usage_error else EngineFailedError
                 raise error(f"engine {engine!r} failed: {made.failure}")
     return records
 
@@ -147,12 +171,18 @@ def _to_record(engine: str, kind: RunKind, repeat: int, seen: Observation) -> Re
     report = seen.report
     if seen.outcome is not Outcome.FITS:
         usage = report is not None and report.usage_error
-        return replace(blank, failure=seen.message, usage_error=usage)
+        low = seen.kill is Kill.MACHINE
+        outcome = Outcome.OUT_OF_MEMORY if low else seen.outcome
+        return replace(blank, outcome=outcome, failure=seen.message, usage_error=usage)
     assert report is not None
     assert seen.measured is not None
     if kind is RunKind.TIME:
-        wall, cpu = seen.measured.wall_seconds, seen.measured.cpu_seconds
-        return replace(blank, wall_seconds=wall, cpu_seconds=cpu)
+        return replace(
+            blank,
+            wall_seconds=seen.measured.wall_seconds,
+            cpu_seconds=seen.measured.cpu_seconds,
+            minor_faults=seen.measured.minor_faults,
+        )
     return replace(
         blank,
         peak_bytes=seen.peak_bytes,
@@ -168,8 +198,10 @@ def summarise(records: Sequence[Record], *, comparable: bool) -> list[dict[str, 
     """A row per engine: medians, their ratios to the base's, agreement with it.
 
     ``wall_ratio`` is the median over the rounds of the engine's time over the base's in the same
-    round; ``difference`` the relative deviation of the leading eigenvalues (the largest) or of
-    the step (an estimate, see `difference`), and ``agrees`` whether it is within `AGREEMENT`.
+    round, ``wall_ratio_low`` to ``wall_ratio_high`` its `median_interval` and ``interval_level``
+    that one's level; the same for CPU time and the engine's own time. ``difference`` is the
+    relative deviation of the leading eigenvalues (the largest) or of the step (an estimate, see
+    `difference`), and ``agrees`` whether it is within `AGREEMENT`.
 
     Args:
         records: In any order of their engines; that of the first is the base.
@@ -178,15 +210,20 @@ def summarise(records: Sequence[Record], *, comparable: bool) -> list[dict[str, 
     by_engine: dict[str, list[Record]] = {}
     for each in records:
         by_engine.setdefault(each.engine, []).append(each)
-    base = _Figures.of(next(iter(by_engine.values())))
+    first = next(iter(by_engine.values()))
+    # Of a base that failed there may be some figures, and they are not compared with.
+    base = None if any(each.failure for each in first) else _Figures.of(first)
     rows = []
     for engine, own in by_engine.items():
         figures = _Figures.of(own)
         row: dict[str, Any] = {"engine": engine, "runs": len(figures.wall)}
-        failure = next((each.failure for each in own if each.failure), "")
-        if not failure:
-            row |= figures.compared_with(base, comparable)
-        rows.append(row | {"failure": failure})
+        failed = next((each for each in own if each.failure), None)
+        if failed is None:
+            row |= figures.alone()
+            if base is not None:
+                row |= figures.compared_with(base, comparable, is_base=own is first)
+        ending, failure = (Outcome.FITS, "") if failed is None else (failed.outcome, failed.failure)
+        rows.append(row | {"outcome": ending.value, "failure": failure})
     return rows
 
 
@@ -198,46 +235,63 @@ class _Figures:
     wall: dict[int, float]
     """Round -> seconds."""
     cpu: dict[int, float]
+    faults: list[int]
 
     @classmethod
     def of(cls, records: Iterable[Record]) -> "_Figures":
-        memory, wall, cpu = None, {}, {}
+        memory, wall, cpu, faults = None, {}, {}, []
         for each in records:
             if each.kind is RunKind.MEMORY:
                 memory = each
             elif each.wall_seconds is not None and each.cpu_seconds is not None:
                 wall[each.repeat], cpu[each.repeat] = each.wall_seconds, each.cpu_seconds
-        return cls(memory, wall, cpu)
+                faults += [] if each.minor_faults is None else [each.minor_faults]
+        return cls(memory, wall, cpu, faults)
 
-    def compared_with(self, base: "_Figures", comparable: bool) -> dict[str, Any]:
+    def alone(self) -> dict[str, Any]:
         row: dict[str, Any] = {}
         if self.wall:
+            interval = median_interval(self.wall.values())
             row |= {
                 "wall_seconds": median(self.wall.values()),
                 "wall_min_seconds": min(self.wall.values()),
                 "wall_max_seconds": max(self.wall.values()),
+                **_ends("wall_{}_seconds", self.wall.values()),
+                "interval_level": None if interval is None else interval.level,
                 "cpu_seconds": median(self.cpu.values()),
-                "wall_ratio": _ratio(self.wall, base.wall),
-                "cpu_ratio": _ratio(self.cpu, base.cpu),
+                "minor_faults": median(self.faults) if self.faults else None,
             }
-        if self.memory is not None and base.memory is not None:
-            peak, most = self.memory.peak_bytes or 0, base.memory.peak_bytes or 0
-            off = difference(self.memory.digest, base.memory.digest) if comparable else None
-            row |= {
-                "peak_bytes": self.memory.peak_bytes,
-                "idle_bytes": self.memory.idle_bytes,
-                "peak_ratio": peak / max(most, 1),
-                "difference": off,
-                "agrees": None if off is None else off <= _tolerance(self.memory.digest),
-            }
+        if self.memory is not None:
+            row |= {"peak_bytes": self.memory.peak_bytes, "idle_bytes": self.memory.idle_bytes}
             if self.memory.certificate_seconds is not None:
                 row["certificate_seconds"] = self.memory.certificate_seconds
                 row["certificate_error"] = self.memory.certificate_error
         return row
 
+    def compared_with(self, base: "_Figures", comparable: bool, *, is_base: bool) -> dict[str, Any]:
+        row: dict[str, Any] = {}
+        if self.wall:
+            for name, own, others in (("wall", self.wall, base.wall), ("cpu", self.cpu, base.cpu)):
+                ratios = [own[k] / others[k] for k in own if k in others]
+                row[f"{name}_ratio"] = median(ratios)
+                if not is_base:
+                    row |= _ends(f"{name}_ratio_{{}}", ratios)
+        if self.memory is not None and base.memory is not None:
+            peak, most = self.memory.peak_bytes or 0, base.memory.peak_bytes or 0
+            off = difference(self.memory.digest, base.memory.digest) if comparable else None
+            row |= {
+                "peak_ratio": peak / max(most, 1),
+                "difference": off,
+                "agrees": None if off is None else off <= _tolerance(self.memory.digest),
+            }
+        return row
 
-def _ratio(values: dict[int, float], base: dict[int, float]) -> float:
-    return median(values[k] / base[k] for k in values if k in base)
+
+def _ends(name: str, values: Iterable[float]) -> dict[str, float | None]:
+    """The ends of a median's interval, as figures called ``low`` and ``high`` in a name."""
+    interval = median_interval(values)
+    ends = (None, None) if interval is None else (interval.low, interval.high)
+    return {name.format("low"): ends[0], name.format("high"): ends[1]}
 
 
 def _tolerance(digest: dict[str, Any]) -> float:

@@ -4,7 +4,8 @@ import time
 from statistics import median
 from typing import Any
 
-from vivit_bench.errors import UsageError, VivitBenchError
+from vivit_bench.comparison.compare import EngineFailedError
+from vivit_bench.errors import UsageError
 from vivit_bench.measure import Outcome, Reading, Spec, measure
 from vivit_bench.measure.work import Work, load
 
@@ -25,7 +26,7 @@ def measure_floor(
 
     Raises:
         UsageError: The problem or its data cannot be had.
-        VivitBenchError: Anything else failed.
+        EngineFailedError: Anything else failed.
     """
     spec = Spec(
         n=n,
@@ -38,7 +39,7 @@ def measure_floor(
     seen = measure(spec, timeout_seconds)
     if seen.outcome is not Outcome.FITS or seen.report is None:
         usage = seen.report is not None and seen.report.usage_error
-        raise (UsageError if usage else VivitBenchError)(f"--floor: {seen.message}")
+        raise (UsageError if usage else EngineFailedError)(f"--floor: {seen.message}")
     return seen.report.digest
 
 

@@ -1,12 +1,17 @@
 """Comparisons on disk: a folder each, with a line per run; tables over them are made when asked."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from vivit_bench.arguments import problem_slug
-from vivit_bench.comparison.compare import Record, compare_engines, summarise
+from vivit_bench.comparison.compare import (
+    EngineFailedError,
+    Record,
+    compare_engines,
+    summarise,
+)
 from vivit_bench.comparison.floor import measure_floor
 from vivit_bench.critical_batch.settings import measuring_environment
 from vivit_bench.curvature.options import Approximation, Curvature
@@ -39,6 +44,10 @@ class Comparison:
         """N."""
         assert self.workload.batch_size is not None
         return self.workload.batch_size
+
+    def at(self, batch_size: int) -> "Comparison":
+        """The same at another N."""
+        return replace(self, workload=replace(self.workload, batch_size=batch_size))
 
     def work(self) -> dict[str, Any]:
         """Arguments of a measured process but the engine."""
@@ -74,6 +83,8 @@ class Compared:
     floor: dict[str, float] | None
     """See `measure_floor`; None if nobody asked."""
     folder: Path
+    about: dict[str, Any]
+    """Settings, machine and folder, flat."""
 
 
 def run_comparison(
@@ -84,6 +95,7 @@ def run_comparison(
     timeout_seconds: float,
     floor: bool = False,
     fresh: bool = False,
+    base_may_fail: bool = False,
     note: Note = lambda text: None,
 ) -> Compared:
     """Measure the engines, or return what is stored; every run is on disk before the next begins.
@@ -95,16 +107,20 @@ def run_comparison(
         timeout_seconds: For the work of one run.
         floor: Also measure the machine's floor.
         fresh: Measure anew.
+        base_may_fail: See `compare_engines`.
         note: Told of each run.
 
     Raises:
         UsageError: The base cannot do the work, or a stored comparison is of other conditions.
-        VivitBenchError: The base failed.
+        EngineFailedError: The base failed.
         StorageError: Something cannot be written; what is stored is kept.
     """
+    base = comparison.engines[0]
 
     def asks_for_more(stored: StoredRun) -> bool:
         facts = stored.results
+        if base in facts.get("failed", ()):  # there is nothing to compare more runs with
+            return False
         return bool(repeats > facts["repeats"] or (floor and facts["floor"] is None))
 
     with open_run(
@@ -119,23 +135,28 @@ def run_comparison(
             for damaged in journal.notes:
                 note(damaged)
             repeats = max(repeats, int(run.stored.results.get("repeats", 0)))
-            compare_engines(
+            records = compare_engines(
                 comparison.work(),
                 comparison.engines,
                 comparison.batch_size,
                 threads=comparison.threads,
                 repeats=repeats,
                 timeout_seconds=timeout_seconds,
+                base_may_fail=base_may_fail,
                 done=[Record.from_json(entry) for entry in journal.entries],
                 record=lambda made: journal.append(made.to_json()),
                 progress=note,
             )
+            failed = sorted({each.engine for each in records if each.failure})
             best = run.stored.results.get("floor")
-            if floor and best is None:
+            if floor and best is None and base not in failed:
                 work, size = comparison.work(), comparison.batch_size
                 best = measure_floor(work, size, comparison.threads, timeout_seconds)
-            run.finish({"repeats": repeats, "floor": best}, [RUNS])
-        return _load(run.stored)
+            run.finish({"repeats": repeats, "floor": best, "failed": failed}, [RUNS])
+        compared = _load(run.stored)
+    if (failure := compared.rows[0]["failure"]) and not base_may_fail:
+        raise EngineFailedError(f"engine {base!r} failed: {failure} (--fresh tries again)")
+    return compared
 
 
 def stored_rows(results_dir: Path) -> tuple[list[dict[str, Any]], list[str]]:
@@ -143,13 +164,8 @@ def stored_rows(results_dir: Path) -> tuple[list[dict[str, Any]], list[str]]:
     runs, notes = finished_runs(results_dir, EXPERIMENT)
     rows = []
     for stored in runs:
-        about = {
-            **{name: value for name, value in stored.settings.items() if name != "engines"},
-            **{name: stored.provenance.get(name) for name in _MACHINE},
-            "code": stored.environment.get("code"),
-            "run": stored.folder.name,
-        }
-        rows += [{**row, **about} for row in _load(stored).rows]
+        compared = _load(stored)
+        rows += [{**row, **compared.about} for row in compared.rows]
     return rows, notes
 
 
@@ -158,9 +174,17 @@ def _load(stored: StoredRun) -> Compared:
     records = _newest([Record.from_json(entry) for entry in entries])
     ordered = [each for engine in stored.settings["engines"] for each in records[engine]]
     comparable = stored.settings["curvature"] == Curvature.EXACT
-    return Compared(
-        summarise(ordered, comparable=comparable), stored.results["floor"], stored.folder
-    )
+    rows = summarise(ordered, comparable=comparable)
+    return Compared(rows, stored.results["floor"], stored.folder, _about(stored))
+
+
+def _about(stored: StoredRun) -> dict[str, Any]:
+    return {
+        **{name: value for name, value in stored.settings.items() if name != "engines"},
+        **{name: stored.provenance.get(name) for name in _MACHINE},
+        "code": stored.environment.get("code"),
+        "run": stored.folder.name,
+    }
 
 
 def _newest(records: Sequence[Record]) -> dict[str, list[Record]]:

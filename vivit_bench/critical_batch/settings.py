@@ -206,9 +206,18 @@ def check_bounds(max_batch: int, trial_timeout: float) -> None:
     """
     if max_batch < 1:
         raise UsageError(f"--max-batch {max_batch}: must be at least 1")
-    if not 0 < trial_timeout < math.inf:
+    check_timeout(trial_timeout)
+
+
+def check_timeout(seconds: float) -> None:
+    """Refuse a ``--timeout`` that is none.
+
+    Raises:
+        UsageError: It is not above 0, or not finite.
+    """
+    if not 0 < seconds < math.inf:
         raise UsageError(
-            f"--timeout {trial_timeout:g}: must be a number of seconds above 0, for example 600"
+            f"--timeout {seconds:g}: must be a number of seconds above 0, for example 600"
         )
 
 

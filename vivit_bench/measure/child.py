@@ -6,6 +6,7 @@ memory, which would be counted, and can crash.
 
 import ctypes
 import os
+import resource
 import signal
 import sys
 import threading
@@ -14,7 +15,7 @@ import traceback
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from vivit_bench.errors import UsageError, VivitBenchError, causes, describe, message_of
 from vivit_bench.measure.host_memory import forget_exactness
@@ -110,23 +111,29 @@ class _Child:
                 )
             self._pipe.tell(ready)
             self._meter = meter
-            wall, cpu = time.perf_counter(), time.process_time()
+            faults, cpu, wall = _faults(), time.process_time(), time.perf_counter()
             result = work.run(self._spec.n)
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-            self._stop(meter, wall, cpu)
+            spent = {"wall_seconds": wall, "cpu_seconds": cpu, "minor_faults": _faults() - faults}
+            self._stop(meter, spent)
             self._end(self._report(work, result))
         except BaseException as error:
             self._fail(error)
 
-    def _stop(self, meter: Meter, wall: float | None = None, cpu: float | None = None) -> None:
-        """Read the meter; nothing that happens later counts."""
+    def _stop(self, meter: Meter, spent: dict[str, Any] | None = None) -> None:
+        """Read the meter; nothing that happens later counts.
+
+        Args:
+            meter: That was started.
+            spent: What else the work took, fields of `Measured`; None if it did not end well.
+        """
         self._meter = None
         try:
             measured = meter.stop()
         except Exception as error:  # the descriptors are used up, say: the parent's readings stand
             _complain(error)
             measured = Measured()
-        self._pipe.tell(replace(measured, wall_seconds=wall, cpu_seconds=cpu))
+        self._pipe.tell(replace(measured, **(spent or {})))
 
     def _report(self, work: Work, result: object) -> TrialReport:
         if complaint := work.check(result):
@@ -162,6 +169,10 @@ class _Child:
     def _exit(self, report: TrialReport, code: int) -> NoReturn:
         self._pipe.tell(report)
         os._exit(code)
+
+
+def _faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def _certified(report: TrialReport, certificate: "Certificate | None") -> TrialReport:

@@ -123,7 +123,9 @@ class Measured:
     other_processes: int = 0
     wall_seconds: float | None = None
     cpu_seconds: float | None = None
-    """Of all threads of the child."""
+    """User and system, of all threads of the child."""
+    minor_faults: int | None = None
+    """Pages that the child touched first, or again after it had given them back."""
 
 
 @dataclass(frozen=True)

@@ -1,34 +1,71 @@
-"""Tables of engine comparisons."""
+"""Tables of engine comparisons, at one N and against N."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from vivit_bench.measure.budget import format_peak
+from vivit_bench.comparison.scaling import COSTS, Series
+from vivit_bench.measure import Outcome
+from vivit_bench.measure.budget import MIB
 from vivit_bench.report.tables import Column, Table
 
+ENDINGS = {
+    Outcome.OUT_OF_MEMORY: "out of memory",
+    Outcome.TIMEOUT: "time-out",
+    Outcome.LIMIT: "32-bit limit",
+    Outcome.DATA: "too few samples",
+    Outcome.ERROR: "failed",
+}
+"""How a run ended, in a cell or a figure."""
+
+
+def _seconds(value: float) -> str:
+    """Three significant digits, or all before the point; two below 0.1."""
+    return f"{value:#.2g}" if value < 0.1 else _number(value)
+
+
+def _number(value: float) -> str:
+    """Two decimals below 10, one below 100."""
+    decimals = 2 if value < 9.995 else 1 if value < 99.95 else 0
+    return f"{value:.{decimals}f}"
+
+
+def _mebibytes(size: int) -> str:
+    return "<1" if size < MIB else _number(size / MIB)
+
+
+def _count(value: float) -> str:
+    for unit in ("", "k", "M"):
+        if value < 999.5:
+            return f"{value:.3g}{unit}"
+        value /= 1000
+    return f"{value:.3g}G"
+
+
+_RATIO_ENDS = ("wall_ratio_low", "wall_ratio_high")
 _COLUMNS = (
     Column("engine", left=True),
-    Column("wall_seconds", "wall s", ".2f"),
-    Column("wall_ratio", "ratio", ".2f"),
-    Column("cpu_seconds", "CPU s", ".2f"),
-    Column("peak_bytes", "peak", format_peak),
-    Column("peak_ratio", "ratio", ".2f"),
-    Column("difference", "difference", ".1e"),
+    Column("wall_seconds", "wall s", _seconds),
+    Column("wall_ratio", "ratio", _number, interval=_RATIO_ENDS),
+    Column("cpu_seconds", "CPU s", _seconds),
+    Column("minor_faults", "faults", _count),
+    Column("peak_bytes", "peak MiB", _mebibytes),
+    Column("peak_ratio", "ratio", _number),
 )
 _DETAILS = (
-    *("runs", "wall_min_seconds", "wall_max_seconds", "cpu_ratio", "idle_bytes", "agrees"),
-    *("certificate_seconds", "certificate_error", "failure"),
+    *("runs", "wall_min_seconds", "wall_max_seconds", "wall_low_seconds", "wall_high_seconds"),
+    *(*_RATIO_ENDS, "interval_level", "cpu_ratio", "cpu_ratio_low", "cpu_ratio_high"),
+    *("idle_bytes", "difference", "agrees", "certificate_seconds", "certificate_error"),
+    *("outcome", "failure"),
 )
 
 
 def engines_table(rows: Sequence[dict[str, Any]], floor: dict[str, float] | None) -> Table:
     """Medians and ratios to the first engine's; failures and checks below the table."""
-    notes = [f"Ratios over {rows[0]['engine']}, of times the median of each round's."]
+    notes = list(_meaning(rows))
     for row in rows:
         if row["failure"]:
             notes.append(f"{row['engine']} failed: {row['failure']}")
-        if row.get("agrees") is False:
-            notes.append(f"{row['engine']} DISAGREES with {rows[0]['engine']}.")
+        notes += _agreement(row["engine"], rows[0]["engine"], [row])
         if row.get("certificate_seconds") is not None:
             notes.append(
                 f"{row['engine']}: its check by plain autograd takes "
@@ -47,11 +84,109 @@ def engines_table(rows: Sequence[dict[str, Any]], floor: dict[str, float] | None
     return Table([*_COLUMNS, *details], rows, notes=notes)
 
 
+def series_table(series: Series, *, for_people: bool) -> Table:
+    """Costs against N, a row per N and engine; the exponents below, or as columns.
+
+    Args:
+        series: With at least one row.
+        for_people: Name how an engine ended beside it, which for programs is a column.
+    """
+    first = Column("batch_size", "N")
+    if not for_people:
+        laws = {engine: dict(_law_columns(series, engine)) for engine in series.engines}
+        rows = [{**row, **laws[row["engine"]]} for row in series.rows]
+        return _all_columns([first], rows, [*_DETAILS, *next(iter(laws.values()))])
+    rows = [{**row, "engine": _with_ending(row)} for row in series.rows]
+    return Table([first, *_COLUMNS], rows, notes=_series_notes(series), title=describe(series))
+
+
+def describe(series: Series) -> str:
+    """What a series is of, on one line."""
+    row = series.rows[0]
+    work = ", ".join([row["quantity"], row["curvature"], row["samples"]])
+    draws = f" (M = {row['mc_samples']})" if row["curvature"] == "mc" else ""
+    threads = f"{row['threads']} thread{'s' if row['threads'] != 1 else ''}"
+    return f"{row['problem']}: {work}{draws}; {threads}"
+
+
 def stored_table(rows: Sequence[dict[str, Any]]) -> Table:
     """All stored comparisons, a row per engine; as CSV and JSON with settings and machine."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    shown = {column.name: column for column in _COLUMNS}
     first = [Column("problem", left=True), Column("quantity", left=True), Column("batch_size", "N")]
-    known = {column.name for column in first} | set(shown)
-    details = [Column(name, is_detail=True) for name in names if name not in known]
-    return Table([*first, *shown.values(), *details], rows)
+    return _all_columns(first, rows, [])
+
+
+def _all_columns(
+    first: Sequence[Column], rows: Sequence[dict[str, Any]], details: Sequence[str]
+) -> Table:
+    """Everything that the rows have, and some details even if they have not."""
+    shown = [*first, *_COLUMNS]
+    known = {column.name for column in shown}
+    names = dict.fromkeys([*details, *(name for row in rows for name in row)])
+    hidden = [Column(name, is_detail=True) for name in names if name not in known]
+    return Table([*shown, *hidden], rows)
+
+
+def _with_ending(row: dict[str, Any]) -> str:
+    ending = ENDINGS.get(Outcome(row["outcome"]))
+    return row["engine"] if ending is None else f"{row['engine']}: {ending}"
+
+
+def _law_columns(series: Series, engine: str) -> Iterator[tuple[str, Any]]:
+    for cost in COSTS:
+        law = series.law(engine, cost)
+        yield f"{cost}_exponent", None if law is None else law.exponent
+        yield f"{cost}_exponent_over", None if law is None else " ".join(map(str, law.batch_sizes))
+
+
+def _series_notes(series: Series) -> list[str]:
+    base = series.engines[0]
+    notes = [_growth(series, engine) for engine in series.engines]
+    notes += _meaning(series.rows)
+    for row in series.rows:
+        if row["failure"]:
+            notes.append(f"N = {row['batch_size']}, {row['engine']}: {row['failure']}")
+    for engine in series.engines:
+        own = [row for row in series.rows if row["engine"] == engine]
+        notes += _agreement(engine, base, own)
+    floors = [row for row in series.rows if "floor_seconds" in row and "wall_seconds" in row]
+    if floors:
+        times = ", ".join(
+            f"{row['wall_seconds'] / row['floor_seconds']:.1f} (N = {row['batch_size']})"
+            for row in floors
+        )
+        notes.append(f"Times the floor of Gram products and eigensolver, {base}: {times}.")
+    return notes
+
+
+def _growth(series: Series, engine: str) -> str:
+    """An engine's exponents, and over which N they were fitted."""
+    said: dict[str, list[str]] = {}
+    for cost in COSTS:
+        law = series.law(engine, cost)
+        over = f"fitted over N = {_listed(law.batch_sizes)}" if law else "fewer than 3 N"
+        growth = f"{cost} ~ N^{law.exponent:.2f}" if law else f"no exponent of {cost}"
+        said.setdefault(over, []).append(growth)
+    return f"{engine}: {'; '.join(', '.join([*costs, over]) for over, costs in said.items())}."
+
+
+def _listed(sizes: Sequence[int]) -> str:
+    return ", ".join(map(str, sizes))
+
+
+def _meaning(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """What stands in the columns, and how sure it is."""
+    base = rows[0]["engine"]
+    yield f"Ratios over {base}, of times the median of each round's; faults: page faults of a run."
+    levels = {row["runs"]: row["interval_level"] for row in rows if row.get("interval_level")}
+    if len({row["engine"] for row in rows}) > 1 and levels:
+        said = ", ".join(f"{level:.1%} of {runs} rounds" for runs, level in sorted(levels.items()))
+        yield f"In brackets: where that median lies, by order statistics; level {said}."
+
+
+def _agreement(engine: str, base: str, rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """How far an engine's results are from the base's."""
+    off = [row["difference"] for row in rows if row.get("difference") is not None]
+    if any(row.get("agrees") is False for row in rows):
+        yield f"{engine} DISAGREES with {base} (relative difference {max(off):.1e})."
+    elif off and engine != base:
+        yield f"{engine}: results differ by {max(off):.1e} from those of {base}."

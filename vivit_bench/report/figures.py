@@ -21,8 +21,16 @@ STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "pdf.fonttype": 42,
+    "svg.hashsalt": "vivit-bench",
 }
 """For one paper column, text of about the size of a caption."""
+
+ENDINGS: dict[str, dict[str, Any]] = {
+    ".png": {},
+    ".pdf": {"CreationDate": None},
+    ".svg": {"Date": None},
+}
+"""Of figures' files, and what their formats must be told not to write: the time."""
 
 
 def save_figure(figure: Figure, stem: Path) -> list[Path]:
@@ -38,12 +46,24 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
     Raises:
         UsageError: They cannot be written.
     """
-    paths = []
-    for ending, metadata in (("png", {}), ("pdf", {"CreationDate": None})):
-        content = io.BytesIO()
-        with matplotlib.rc_context(STYLE):
-            figure.savefig(content, format=ending, dpi=200, metadata=metadata)
-        path = stem.with_name(f"{stem.name}.{ending}")
-        write_output(path, content.getvalue())
-        paths.append(path)
+    paths = [stem.with_name(f"{stem.name}.{ending}") for ending in ("png", "pdf")]
+    for path in paths:
+        write_figure(figure, path)
     return paths
+
+
+def write_figure(figure: Figure, path: Path) -> None:
+    """Write a figure in the format of its file's ending; equal figures give equal files.
+
+    Args:
+        figure: The figure.
+        path: Ends in one of `ENDINGS`.
+
+    Raises:
+        UsageError: It cannot be written.
+    """
+    ending = path.suffix
+    content = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(content, format=ending[1:], dpi=200, metadata=ENDINGS[ending])
+    write_output(path, content.getvalue())

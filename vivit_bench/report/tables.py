@@ -47,6 +47,7 @@ class Column:
         left: Text, which is folded where the terminal is narrow; else right-aligned.
         is_detail: Left out where people read: in CSV and JSON only.
         bound: Key of a flag in the rows: where it is set, people read ``>=`` before the value.
+        interval: Keys of two ends in the rows: where they are there, people read them after it.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Column:
     left: bool = False
     is_detail: bool = False
     bound: str = ""
+    interval: tuple[str, str] | None = None
 
     @property
     def header(self) -> str:
@@ -70,7 +72,10 @@ class Column:
     def cell_of(self, row: Row) -> str:
         """This column's cell of a row."""
         mark = ">= " if row.get(self.bound) else ""
-        return mark + self.cell(row.get(self.name))
+        ends = [row.get(name) for name in self.interval or ()]
+        known = ends and None not in ends
+        spread = f" ({'-'.join(map(self.cell, ends))})" if known else ""
+        return mark + self.cell(row.get(self.name)) + spread
 
 
 @dataclass(frozen=True)

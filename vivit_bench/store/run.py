@@ -109,6 +109,26 @@ class Run:
             )
 
 
+def check_run(results_dir: Path, identity: Identity, *, fresh: bool = False) -> None:
+    """Refuse what `open_run` would refuse, before other work of a series is done.
+
+    Args:
+        results_dir: Folder of all results.
+        identity: Of a run that will be opened later.
+        fresh: Whether it will start over.
+
+    Raises:
+        UsageError: The folder is not ours, or its run is of other conditions.
+        VivitBenchError: Another process has the run, it is damaged, or it failed before.
+    """
+    folder = results_dir / identity.experiment / identity.address
+    if not folder.parent.is_dir():
+        return
+    with _lock(folder):
+        found, stored = _look(folder, identity, lambda _: False)
+        _refuse(folder, found, decide(found, fresh), stored)
+
+
 @contextlib.contextmanager
 def open_run(
     results_dir: Path,
