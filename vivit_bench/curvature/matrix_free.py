@@ -5,6 +5,7 @@ matrix over the columns of V and none of N x D is formed.
 """
 
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -354,6 +355,9 @@ def _started(request: Request, tolerance: float | None, most: int) -> Iterator[_
         if not 0 < tolerance < 1:
             raise UsageError(f"tolerance is {tolerance}; it must lie between 0 and 1")
     with undisturbed(request.model):
+        # What PyTorch says of its own parts, as kernels are chosen, is no news to a user.
+        warnings.filterwarnings("ignore", message=".*TF32 acceleration")
+        warnings.filterwarnings("ignore", message=".*torch.jit.script. is deprecated")
         batch, outputs = check_request(
             request.model,
             request.loss,

@@ -224,7 +224,9 @@ class GgnProducts:
 
         def passes() -> tuple[Tensor, Tensor, Tensor]:
             outputs, tangent = self._tangent(samples, self.split(vector))
-            return outputs.detach(), tangent, self.pull(outputs, cotangent)
+            pulled = self.pull(outputs, cotangent)
+            self._check_adjoint(vector, pulled, tangent, cotangent)
+            return outputs.detach(), tangent, pulled
 
         return self._with_a_way(passes)
 
