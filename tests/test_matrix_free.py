@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from curvature_cases import CASES, Case, case
+from model_zoo import ZOO
 from oracle import dense, relative_error
 from torch import Tensor, nn
 
@@ -21,7 +22,7 @@ from vivit_bench.curvature.session import Request
 from vivit_bench.errors import CertificateError, UsageError, VivitBenchError
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
-SLOW = "double backward"
+SLOW, APART = "double backward", "forward mode in a pass of its own"
 
 cases = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 dtypes = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
@@ -229,7 +230,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], str, st
     "hook that scales gradients": (Functional, vector, SLOW, SLOW),
     "resnet": (Resnet, lambda: torch.randn(5, 2, 4, 4), "forward mode", "forward mode"),
     "weight norm, which has no forward mode": (_weight_norm, vector, SLOW, SLOW),
-    "sparse gradients": (_sparse, tokens, "forward mode", "forward mode"),
+    "sparse gradients": (_sparse, tokens, APART, APART),
 }
 
 
@@ -254,6 +255,15 @@ def test_networks_as_they_are(name: str, dtype: torch.dtype) -> None:
     assert all(p.grad is None for p in model.parameters())
     assert torch.backends.mha.get_fastpath_enabled()
     assert torch.backends.mkldnn.enabled
+
+
+@pytest.mark.parametrize(
+    "name", ["checkpointed", "packed-lstm", "small-gpt", "siamese", "frozen-lora", "idle-experts"]
+)
+def test_other_networks(name: str) -> None:
+    """Checkpoints, several inputs, packed sequences, frozen parameters, idle parameters."""
+    model, loss, x, y = next(entry for entry in ZOO if entry.name == name).build()
+    check_eigenpairs(request(model, loss, x, y), 3, dense(model, loss, x, y).ggn(), 1e-9)
 
 
 LOSSES: dict[str, tuple[nn.Module, Callable[[], Tensor]]] = {

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from vivit_bench.curvature.capture import read_uses
 from vivit_bench.curvature.factors import Direction
 from vivit_bench.curvature.iterative import (
     Array,
@@ -26,7 +25,12 @@ from vivit_bench.curvature.iterative import (
 from vivit_bench.curvature.minibatch import check_request, undisturbed
 from vivit_bench.curvature.plan import _group, _layers
 from vivit_bench.curvature.product_checks import ProductCheck
-from vivit_bench.curvature.products import BudgetSpent, GgnProducts, Progress
+from vivit_bench.curvature.products import (
+    BudgetSpent,
+    GgnProducts,
+    Progress,
+    activations_of_a_sample,
+)
 from vivit_bench.curvature.results import BatchInfo, Certificate, NewtonStep
 from vivit_bench.curvature.session import Request, check_cutoff, check_number
 from vivit_bench.errors import CertificateError, UsageError, VivitBenchError
@@ -367,11 +371,8 @@ def _started(request: Request, tolerance: float | None, most: int) -> Iterator[_
             params=request.params,
             working_bytes=request.working_bytes,
         )
-        reading = read_uses(outputs, batch.parameters)
-        if not reading.uses and not reading.others:
-            raise UsageError("the model's output does not depend on its trainable parameters")
-        products = GgnProducts(batch, reading.activations, Progress(most))
-        del outputs, reading
+        products = GgnProducts(batch, activations_of_a_sample(batch, outputs), Progress(most))
+        del outputs
         groups = _group(batch, _layers(batch), request.blocks)
         blocks = {
             name: products.over(replace(batch, names={p: batch.names[p] for p in parameters}))

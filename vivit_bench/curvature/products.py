@@ -19,11 +19,12 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from vivit_bench.curvature.capture import read_uses
 from vivit_bench.curvature.certificate import TOLERANCE
 from vivit_bench.curvature.factors import Direction
-from vivit_bench.curvature.minibatch import MiniBatch
+from vivit_bench.curvature.minibatch import MiniBatch, mend_batch_norm
 from vivit_bench.curvature.passes import add_pulled
-from vivit_bench.errors import UsageError, VivitBenchError, describe, is_out_of_memory
+from vivit_bench.errors import UsageError, VivitBenchError, describe, is_out_of_memory, message_of
 from vivit_bench.trees import map_tree
 
 T = TypeVar("T")
@@ -68,14 +69,35 @@ class Way:
 
 
 def _forward_mode(batch: MiniBatch, samples: slice, direction: Direction) -> tuple[Tensor, Tensor]:
-    """By dual numbers, in a pass of its own that keeps nothing for a backward pass."""
+    """By dual numbers, in the pass that the backward pass belongs to."""
+    with torch.enable_grad():
+        outputs, tangent = _dual_pass(batch, samples, direction, lambda p: p)
+    if batch.has_batch_norm:
+        mend_batch_norm(outputs)
+    return outputs, tangent
+
+
+def _forward_mode_apart(
+    batch: MiniBatch, samples: slice, direction: Direction
+) -> tuple[Tensor, Tensor]:
+    """By dual numbers, in a pass of its own that keeps nothing for a backward pass.
+
+    A third slower, and right where the backward pass runs parts of the model again.
+    """
+    _, tangent = _dual_pass(batch, samples, direction, lambda p: p.detach())
+    return batch.plain_forward(samples), tangent
+
+
+def _dual_pass(
+    batch: MiniBatch, samples: slice, direction: Direction, primal: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
     inputs = map_tree(lambda t: t[samples].clone(), batch.inputs)
     with forward_ad.dual_level():
-        duals = {batch.names[p]: forward_ad.make_dual(p.detach(), x) for p, x in direction.items()}
+        duals = {batch.names[p]: forward_ad.make_dual(primal(p), x) for p, x in direction.items()}
         dual = torch.func.functional_call(batch.model, duals, (inputs,))
-        tangent = forward_ad.unpack_dual(dual).tangent
-        found = torch.zeros_like(dual) if tangent is None else tangent.clone()
-    return batch.plain_forward(samples), found
+        outputs, tangent = forward_ad.unpack_dual(dual)
+        found = torch.zeros_like(outputs) if tangent is None else tangent.detach().clone()
+    return outputs, found.detach()
 
 
 def _double_backward(
@@ -103,11 +125,12 @@ def _double_backward(
 
 WAYS = (
     Way("forward mode", _forward_mode, True),
+    Way("forward mode in a pass of its own", _forward_mode_apart, True),
     Way("forward mode without oneDNN and cuDNN", _forward_mode, False),
     Way("double backward", _double_backward, True),
     Way("double backward without oneDNN and cuDNN", _double_backward, False),
 )
-"""In the order in which they are tried: the fastest, and the one with the least memory, first."""
+"""In the order in which they are tried."""
 
 
 @dataclass
@@ -124,6 +147,35 @@ class Progress:
     """To J x; the first one is used, those that turned out not to work are gone."""
     notes: list[str] = field(default_factory=list)
     """Ways that were tried in vain, for people."""
+
+
+def activations_of_a_sample(batch: MiniBatch, alone: Tensor) -> int:
+    """Numbers that one sample's forward pass computes; views of parameters are not among them.
+
+    Args:
+        batch: The request.
+        alone: Outputs of its first sample, with their graph.
+
+    Raises:
+        UsageError: The output does not depend on the parameters, or has no sample axis.
+    """
+    reading = read_uses(alone, batch.parameters)
+    if not reading.uses and not reading.others:
+        raise UsageError("the model's output does not depend on its trainable parameters")
+    if batch.batch_size == 1:
+        return reading.activations
+    both = batch.plain_forward([0, 1])
+    _check_shape(batch, both, 2)
+    more = read_uses(both, batch.parameters).activations - reading.activations
+    return more if more > 0 else reading.activations
+
+
+def _check_shape(batch: MiniBatch, outputs: Tensor, count: int) -> None:
+    if outputs.shape != (count, *batch.output_shape):
+        raise UsageError(
+            f"the model returns {list(outputs.shape)} for {count} samples and "
+            f"{[1, *batch.output_shape]} for one; its output must have the sample axis first"
+        )
 
 
 class GgnProducts:
@@ -198,7 +250,7 @@ class GgnProducts:
         for samples in self.micro_batches(batch.num_samples):
             outputs, tangent = self._tangent(samples, direction)
             cotangent = self.curvature(outputs.detach(), samples, tangent)
-            pulled = self.pull(outputs, cotangent)
+            pulled = self._pull(outputs, cotangent)
             if not pulled.isfinite().all():
                 raise UsageError(
                     "a product with the GGN is not finite; scale inputs, targets or weights down, "
@@ -224,7 +276,7 @@ class GgnProducts:
 
         def passes() -> tuple[Tensor, Tensor, Tensor]:
             outputs, tangent = self._tangent(samples, self.split(vector))
-            pulled = self.pull(outputs, cotangent)
+            pulled = self._pull(outputs, cotangent)
             self._check_adjoint(vector, pulled, tangent, cotangent)
             return outputs.detach(), tangent, pulled
 
@@ -239,6 +291,7 @@ class GgnProducts:
             if is_out_of_memory(error):
                 raise
             raise _Unfit(describe(error, 120)) from error
+        _check_shape(self.batch, outputs, samples.stop - samples.start)
         if tangent.shape != outputs.shape or not tangent.isfinite().all():
             raise _Unfit("the derivative is not finite, or not of the output's shape")
         return outputs, tangent
@@ -257,6 +310,13 @@ class GgnProducts:
         found: Direction = {}
         add_pulled(self.batch, found, outputs, cotangent, keep_graph=False)
         return self.flatten(found)
+
+    def _pull(self, outputs: Tensor, cotangent: Tensor) -> Tensor:
+        """The same behind J x, which may be what it fails by."""
+        try:
+            return self.pull(outputs, cotangent)
+        except UsageError as error:
+            raise _Unfit(message_of(error)) from error
 
     def _check_adjoint(self, x: Tensor, pulled: Tensor, tangent: Tensor, u: Tensor) -> None:
         """<x, J^T u> = <J x, u>, relative to |x| |J| |u| with |J| as the largest |J x| / |x|.
@@ -280,19 +340,22 @@ class GgnProducts:
 
     def _give_up_way(self, reason: str) -> None:
         progress = self.progress
-        progress.notes.append(f"{progress.ways.pop(0).name} does not work ({reason})")
+        name = progress.ways.pop(0).name
+        if not any(note.endswith(f"({reason})") for note in progress.notes):
+            progress.notes.append(f"{name} does not work ({reason})")
         if not progress.ways:
             raise UsageError(
-                f"the model has no derivative J x: {progress.notes[0]}; {progress.notes[-1]}; "
-                "compute from the Gram matrix, or leave the operation's parameters out with params"
+                f"the model has no derivative J x: {'; '.join(progress.notes)}; compute from "
+                "the Gram matrix, or leave the operation's parameters out with params"
             )
 
     def outputs(self) -> Tensor:
         """Of the whole mini-batch, [N, ...], detached."""
-        found = [
-            self.batch.plain_forward(samples).detach()  # with grad: no other kernels
-            for samples in self.micro_batches(self.batch.batch_size)
-        ]
+        found = []
+        for samples in self.micro_batches(self.batch.batch_size):
+            part = self.batch.plain_forward(samples).detach()  # with grad: no other kernels
+            _check_shape(self.batch, part, samples.stop - samples.start)
+            found.append(part)
         return torch.cat(found)
 
     def gradient(self) -> Tensor:
