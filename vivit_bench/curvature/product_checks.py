@@ -58,11 +58,13 @@ class ProductCheck:
         n = self._samples[position]
         outputs = self._batch.plain_forward([n])
         cotangent = self._cotangents[position : position + 1]
-        return outputs.detach(), self._products.pull(outputs, cotangent)
+        v = self._products.zeros()
+        self._products.pull(outputs, cotangent, v)
+        return outputs.detach(), v
 
     def _direction(self, outputs: Tensor) -> Tensor:
         """x, along which every drawn sample's derivative is a large number."""
-        total = torch.zeros(self._batch.num_params, dtype=torch.float64, device=self._batch.device)
+        total = self._products.zeros()
         for position, n in enumerate(self._samples):
             alone, v = self._alone(position)
             line = disagreement(self._batch, n, alone, outputs[n : n + 1], self._tolerance)

@@ -217,6 +217,10 @@ class GgnProducts:
         """The reverse of :meth:`split`."""
         return torch.cat([direction[p].reshape(-1).double() for p in self.batch.parameters])
 
+    def zeros(self) -> Tensor:
+        """The vector 0, [D] float64."""
+        return torch.zeros(self.batch.num_params, dtype=torch.float64, device=self.batch.device)
+
     def micro_batches(self, count: int) -> Iterator[slice]:
         """The first ``count`` samples, cut evenly so that a pass meets the memory target."""
         step = math.ceil(count / math.ceil(count / self._step))
@@ -246,18 +250,15 @@ class GgnProducts:
 
     def _product(self, vector: Tensor) -> Tensor:
         batch, direction = self.batch, self.split(vector)
-        total = torch.zeros_like(vector)
+        total = self.zeros()
+        squares, inner = torch.zeros(2, dtype=torch.float64), 0.0
         for samples in self.micro_batches(batch.num_samples):
             outputs, tangent = self._tangent(samples, direction)
             cotangent = self.curvature(outputs.detach(), samples, tangent)
-            pulled = self._pull(outputs, cotangent)
-            if not pulled.isfinite().all():
-                raise UsageError(
-                    "a product with the GGN is not finite; scale inputs, targets or weights down, "
-                    "or use float64"
-                )
-            self._check_adjoint(vector, pulled, tangent, cotangent)
-            total += pulled
+            self._pull(outputs, cotangent, total)
+            squares += _squares(tangent, cotangent)
+            inner += _dot(tangent, cotangent)
+        self._check_adjoint(vector, total, squares, inner)
         return total / batch.num_samples
 
     def derivatives(
@@ -276,8 +277,11 @@ class GgnProducts:
 
         def passes() -> tuple[Tensor, Tensor, Tensor]:
             outputs, tangent = self._tangent(samples, self.split(vector))
-            pulled = self._pull(outputs, cotangent)
-            self._check_adjoint(vector, pulled, tangent, cotangent)
+            pulled = self.zeros()
+            self._pull(outputs, cotangent, pulled)
+            self._check_adjoint(
+                vector, pulled, _squares(tangent, cotangent), _dot(tangent, cotangent)
+            )
             return outputs.detach(), tangent, pulled
 
         return self._with_a_way(passes)
@@ -305,31 +309,45 @@ class GgnProducts:
         inner = torch.einsum("ncf,nf->nc", s, tangent.double().flatten(1))
         return torch.einsum("ncf,nc->nf", s, inner).view_as(outputs).to(outputs.dtype)
 
-    def pull(self, outputs: Tensor, cotangent: Tensor) -> Tensor:
-        """The sum over some samples of J_n^T u_n, [D] float64."""
+    def pull(self, outputs: Tensor, cotangent: Tensor, total: Tensor) -> None:
+        """Add the sum over some samples of J_n^T u_n to ``total``, [D] float64."""
         found: Direction = {}
         add_pulled(self.batch, found, outputs, cotangent, keep_graph=False)
-        return self.flatten(found)
+        start = 0
+        for p in self.batch.parameters:
+            total[start : start + p.numel()].view_as(p).add_(found[p])
+            start += p.numel()
 
-    def _pull(self, outputs: Tensor, cotangent: Tensor) -> Tensor:
+    def _pull(self, outputs: Tensor, cotangent: Tensor, total: Tensor) -> None:
         """The same behind J x, which may be what it fails by."""
         try:
-            return self.pull(outputs, cotangent)
+            self.pull(outputs, cotangent, total)
         except UsageError as error:
             raise _Unfit(message_of(error)) from error
 
-    def _check_adjoint(self, x: Tensor, pulled: Tensor, tangent: Tensor, u: Tensor) -> None:
+    def _check_adjoint(self, x: Tensor, pulled: Tensor, squares: Tensor, inner: float) -> None:
         """<x, J^T u> = <J x, u>, relative to |x| |J| |u| with |J| as the largest |J x| / |x|.
 
         Along directions without curvature both sides are rounding.
+
+        Args:
+            x: [D].
+            pulled: J^T u, [D].
+            squares: |J x|^2 and |u|^2.
+            inner: <J x, u>.
         """
-        length = x.norm().item()
+        length, size = x.norm().item(), pulled.norm().item()
+        if not math.isfinite(size + inner):
+            raise UsageError(
+                "a product with the GGN is not finite; scale inputs, targets or weights down, or "
+                "use float64"
+            )
         if not length:
             return
-        self._norm = max(self._norm, tangent.double().norm().item() / length)
-        scale = max(self._norm * u.double().norm().item(), pulled.norm().item()) * length
-        error = abs((x @ pulled).item() - (tangent.double() * u.double()).sum().item())
-        error = error / scale if scale else error
+        tangent, cotangent = squares.sqrt().tolist()
+        self._norm = max(self._norm, tangent / length)
+        scale = max(self._norm * cotangent, size) * length
+        error = abs((x @ pulled).item() - inner) / (scale or 1.0)
         tolerance = TOLERANCE[self.batch.dtype]
         if not error <= tolerance:
             raise _Unfit(
@@ -361,8 +379,18 @@ class GgnProducts:
     def gradient(self) -> Tensor:
         """Of the loss of the whole mini-batch, [D] float64."""
         batch = self.batch
-        total = torch.zeros(batch.num_params, dtype=torch.float64, device=batch.device)
+        total = self.zeros()
         for samples in self.micro_batches(batch.batch_size):
             outputs = batch.plain_forward(samples)
-            total += self.pull(outputs, batch.factor.residual(outputs.detach(), samples))
+            self.pull(outputs, batch.factor.residual(outputs.detach(), samples), total)
         return total / batch.batch_size
+
+
+def _squares(tangent: Tensor, cotangent: Tensor) -> Tensor:
+    """|J x|^2 and |u|^2, [2] float64."""
+    parts = [x.double().square().sum() for x in (tangent, cotangent)]
+    return torch.stack(parts).cpu()
+
+
+def _dot(tangent: Tensor, cotangent: Tensor) -> float:
+    return (tangent.double() * cotangent.double()).sum().item()
