@@ -339,10 +339,10 @@ def test_copies_that_lanczos_does_not_see_are_found(
     monkeypatch.setattr(iterative, "eigsh", one_of_each(iterative.eigsh))
     found = leading_pairs(multiply, len(values), k, 1e-8, 0)
     assert found.values == pytest.approx(values[:k], abs=1e-7)
-    above = pairs_above(multiply, len(values), 2.95, 9, 1e-8, 0)
+    above = pairs_above(multiply, len(values), 2.95, 9, 1e-8, 1e-12, 0)
     assert above.values == pytest.approx(values[:7], abs=1e-7)
     with pytest.raises(VivitBenchError, match="more than 6 eigenvalues are above"):
-        pairs_above(multiply, len(values), 2.95, 6, 1e-8, 0)
+        pairs_above(multiply, len(values), 2.95, 6, 1e-8, 1e-12, 0)
 
 
 @pytest.mark.parametrize("kind", ["one value", "rank one", "zero", "clustered"])
@@ -357,7 +357,7 @@ def test_matrices_that_stop_the_iterations_early(kind: str) -> None:
         found = leading_pairs(lambda x: values * x, 60, k, 1e-8, 0)
         assert found.values == pytest.approx(np.sort(values)[::-1][:k], abs=1e-7)
         assert found.vectors.T @ found.vectors == pytest.approx(np.eye(k), abs=1e-9)
-    above = pairs_above(lambda x: values * x, 60, 0.5, 60, 1e-8, 0)
+    above = pairs_above(lambda x: values * x, 60, 0.5, 60, 1e-8, 1e-12, 0)
     assert len(above) == (values > 0.5).sum()
 
 
@@ -381,6 +381,9 @@ REFUSALS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         lambda: newton_step_matrix_free(small(), cutoff=1e-6, max_directions=3),
         VivitBenchError,
         "more than 3 eigenvalues are above the cutoff 1e-06",
+    ),
+    "cutoff in rounding": (
+        lambda: newton_step_matrix_free(small(), cutoff=0.0), UsageError, "the cutoff 0 is only 0",
     ),
     "k": (lambda: leading_eigenvalues(small(), 0), UsageError, "k is 0"),
     "tolerance": (

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import Tensor
 
-from vivit_bench.errors import VivitBenchError
+from vivit_bench.errors import UsageError, VivitBenchError
 
 Array = NDArray[np.float64]
 Multiply = Callable[[Array], Array]
@@ -45,26 +45,22 @@ class Pairs:
         values: [K] descending.
         vectors: [D, K] orthonormal.
         largest: Size of the largest eigenvalue, to which tolerances are relative.
-        complete: These are all eigenvalues that there are.
     """
 
     values: Array
     vectors: Array
     largest: float
-    complete: bool = False
 
     def join(self, other: "Pairs") -> "Pairs":
         """Those of both, by descending value."""
         values = np.concatenate([self.values, other.values])
         vectors = np.concatenate([self.vectors, other.vectors], axis=1)
         order = np.argsort(-values, kind="stable")
-        return Pairs(values[order], vectors[:, order], self.largest, self.complete)
+        return Pairs(values[order], vectors[:, order], max(self.largest, float(values.max())))
 
     def keep(self, k: int) -> "Pairs":
         """The first ``k``."""
-        return Pairs(
-            self.values[:k], self.vectors[:, :k], self.largest, self.complete and k >= len(self)
-        )
+        return Pairs(self.values[:k], self.vectors[:, :k], self.largest)
 
     def __len__(self) -> int:
         return len(self.values)
@@ -96,7 +92,13 @@ def leading_pairs(multiply: Multiply, size: int, k: int, tolerance: float, seed:
 
 
 def pairs_above(
-    multiply: Multiply, size: int, cutoff: float, most: int, tolerance: float, seed: int
+    multiply: Multiply,
+    size: int,
+    cutoff: float,
+    most: int,
+    tolerance: float,
+    rounding: float,
+    seed: int,
 ) -> Pairs:
     """All eigenvalues above a cutoff, and their eigenvectors.
 
@@ -105,15 +107,26 @@ def pairs_above(
         size: D.
         cutoff: Eigenvalues above it are wanted.
         most: More than so many are refused.
-        tolerance: Of the residuals, relative to the largest eigenvalue.
+        tolerance: Of the residuals, relative to the largest eigenvalue; made smaller where
+            the cutoff asks for it.
+        rounding: Of products, relative to the largest eigenvalue.
         seed: Of the start vectors.
 
     Raises:
+        UsageError: Rounding hides eigenvalues as small as the cutoff.
         VivitBenchError: There are more, or ARPACK fails.
     """
     runs = _Runs(multiply, size, tolerance, seed)
     found, chunk, above = runs.none(), EXTRA, 0
-    while found.largest and not found.complete:
+    if cutoff < 4 * rounding * found.largest:
+        raise UsageError(
+            f"the cutoff {cutoff:g} is only {cutoff / found.largest:.1g} of the largest "
+            "eigenvalue, where products are rounding; use a cutoff above "
+            f"{4 * rounding * found.largest:.1g}, "
+            "float64, or cutoff None for a step over the whole space"
+        )
+    runs.resolve(cutoff, rounding, found.largest)
+    while found.largest:
         if above < len(found) and runs.none_above(found, cutoff):
             break
         k = min(chunk, most + 1 - above)
@@ -126,6 +139,8 @@ def pairs_above(
                 f"{found.values[most - 1]:.3g}); use a cutoff above that, allow more directions, "
                 "or cutoff None for a step over the whole space"
             )
+        if small:
+            break
         found, chunk = found.keep(above + 1), 2 * chunk
     return found.keep(above)
 
@@ -152,12 +167,17 @@ class _Runs:
                 break
         return Pairs(np.empty(0), np.empty((self._size, 0)), largest)
 
+    def resolve(self, value: float, rounding: float, largest: float) -> None:
+        """Make tolerances small enough to see eigenvalues of this size."""
+        if largest:
+            self._tolerance = max(min(self._tolerance, 0.1 * value / largest), rounding)
+
     def dense(self) -> Pairs:
         """All pairs, from all columns."""
         matrix = np.stack([self._multiply(column) for column in np.eye(self._size)], 1)
         values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
         largest = float(max(values[-1], 0.0))
-        return Pairs(values[::-1].copy(), vectors[:, ::-1].copy(), largest, complete=True)
+        return Pairs(values[::-1].copy(), vectors[:, ::-1].copy(), largest)
 
     def none_above(self, found: Pairs, value: float) -> bool:
         """Whether no eigenvalue beside those found is above ``value``."""
@@ -177,7 +197,7 @@ class _Runs:
         """
 
         def project(x: Array) -> Array:
-            return x - found.vectors @ (found.vectors.T @ x)
+            return x - found.vectors @ (found.vectors.T @ x) if len(found) else x
 
         def shifted(x: Array) -> Array:
             x = x.ravel()

@@ -35,9 +35,12 @@ from vivit_bench.curvature.results import BatchInfo, Certificate, NewtonStep
 from vivit_bench.curvature.session import Request, check_cutoff, check_number
 from vivit_bench.errors import CertificateError, UsageError, VivitBenchError
 
-DEFAULT_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
+DEFAULT_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-5}
 """Of residuals: of eigenpairs relative to the largest eigenvalue, of a linear system relative to
 the gradient."""
+
+ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-6}
+"""Of products, relative to the largest eigenvalue: smaller eigenvalues cannot be told from 0."""
 
 MOST_PRODUCTS = 2000
 """Default limit on products; each is about two gradients of the samples that carry the
@@ -117,7 +120,7 @@ def leading_eigenvalues(
         request: The call. Its seed is that of the start vectors, too.
         k: How many; fewer are returned where G has fewer that can be other than zero.
         vectors: Return the eigenvectors too; of the full GGN.
-        tolerance: Of the residuals; None: 1e-8 in float64, 1e-4 in float32.
+        tolerance: Of the residuals; None: 1e-8 in float64, 1e-5 in float32.
         max_products: Refuse to use more products with G.
 
     Raises:
@@ -178,7 +181,7 @@ def newton_step_matrix_free(
         damping: d; above 0 for a step over the whole space.
         cutoff: Directions have eigenvalues above it. None: the whole space.
         with_gradient: Return the gradient too.
-        tolerance: Of the residuals; None: 1e-8 in float64, 1e-4 in float32.
+        tolerance: Of the residuals; None: 1e-8 in float64, 1e-5 in float32.
         max_products: Refuse to use more products with G.
         max_directions: Refuse more directions, in any block: each is D numbers in float64.
 
@@ -212,6 +215,7 @@ def newton_step_matrix_free(
                     cutoff,
                     max_directions,
                     work.tolerance,
+                    ROUNDING[products.batch.dtype],
                     work.seed,
                 )
                 checked = work.checked(products, pairs)
