@@ -1,7 +1,8 @@
 """Leading eigenvalues and Newton steps when the Gram matrix does not fit: by products alone.
 
-Memory is a few vectors in parameter space beside one micro-batch: O(D (K + 20)) in float64. No
-matrix over the columns of V and none of N x D is formed.
+Memory is some vectors in parameter space beside one micro-batch: about D (2 K + 25) numbers in
+float64 for K eigenpairs, ten times D for a step over the whole space. No matrix over the columns of
+V and none of N x D is formed.
 """
 
 import time
@@ -137,18 +138,16 @@ def leading_eigenvalues(
         check = work.check(outputs)
         found: dict[str, _Checked] = {}
         for name, products in work.blocks.items():
-            rows = products.batch.rows
             size = products.batch.num_params
-            pairs = leading_pairs(
-                _on_arrays(products), size, min(k, rows, size), work.tolerance, work.seed
-            )
+            count = min(k, products.batch.rows, size)
+            pairs = leading_pairs(_on_arrays(products), size, count, work.tolerance, work.seed)
             found[name] = work.checked(products, pairs)
         values = torch.cat([f.values for f in found.values()])
         residuals = torch.cat([f.residuals for f in found.values()])
-        order = values.argsort(descending=True)[: k if work.diagonal else None]
-        batch = work.products.batch
         if work.diagonal:  # K of all blocks together
+            order = values.argsort(descending=True)[:k]
             values, residuals = values[order], residuals[order]
+        batch = work.products.batch
         return LeadingEigenvalues(
             info=batch.info(batch.factor.value(outputs)),
             eigenvalues=values,

@@ -2,10 +2,10 @@
 
 J x is one forward-mode product and J^T one backward pass, both through the model just as it is
 and in micro-batches: no rule of this package, no Gram matrix, no V. That the one is the adjoint of
-the other, <x, J^T u> = <J x, u>, costs nothing to ask with u = H J x, and is asked of every
-micro-batch of every product: so an operation whose forward-mode derivative is missing or is another
-one than its backward pass's (a hook that scales gradients, say) is noticed, and differentiated by
-double backward instead.
+the other, <x, J^T u> = <J x, u>, costs next to nothing to ask with u = H J x, and is asked of every
+product: so an operation whose forward-mode derivative is missing or is another one than its
+backward pass's (a hook that scales gradients, say) is noticed, and differentiated by double
+backward instead.
 """
 
 import math
