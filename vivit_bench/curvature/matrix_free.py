@@ -1,0 +1,391 @@
+"""Leading eigenvalues and Newton steps when the Gram matrix does not fit: by products alone.
+
+Memory is some vectors in parameter space beside one micro-batch: about D (2 K + 25) numbers in
+float64 for K eigenpairs, ten times D for a step over the whole space. No matrix over the columns of
+V and none of N x D is formed.
+"""
+
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from vivit_bench.curvature.factors import Direction
+from vivit_bench.curvature.iterative import (
+    Array,
+    Multiply,
+    Pairs,
+    conjugate_gradients,
+    leading_pairs,
+    pairs_above,
+)
+from vivit_bench.curvature.minibatch import check_request, undisturbed
+from vivit_bench.curvature.plan import _group, _layers
+from vivit_bench.curvature.product_checks import ProductCheck
+from vivit_bench.curvature.products import (
+    BudgetSpent,
+    GgnProducts,
+    Progress,
+    activations_of_a_sample,
+)
+from vivit_bench.curvature.results import BatchInfo, Certificate, NewtonStep
+from vivit_bench.curvature.session import Request, check_cutoff, check_number
+from vivit_bench.errors import CertificateError, UsageError, VivitBenchError
+
+DEFAULT_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-5}
+"""Of residuals: of eigenpairs relative to the largest eigenvalue, of a linear system relative to
+the gradient."""
+
+ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-6}
+"""Of products, relative to the largest eigenvalue: smaller eigenvalues cannot be told from 0."""
+
+MOST_PRODUCTS = 2000
+"""Default limit on products; each is about two gradients of the samples that carry the
+curvature."""
+
+MOST_DIRECTIONS = 200
+"""Default limit on directions above a cutoff."""
+
+
+@dataclass(frozen=True)
+class Iterations:
+    """How a matrix-free result came about, and how good it is."""
+
+    method: str
+    """``"lanczos"`` or ``"conjugate gradients"``."""
+    derivative: str
+    """How J x was computed."""
+    products: int
+    """Products with G that were used, all told."""
+    residual: float
+    """The largest one, by a product of its own: |G u - l u| / l_1 of eigenpairs, or
+    |(G + d I) s + grad L| / |grad L| of a step over the whole space."""
+    tolerance: float
+    """The residual is not above it."""
+    seconds: float
+    """Wall time of everything."""
+
+    def line(self) -> str:
+        """In one line, for people."""
+        return (
+            f"{self.method}, {self.products} products with the GGN ({self.derivative}) in "
+            f"{self.seconds:.2f} s: largest residual {self.residual:.1e}, tolerance "
+            f"{self.tolerance:.0e}"
+        )
+
+
+@dataclass(frozen=True)
+class LeadingEigenvalues:
+    """The K largest eigenvalues of the GGN (or of its diagonal blocks, all together)."""
+
+    info: BatchInfo
+    eigenvalues: Tensor
+    """[K] float64, descending."""
+    residuals: Tensor
+    """[K] |G u_k - l_k u_k| / l_1: an eigenvalue is within |residual| l_1 of l_k."""
+    iterations: Iterations
+    blocks: dict[str, Tensor] = field(default_factory=dict)
+    """Layer name -> its block's leading eigenvalues, descending; empty for the full GGN."""
+    vectors: list[list[Tensor]] | None = None
+    """For each eigenvalue its eigenvector, one tensor a parameter; None unless asked for."""
+    certificate: Certificate | None = None
+    """None if it was switched off."""
+
+
+@dataclass(frozen=True)
+class IterativeNewtonStep(NewtonStep):
+    """A damped Newton step, and how it came about."""
+
+    iterations: Iterations | None = None
+
+
+def leading_eigenvalues(
+    request: Request,
+    k: int,
+    *,
+    vectors: bool = False,
+    tolerance: float | None = None,
+    max_products: int = MOST_PRODUCTS,
+) -> LeadingEigenvalues:
+    """The ``k`` largest eigenvalues of G by Lanczos iterations (of every block, if there are).
+
+    Every pair's residual is computed anew, and a run from another start vector, with what was
+    found deflated, looks for eigenvalues that are missing: it tells them from the k-th one where
+    they are 2e-4 of it and a ``tolerance`` of the largest one above it.
+
+    Args:
+        request: The call. Its seed is that of the start vectors, too.
+        k: How many; fewer are returned where G has fewer that can be other than zero.
+        vectors: Return the eigenvectors too; of the full GGN.
+        tolerance: Of the residuals; None: 1e-8 in float64, 1e-5 in float32.
+        max_products: Refuse to use more products with G.
+
+    Raises:
+        UsageError: The request cannot be computed; in one line.
+        VivitBenchError: The iterations did not converge within ``max_products``.
+        CertificateError: The products failed their check.
+    """
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise UsageError(f"k is {k!r}; it must be a whole number, at least 1")
+    with _started(request, tolerance, max_products) as work:
+        if vectors and work.diagonal:
+            raise UsageError("eigenvectors of blocks are not available; use blocks 'none'")
+        outputs = work.products.outputs()
+        check = work.check(outputs)
+        found: dict[str, _Checked] = {}
+        for name, products in work.blocks.items():
+            size = products.batch.num_params
+            count = min(k, products.batch.rows, size)
+            pairs = leading_pairs(_on_arrays(products), size, count, work.tolerance, work.seed)
+            found[name] = work.checked(products, pairs)
+        values = torch.cat([f.values for f in found.values()])
+        residuals = torch.cat([f.residuals for f in found.values()])
+        if work.diagonal:  # K of all blocks together
+            order = values.argsort(descending=True)[:k]
+            values, residuals = values[order], residuals[order]
+        batch = work.products.batch
+        return LeadingEigenvalues(
+            info=batch.info(batch.factor.value(outputs)),
+            eigenvalues=values,
+            residuals=residuals,
+            iterations=work.iterations("lanczos", residuals.max().item()),
+            blocks={name: f.values for name, f in found.items()} if work.diagonal else {},
+            vectors=found[""].in_parameter_format(work.products) if vectors else None,
+            certificate=None if check is None else check.result(),
+        )
+
+
+def newton_step_matrix_free(
+    request: Request,
+    *,
+    damping: float = 1.0,
+    cutoff: float | None = 1e-4,
+    with_gradient: bool = False,
+    tolerance: float | None = None,
+    max_products: int = MOST_PRODUCTS,
+    max_directions: int = MOST_DIRECTIONS,
+) -> IterativeNewtonStep:
+    """A damped Newton step (Equation 9) from products with G.
+
+    Over the whole space (``cutoff`` None) s = -(G + d I)^-1 grad L by conjugate gradients: the
+    step is within residual |grad L| / d of the exact one. Else s = -sum_k gamma_k / (l_k + d) e_k
+    over all eigenpairs above the cutoff, by Lanczos iterations.
+
+    Args:
+        request: The call.
+        damping: d; above 0 for a step over the whole space.
+        cutoff: Directions have eigenvalues above it. None: the whole space.
+        with_gradient: Return the gradient too.
+        tolerance: Of the residuals; None: 1e-8 in float64, 1e-5 in float32.
+        max_products: Refuse to use more products with G.
+        max_directions: Refuse more directions, in any block: each is D numbers in float64.
+
+    Raises:
+        UsageError: The request cannot be computed; in one line.
+        VivitBenchError: The iterations did not converge within ``max_products``, or more than
+            ``max_directions`` eigenvalues are above the cutoff.
+        CertificateError: The products failed their check.
+    """
+    _check_damping(damping, cutoff)
+    _check_count("max_directions", max_directions)
+    with _started(request, tolerance, max_products) as work:
+        whole = work.products
+        outputs = whole.outputs()
+        check = work.check(outputs)
+        gradient = whole.split(whole.gradient(), torch.float64)
+        step: Direction = {}
+        values: dict[str, Tensor] = {}
+        dampings: dict[str, Tensor] = {}
+        worst = 0.0
+        for name, products in work.blocks.items():
+            right = products.flatten(gradient)
+            if cutoff is None:
+                solved = conjugate_gradients(products, -right, damping, work.tolerance)
+                found, residual = solved.solution, solved.residual
+                values[name] = torch.empty(0, dtype=torch.float64)
+            else:
+                pairs = pairs_above(
+                    _on_arrays(products),
+                    products.batch.num_params,
+                    cutoff,
+                    max_directions,
+                    work.tolerance,
+                    ROUNDING[products.batch.dtype],
+                    work.seed,
+                )
+                checked = work.checked(products, pairs)
+                residual = checked.residuals.max().item() if len(pairs) else 0.0
+                found, values[name] = _along(checked, right, damping), checked.values
+            dampings[name] = torch.full_like(values[name], damping)
+            step |= products.split(found)
+            worst = max(worst, residual)
+        batch = whole.batch
+        method = "conjugate gradients" if cutoff is None else "lanczos"
+        return IterativeNewtonStep(
+            info=batch.info(batch.factor.value(outputs)),
+            step=[step[p] for p in batch.parameters],
+            eigenvalues=values,
+            dampings=dampings,
+            gradient=[gradient[p].to(p) for p in batch.parameters] if with_gradient else None,
+            certificate=None if check is None else check.result(),
+            iterations=work.iterations(method, worst),
+        )
+
+
+def _check_damping(damping: float, cutoff: float | None) -> None:
+    if callable(damping):
+        raise UsageError(
+            "a damping policy needs slopes and curvatures of every sample along every direction, "
+            "which are not computed matrix-free; give a number, or compute from the Gram matrix"
+        )
+    check_number("damping", damping)
+    if cutoff is not None:
+        check_cutoff(cutoff)
+    least = "above 0 over the whole space" if cutoff is None else ">= 0"
+    if not (damping > 0 if cutoff is None else damping >= 0) or damping == float("inf"):
+        raise UsageError(f"damping is {damping}; it must be finite and {least}")
+
+
+def _check_count(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UsageError(f"{name} is {value!r}; it must be a whole number, at least 1")
+
+
+def _along(checked: "_Checked", gradient: Tensor, damping: float) -> Tensor:
+    """-sum_k e_k^T g / (l_k + d) e_k."""
+    vectors = torch.from_numpy(checked.vectors)
+    coefficients = (vectors.t() @ gradient.cpu()) / (checked.values + damping)
+    return -(vectors @ coefficients).to(gradient.device)
+
+
+def _on_arrays(products: GgnProducts) -> Multiply:
+    """Products for SciPy, whose vectors are on the CPU."""
+
+    def multiply(x: Array) -> Array:
+        found: Array = products(torch.from_numpy(x).to(products.batch.device)).cpu().numpy()
+        return found
+
+    return multiply
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """Eigenpairs whose residuals are known.
+
+    Attributes:
+        values: [K] float64, u^T G u, descending.
+        residuals: [K] |G u - l u| / l_1.
+        vectors: [D, K].
+    """
+
+    values: Tensor
+    residuals: Tensor
+    vectors: Array
+
+    def in_parameter_format(self, products: GgnProducts) -> list[list[Tensor]]:
+        """One tensor per parameter for each vector."""
+        device = products.batch.device
+        columns = [torch.from_numpy(u.copy()).to(device) for u in self.vectors.T]
+        return [list(products.split(u).values()) for u in columns]
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A request that is being computed."""
+
+    request: Request
+    products: GgnProducts
+    blocks: dict[str, GgnProducts]
+    tolerance: float
+    start: float
+
+    @property
+    def diagonal(self) -> bool:
+        return self.request.blocks != "none"
+
+    @property
+    def seed(self) -> int:
+        return self.request.approximation.seed
+
+    def check(self, outputs: Tensor) -> ProductCheck | None:
+        if self.request.certify is False:
+            return None
+        return ProductCheck(self.products, self.request.certify, outputs)
+
+    def checked(self, products: GgnProducts, pairs: Pairs) -> _Checked:
+        """Residuals of eigenpairs by products of their own.
+
+        Raises:
+            CertificateError: They are not small enough.
+        """
+        multiply = _on_arrays(products)
+        values, norms = [], []
+        for u in pairs.vectors.T:
+            product = multiply(u.copy())
+            values.append(max(float(u @ product), 0.0))
+            norms.append(float(((product - values[-1] * u) ** 2).sum() ** 0.5))
+        scale = max(values, default=0.0) or pairs.largest or 1.0
+        found = torch.tensor(values, dtype=torch.float64)
+        residuals = torch.tensor(norms, dtype=torch.float64) / scale
+        if len(values) and not residuals.max() <= self.tolerance:
+            raise CertificateError(
+                f"the residual of eigenvalue {int(residuals.argmax()) + 1} is "
+                f"{residuals.max():.1e} of the largest one, more than the tolerance "
+                f"{self.tolerance:.0e}; use a larger tolerance, or float64"
+            )
+        order = found.argsort(descending=True, stable=True)
+        return _Checked(found[order], residuals[order], pairs.vectors[:, order.numpy()])
+
+    def iterations(self, method: str, residual: float) -> Iterations:
+        progress = self.products.progress
+        return Iterations(
+            method=method,
+            derivative=progress.ways[0].name,
+            products=progress.count,
+            residual=residual,
+            tolerance=self.tolerance,
+            seconds=time.perf_counter() - self.start,
+        )
+
+
+@contextmanager
+def _started(request: Request, tolerance: float | None, most: int) -> Iterator[_Work]:
+    """Check a request and set its products up; the model is afterwards as it was."""
+    start = time.perf_counter()
+    _check_count("max_products", most)
+    if tolerance is not None:
+        check_number("tolerance", tolerance)
+        if not 0 < tolerance < 1:
+            raise UsageError(f"tolerance is {tolerance}; it must lie between 0 and 1")
+    with undisturbed(request.model):
+        # What PyTorch says of its own parts, as kernels are chosen, is no news to a user.
+        warnings.filterwarnings("ignore", message=".*TF32 acceleration")
+        warnings.filterwarnings("ignore", message=".*torch.jit.script. is deprecated")
+        batch, outputs = check_request(
+            request.model,
+            request.loss,
+            request.inputs,
+            request.targets,
+            request.approximation,
+            params=request.params,
+            working_bytes=request.working_bytes,
+        )
+        products = GgnProducts(batch, activations_of_a_sample(batch, outputs), Progress(most))
+        del outputs
+        groups = _group(batch, _layers(batch), request.blocks)
+        blocks = {
+            name: products.over(replace(batch, names={p: batch.names[p] for p in parameters}))
+            for name, parameters in groups.items()
+        }
+        tolerance = tolerance or DEFAULT_TOLERANCE[batch.dtype]
+        try:
+            yield _Work(request, products, blocks, tolerance, start)
+        except BudgetSpent:
+            raise VivitBenchError(
+                f"no convergence within max_products = {most} products with the GGN; allow more, "
+                "or use a larger tolerance, fewer eigenvalues, a larger cutoff or damping"
+            ) from None
