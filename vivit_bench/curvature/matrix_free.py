@@ -24,7 +24,6 @@ from vivit_bench.curvature.iterative import (
     pairs_above,
 )
 from vivit_bench.curvature.minibatch import check_request, undisturbed
-from vivit_bench.curvature.plan import _group, _layers
 from vivit_bench.curvature.product_checks import ProductCheck
 from vivit_bench.curvature.products import (
     BudgetSpent,
@@ -34,6 +33,7 @@ from vivit_bench.curvature.products import (
 )
 from vivit_bench.curvature.results import BatchInfo, Certificate, NewtonStep
 from vivit_bench.curvature.session import Request, check_cutoff, check_number
+from vivit_bench.curvature.units import group_parameters, layers_of
 from vivit_bench.errors import CertificateError, UsageError, VivitBenchError
 
 DEFAULT_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-5}
@@ -376,7 +376,7 @@ def _started(request: Request, tolerance: float | None, most: int) -> Iterator[_
         )
         products = GgnProducts(batch, activations_of_a_sample(batch, outputs), Progress(most))
         del outputs
-        groups = _group(batch, _layers(batch), request.blocks)
+        groups = group_parameters(batch, layers_of(batch), request.blocks)
         blocks = {
             name: products.over(replace(batch, names={p: batch.names[p] for p in parameters}))
             for name, parameters in groups.items()

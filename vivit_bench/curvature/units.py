@@ -115,10 +115,10 @@ def plan_blocks(batch: MiniBatch, route: Route, blocks: BlockPatterns) -> tuple[
     Raises:
         UsageError: Blocks that are unknown, empty or do not cover the parameters.
     """
-    layers = _layers(batch)
+    layers = layers_of(batch)
     used = set(route.plain) | {r.parameter for u in route.uses for r in u.roles.values()}
     plans = []
-    groups = _group(batch, layers, blocks)
+    groups = group_parameters(batch, layers, blocks)
     for name, parameters in groups.items():
         reached = [p for p in parameters if p in used]
         size = sum(p.numel() for p in parameters)
@@ -131,7 +131,7 @@ def plan_blocks(batch: MiniBatch, route: Route, blocks: BlockPatterns) -> tuple[
     return tuple(plans)
 
 
-def _layers(batch: MiniBatch) -> dict[nn.Parameter, str]:
+def layers_of(batch: MiniBatch) -> dict[nn.Parameter, str]:
     """Parameter -> its layer's name; layers that share a parameter are one, ``a+b``."""
     owners: dict[nn.Parameter, list[str]] = {p: [] for p in batch.names}
     for name, parameter in batch.model.named_parameters(remove_duplicate=False):
@@ -154,7 +154,7 @@ def _layer_of(name: str) -> str:
     return ".".join(path) or "model"
 
 
-def _group(
+def group_parameters(
     batch: MiniBatch, layers: Mapping[nn.Parameter, str], blocks: BlockPatterns
 ) -> dict[str, list[nn.Parameter]]:
     """Block name -> parameters."""

@@ -1,0 +1,127 @@
+"""Every quantity under every kind of plan: the same numbers, and no more memory than foreseen."""
+
+from typing import Any
+
+import pytest
+import torch
+from curvature_cases import CASES, Case
+from torch import Tensor, nn
+
+import vivit_bench.curvature.plan as plan_module
+from vivit_bench.curvature import (
+    Approximation,
+    Memory,
+    directional_derivatives,
+    eigenvalues,
+    eigenvectors,
+    explain,
+    inverse_product,
+    newton_step,
+)
+from vivit_bench.curvature.plan import Goal
+from vivit_bench.curvature.session import Request, plan_request
+from vivit_bench.curvature.square import Square
+from vivit_bench.errors import UsageError
+
+LEANEST = Memory(1, strict=False)
+APPROXIMATIONS: tuple[dict[str, Any], ...] = (
+    {},
+    {"curvature": "mc", "mc_samples": 2},
+    {"samples": "frac"},
+)
+
+
+def assert_close(found: Any, expected: Any) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
+
+
+def policy(gammas: Tensor, lambdas: Tensor) -> Tensor:
+    return 0.1 + lambdas.mean(0) + gammas.square().mean(0)
+
+
+@pytest.mark.parametrize("in_place", [False, True], ids=["cut", "in place"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_plans_agree(case: Case, in_place: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = case.build(torch.float64)
+    options = APPROXIMATIONS[CASES.index(case) % 3]
+    blocks = "layer" if in_place else "none"
+    vector = [torch.randn_like(p) for p in request[0].parameters() if p.requires_grad]
+
+    def compute(**memory: Any) -> list[Any]:
+        both: dict[str, Any] = {**options, **memory}
+        several = {**both, "blocks": blocks}
+        spectrum = eigenvalues(*request, with_gradient=True, **several)
+        derivatives = directional_derivatives(*request, cutoff=1e-3, **both)
+        basis = eigenvectors(*request, k=2, **both)
+        for _ in basis.chunks():
+            pass
+        return [
+            spectrum.eigenvalues,
+            spectrum.gradient,
+            newton_step(*request, **several).step,
+            newton_step(*request, cutoff=None, damping=0.5, **several).step,
+            newton_step(*request, damping=policy, **several).step,
+            derivatives.gammas.abs(),
+            derivatives.lambdas,
+            basis.eigenvalues,
+            inverse_product(*request, [vector], damping=0.3, **both),
+        ]
+
+    expected = compute()
+    if in_place:  # copies for the dense solver never fit
+        monkeypatch.setattr(plan_module, "_DIRECT", dict.fromkeys(Goal, 1e12))
+    model, loss, x, y = request
+    wanted = Request(model, loss, x, y, Approximation(**options), memory=LEANEST)
+    _, plan = plan_request(wanted)
+    assert plan.in_place or not (in_place and plan.lean)
+    for found, right in zip(compute(memory=LEANEST), expected, strict=True):
+        assert_close(found, right)
+
+
+def network() -> tuple[nn.Module, nn.Module, Tensor, Tensor]:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(),
+        nn.Flatten(), nn.Linear(16 * 36, 10),
+    )  # fmt: skip
+    return model, nn.CrossEntropyLoss(), torch.randn(256, 3, 8, 8), torch.randint(10, (256,))
+
+
+def leanest_peak(n: int, goal: Goal, blocks: str) -> int:
+    model, loss, x, y = network()
+    request = Request(
+        model, loss, x[:n], y[:n], Approximation(), blocks, certify=False, memory=LEANEST, goal=goal
+    )
+    return plan_request(request)[1].peak.bytes
+
+
+@pytest.mark.parametrize("goal", Goal)
+@pytest.mark.parametrize("blocks", ["none", "layer"])
+def test_what_the_leanest_plan_needs_does_not_fall_with_n(goal: Goal, blocks: str) -> None:
+    peaks = [leanest_peak(n, goal, blocks) for n in (1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233)]
+    assert peaks == sorted(peaks)
+
+
+def test_less_memory_means_more_passes_and_none_is_refused() -> None:
+    model, loss, x, y = network()
+    fastest = explain(model, loss, x, y)
+    assert len(fastest.passes) == 1
+    for memory in (fastest.peak.bytes // 2, 28 * 2**20):
+        less = explain(model, loss, x, y, memory=memory)
+        assert less.peak.bytes <= memory
+    assert len(less.passes) > 1
+    with pytest.raises(UsageError, match=r"memory of .* does not suffice for N = 256"):
+        eigenvalues(model, loss, x, y, memory=2**20)
+    with pytest.raises(UsageError, match="memory is 0"):
+        eigenvalues(model, loss, x, y, memory=0)
+
+
+@pytest.mark.parametrize("m", [0, 1, 2, 3, 100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_matrix_widens_where_it_lies(m: int, dtype: torch.dtype) -> None:
+    square = Square(m, dtype, torch.device("cpu"))
+    values = torch.randn(m, m, dtype=dtype).tril()
+    square.view().copy_(values)
+    wide = square.widen()
+    assert wide.dtype == torch.float64
+    assert torch.equal(wide.tril(), values.double())
