@@ -22,6 +22,7 @@ from vivit_bench.curvature.passes import Sweep, sweep_curvature
 from vivit_bench.curvature.plan import Goal, Plan, make_plan
 from vivit_bench.curvature.route import Route, find_route
 from vivit_bench.curvature.slopes import Work
+from vivit_bench.curvature.square import check_room
 from vivit_bench.curvature.units import BlockPatterns
 from vivit_bench.errors import CertificateError, UsageError
 from vivit_bench.trees import Tree
@@ -110,6 +111,7 @@ def run(
                 del outputs
                 plan = _plan(request, batch, route)
                 batch = replace(batch, working_bytes=plan.working_bytes)
+                check_room(max(block.size for block in plan.blocks), batch.device)
                 sweep = sweep_curvature(batch, plan, with_gradient=with_gradient)
                 checks = _checks(request, batch, plan, sweep, notes)
                 return compute(Work(batch, plan, checks), sweep)

@@ -23,14 +23,13 @@ class Square:
         device: On the CPU the matrix lies outside of the allocator's heap.
 
     Raises:
-        MemoryError: There is no memory for it, or there would be none in float64.
+        MemoryError: There is no memory for it.
     """
 
     def __init__(self, m: int, dtype: torch.dtype, device: torch.device) -> None:
         self._m, self._dtype = m, dtype
         self._tensor: Tensor | None = None
         if device.type == "cpu" and m:
-            _map(8 * m * m).close()  # it is better to fail now than after an hour
             self._memory = _map(dtype.itemsize * m * m)
         else:
             self._tensor = torch.zeros(m, m, dtype=dtype, device=device)
@@ -75,6 +74,20 @@ class Square:
         larger[: len(self._memory)] = self._memory[:]
         self._memory.close()
         self._memory = larger
+
+
+def check_room(m: int, device: torch.device) -> None:
+    """Fail before anything is computed, rather than after an hour.
+
+    Args:
+        m: Rows of the largest matrix.
+        device: Where it will be.
+
+    Raises:
+        MemoryError: The process may not have an [m, m] matrix in float64, whatever it holds else.
+    """
+    if device.type == "cpu":
+        _map(8 * m * m).close()
 
 
 def _map(size: int) -> mmap.mmap:
