@@ -373,13 +373,15 @@ class _Planner:
 
     def _parts(self, unit: UnitPlan, room: int) -> list[Piece]:
         """A unit, cut into as few parts as make each fit."""
-        count = 1
-        while True:
-            pieces = _cut_unit(unit, count)
-            largest = max(pieces, key=lambda piece: piece.size)
-            if self._collecting([largest]) <= room or largest.size <= unit.kept.divisor:
-                return pieces
+        kept = unit.kept
+        steps, count = kept.divisible // kept.divisor, 1
+        while count < steps:
+            size = ceil(steps / count) * kept.divisor
+            largest = Piece(unit, slice(0, size), unit.contraction_in(count))
+            if self._collecting([largest]) <= room:
+                break
             count = max(count + 1, int(count * 1.1))
+        return _cut_unit(unit, count)
 
     @property
     def _base(self) -> int:
