@@ -18,7 +18,7 @@ from vivit_bench.measure import Spec, measure
 from vivit_bench.measure.work import work_of
 from vivit_bench.peers import Quantity
 from vivit_bench.problems.workload import WorkloadSpec, load_workload
-from vivit_bench.trees import leaves
+from vivit_bench.trees import num_bytes
 
 COLUMNS = (
     "problem", "quantity", "curvature", "samples", "N", "limit_bytes", "passes", "in_place",
@@ -58,7 +58,7 @@ def _row(
 ) -> dict[str, object]:
     workload = load_workload(WorkloadSpec(problem, n), "memory")
     model, loss, inputs, targets = workload.request
-    data = sum(t.nbytes for t in [targets, *(leaf for _, leaf in leaves(inputs))])
+    data = num_bytes(inputs, targets)
     goal = Goal.EIGENVALUES if quantity is Quantity.EIGENVALUES else Goal.STEP
     blocks = "layer" if quantity is Quantity.BLOCK_NEWTON else "none"
     memory = None if limit is None else Memory(limit - data, strict=False)

@@ -46,6 +46,11 @@ def _like(tree: Any, mapped: dict[Any, Any]) -> Any:
         return mapped
 
 
+def num_bytes(*trees: Tree) -> int:
+    """Memory of all tensors."""
+    return sum(leaf.nbytes for tree in trees for _, leaf in leaves(tree))
+
+
 def leaves(tree: Tree) -> "Iterator[tuple[str, Tensor]]":
     """Every tensor with its place, such as ``['mask']``; "" for a lone tensor."""
     import torch

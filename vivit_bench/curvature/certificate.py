@@ -10,7 +10,7 @@ layer; V^T g, steps and eigenvectors are compared with the same vectors. In para
 import copy
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -497,29 +497,9 @@ class Certifier(Checks):
 
     def _check_loss(self, totals: Totals) -> None:
         """Residual and Hessian product of the user's own loss, on the whole mini-batch."""
-        batch = self._batch
-        outputs = totals.outputs.double().requires_grad_()
-        targets = batch.targets.double() if batch.targets.is_floating_point() else batch.targets
-        generator = torch.Generator().manual_seed(batch.approximation.seed + 2)
-        vector = torch.randn(outputs.shape, generator=generator, dtype=torch.float64).to(outputs)
-        with torch.enable_grad():
-            value = copy.deepcopy(batch.loss).double()(outputs, targets)
-            (slope,) = torch.autograd.grad(value, outputs, create_graph=True)
-            product = torch.zeros_like(outputs)
-            if slope.requires_grad:
-                (product,) = torch.autograd.grad(slope, outputs, vector)
-        everything = slice(0, batch.batch_size)
-        detached = totals.outputs.double()
-        floor = 1e-4 * batch.factor.magnitude(detached)
-        residual = batch.factor.residual(detached, everything) / batch.batch_size
-        expected = self._hessian_product(detached, vector) / batch.batch_size
-        for what, ours, theirs in (
-            ("loss gradient", residual, slope.detach()),
-            ("loss Hessian", expected, product),
-        ):
-            scale = max(theirs.abs().max().item(), floor / batch.batch_size)
-            self._note(what, (ours - theirs).abs().max().item() / (scale or 1.0))
-        self._note("loss", abs(totals.loss - value.item()) / max(abs(value.item()), 1.0))
+        found = loss_errors(self._batch, totals.outputs, totals.loss, self._hessian_product)
+        for what, error in found.items():
+            self._note(what, error)
 
     def _hessian_product(self, outputs: Tensor, vector: Tensor) -> Tensor:
         """S_n S_n^T x_n by the columns that were used; in closed form for Monte-Carlo ones."""
@@ -535,6 +515,45 @@ class Certifier(Checks):
             product = torch.einsum("ncf,nc->nf", s, torch.einsum("ncf,nf->nc", s, x))
             parts.append(product.view_as(vector[samples]))
         return torch.cat(parts)
+
+
+def loss_errors(
+    batch: MiniBatch,
+    outputs: Tensor,
+    loss: float,
+    hessian_product: Callable[[Tensor, Tensor], Tensor],
+) -> dict[str, float]:
+    """Loss, its gradient and a Hessian product against the user's own loss, on the mini-batch.
+
+    Args:
+        batch: The request.
+        outputs: [N, ...] of all samples.
+        loss: To compare.
+        hessian_product: (outputs, x) -> H_n x_n for all samples, both float64.
+
+    Returns:
+        What is compared -> relative deviation.
+    """
+    x = outputs.double().requires_grad_()
+    targets = batch.targets.double() if batch.targets.is_floating_point() else batch.targets
+    generator = torch.Generator().manual_seed(batch.approximation.seed + 2)
+    vector = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
+    with torch.enable_grad():
+        value = copy.deepcopy(batch.loss).double()(x, targets)
+        (slope,) = torch.autograd.grad(value, x, create_graph=True)
+        product = torch.zeros_like(x)
+        if slope.requires_grad:
+            (product,) = torch.autograd.grad(slope, x, vector)
+    count, detached = batch.batch_size, outputs.double()
+    floor = 1e-4 * batch.factor.magnitude(detached) / count
+    errors = {}
+    for what, ours, theirs in (
+        ("loss gradient", batch.factor.residual(detached, slice(0, count)), slope.detach()),
+        ("loss Hessian", hessian_product(detached, vector), product),
+    ):
+        scale = max(theirs.abs().max().item(), floor)
+        errors[what] = (ours / count - theirs).abs().max().item() / (scale or 1.0)
+    return errors | {"loss": abs(loss - value.item()) / max(abs(value.item()), 1.0)}
 
 
 def compare_lifted(

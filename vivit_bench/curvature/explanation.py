@@ -38,11 +38,8 @@ class Explanation:
     """Memory target of a micro-batch."""
     stages: tuple[Stage, ...]
     """Parts of the computation, with the memory that is held at the height of each."""
-
-    @property
-    def peak(self) -> Stage:
-        """Where most memory is held, over what the process holds before."""
-        return max(self.stages, key=lambda stage: stage.bytes)
+    peak: Stage
+    """Where most memory is held, over what the process holds before."""
 
 
 def explain(
@@ -108,4 +105,5 @@ def explain(
         tuple(block.name or "the full GGN" for block in plan.in_place),
         plan.working_bytes,
         plan.stages,
+        plan.peak,
     )

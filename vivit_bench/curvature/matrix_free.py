@@ -23,7 +23,7 @@ from vivit_bench.curvature.iterative import (
     leading_pairs,
     pairs_above,
 )
-from vivit_bench.curvature.minibatch import check_request, undisturbed
+from vivit_bench.curvature.minibatch import undisturbed
 from vivit_bench.curvature.product_checks import ProductCheck
 from vivit_bench.curvature.products import (
     BudgetSpent,
@@ -32,7 +32,13 @@ from vivit_bench.curvature.products import (
     activations_of_a_sample,
 )
 from vivit_bench.curvature.results import BatchInfo, Certificate, NewtonStep
-from vivit_bench.curvature.session import Request, check_cutoff, check_number
+from vivit_bench.curvature.session import (
+    Request,
+    check_count,
+    check_cutoff,
+    check_number,
+    checked,
+)
 from vivit_bench.curvature.units import group_parameters, layers_of
 from vivit_bench.errors import CertificateError, UsageError, VivitBenchError
 
@@ -129,8 +135,7 @@ def leading_eigenvalues(
         VivitBenchError: The iterations did not converge within ``max_products``.
         CertificateError: The products failed their check.
     """
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise UsageError(f"k is {k!r}; it must be a whole number, at least 1")
+    check_count("k", k)
     with _started(request, tolerance, max_products) as work:
         if vectors and work.diagonal:
             raise UsageError("eigenvectors of blocks are not available; use blocks 'none'")
@@ -191,7 +196,7 @@ def newton_step_matrix_free(
         CertificateError: The products failed their check.
     """
     _check_damping(damping, cutoff)
-    _check_count("max_directions", max_directions)
+    check_count("max_directions", max_directions)
     with _started(request, tolerance, max_products) as work:
         whole = work.products
         outputs = whole.outputs()
@@ -217,9 +222,10 @@ def newton_step_matrix_free(
                     ROUNDING[products.batch.dtype],
                     work.seed,
                 )
-                checked = work.checked(products, pairs)
-                residual = checked.residuals.max().item() if len(pairs) else 0.0
-                found, values[name] = _along(checked, right, damping), checked.values
+                pairs_of_block = work.checked(products, pairs)
+                residual = pairs_of_block.residuals.max().item() if len(pairs) else 0.0
+                found = _along(pairs_of_block, right, damping)
+                values[name] = pairs_of_block.values
             dampings[name] = torch.full_like(values[name], damping)
             step |= products.split(found)
             worst = max(worst, residual)
@@ -248,11 +254,6 @@ def _check_damping(damping: float, cutoff: float | None) -> None:
     least = "above 0 over the whole space" if cutoff is None else ">= 0"
     if not (damping > 0 if cutoff is None else damping >= 0) or damping == float("inf"):
         raise UsageError(f"damping is {damping}; it must be finite and {least}")
-
-
-def _check_count(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UsageError(f"{name} is {value!r}; it must be a whole number, at least 1")
 
 
 def _along(checked: "_Checked", gradient: Tensor, damping: float) -> Tensor:
@@ -356,7 +357,7 @@ class _Work:
 def _started(request: Request, tolerance: float | None, most: int) -> Iterator[_Work]:
     """Check a request and set its products up; the model is afterwards as it was."""
     start = time.perf_counter()
-    _check_count("max_products", most)
+    check_count("max_products", most)
     if tolerance is not None:
         check_number("tolerance", tolerance)
         if not 0 < tolerance < 1:
@@ -365,15 +366,7 @@ def _started(request: Request, tolerance: float | None, most: int) -> Iterator[_
         # What PyTorch says of its own parts, as kernels are chosen, is no news to a user.
         warnings.filterwarnings("ignore", message=".*TF32 acceleration")
         warnings.filterwarnings("ignore", message=".*torch.jit.script. is deprecated")
-        batch, outputs = check_request(
-            request.model,
-            request.loss,
-            request.inputs,
-            request.targets,
-            request.approximation,
-            params=request.params,
-            working_bytes=request.working_bytes,
-        )
+        batch, outputs = checked(request)
         products = GgnProducts(batch, activations_of_a_sample(batch, outputs), Progress(most))
         del outputs
         groups = group_parameters(batch, layers_of(batch), request.blocks)

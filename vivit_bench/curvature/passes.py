@@ -1,6 +1,6 @@
 """Passes over the mini-batch. Each returns what it found; none leaves anything behind."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,11 +66,8 @@ class Sweep:
             piece: piece.factor(route, num_samples, columns, batch.working_bytes // 2)
             for piece in pieces
         }
-        uses = None
-        plain: Collection[nn.Parameter] | None = None
-        if len(plan.passes) > 1:
-            uses = sorted({number for piece in pieces for number in piece.unit.uses})
-            plain = {p for piece in pieces for p in piece.unit.plain}
+        uses = sorted({number for piece in pieces for number in piece.unit.uses})
+        plain = {p for piece in pieces for p in piece.unit.plain}
         kept: list[Tensor] = []
         cuts = _pieces(batch, plan, uses, num_samples, columns, per_sample=True)
         for samples, slices in cuts:

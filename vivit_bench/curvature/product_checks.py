@@ -6,14 +6,13 @@ w_n . (J x)_n = v_n . x, and the backward pass of all w_n is the sum of the v_n.
 Hessian are compared with the user's own loss.
 """
 
-import copy
 import math
 import time
 
 import torch
 from torch import Tensor
 
-from vivit_bench.curvature.certificate import TOLERANCE, Certify
+from vivit_bench.curvature.certificate import TOLERANCE, Certify, loss_errors
 from vivit_bench.curvature.products import GgnProducts
 from vivit_bench.curvature.results import Certificate
 from vivit_bench.curvature.route import disagreement
@@ -100,28 +99,15 @@ class ProductCheck:
     def _compare_loss(self, outputs: Tensor) -> None:
         """Loss, residual and Hessian product of the user's own loss, on the whole mini-batch."""
         batch = self._batch
-        x = outputs.double().requires_grad_()
-        targets = batch.targets.double() if batch.targets.is_floating_point() else batch.targets
-        generator = torch.Generator().manual_seed(batch.approximation.seed + 2)
-        vector = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
-        with torch.enable_grad():
-            value = copy.deepcopy(batch.loss).double()(x, targets)
-            (slope,) = torch.autograd.grad(value, x, create_graph=True)
-            product = torch.zeros_like(x)
-            if slope.requires_grad:
-                (product,) = torch.autograd.grad(slope, x, vector)
-        everything, detached = slice(0, batch.batch_size), outputs.double()
-        floor = 1e-4 * batch.factor.magnitude(detached) / batch.batch_size
-        residual = batch.factor.residual(detached, everything) / batch.batch_size
-        hessian = batch.factor.hessian_product(detached, everything, vector) / batch.batch_size
-        for what, ours, theirs in (
-            ("loss gradient", residual, slope.detach()),
-            ("loss Hessian", hessian, product),
-        ):
-            scale = max(theirs.abs().max().item(), floor)
-            self._note(what, (ours - theirs).abs().max().item(), scale)
-        error = abs(batch.factor.value(outputs) - value.item())
-        self._note("loss", error, max(abs(value.item()), 1.0))
+        everything = slice(0, batch.batch_size)
+        found = loss_errors(
+            batch,
+            outputs,
+            batch.factor.value(outputs),
+            lambda f, x: batch.factor.hessian_product(f, everything, x),
+        )
+        for what, error in found.items():
+            self._note(what, error, 1.0)
 
     def _note(self, what: str, error: float, scale: float) -> None:
         ratio = error / scale if scale else error

@@ -86,8 +86,8 @@ class Route:
         outputs: Tensor,
         reading: Reading,
         columns: Tensor,
-        uses: Collection[int] | None = None,
-        plain: Collection[nn.Parameter] | None = None,
+        uses: Sequence[int],
+        plain: Collection[nn.Parameter],
     ) -> "Collected":
         """Send columns back to the uses, and to the plain parameters themselves.
 
@@ -95,12 +95,11 @@ class Route:
             outputs: Of n samples, with their graph.
             reading: Of that graph.
             columns: [n, c, ...].
-            uses: Numbers of those that they are wanted at; None: all.
-            plain: Likewise.
+            uses: Numbers of those that they are wanted at.
+            plain: Plain parameters that are wanted.
         """
-        wanted = range(len(self.uses)) if uses is None else uses
-        numbers = [i for i in wanted if self.uses[i].reached]
-        plain = [p for p in reading.others if plain is None or p in plain]
+        numbers = [i for i in uses if self.uses[i].reached]
+        plain = [p for p in reading.others if p in plain]
         if not numbers and not plain:
             return Collected({}, {})
         edges = [reading.uses[i].edge for i in numbers] + [edge_of(p) for p in plain]

@@ -62,6 +62,16 @@ def check_number(name: str, value: object) -> None:
         raise UsageError(f"{name} is {value!r}; give a number")
 
 
+def check_count(name: str, value: object) -> None:
+    """Refuse what does not count something.
+
+    Raises:
+        UsageError: With name and value.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UsageError(f"{name} is {value!r}; it must be a whole number, at least 1")
+
+
 def check_cutoff(cutoff: float) -> None:
     """Refuse a cutoff that eigenvalues cannot be compared with.
 
@@ -76,7 +86,7 @@ def check_cutoff(cutoff: float) -> None:
 def plan_request(request: Request) -> tuple[MiniBatch, Plan]:
     """How a request would be computed, without computing it."""
     with undisturbed(request.model):
-        batch, outputs = _check(request)
+        batch, outputs = checked(request)
         route = find_route(batch, outputs, batch.factor.num_columns, frozenset())
         return batch, _plan(request, batch, route)
 
@@ -105,7 +115,7 @@ def run(
     notes: list[str] = []
     with undisturbed(request.model):
         for attempt in range(3):
-            batch, outputs = _check(request)
+            batch, outputs = checked(request)
             try:
                 route = find_route(batch, outputs, batch.factor.num_columns, plain)
                 del outputs
@@ -127,7 +137,8 @@ def run(
         )
 
 
-def _check(request: Request) -> tuple[MiniBatch, Tensor]:
+def checked(request: Request) -> tuple[MiniBatch, Tensor]:
+    """See ``check_request``."""
     return check_request(
         request.model,
         request.loss,

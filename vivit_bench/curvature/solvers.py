@@ -129,7 +129,7 @@ def cholesky_solve_in_place(matrix: Tensor, damping: float, right: Tensor) -> Te
         if not failed:
             found = torch.from_numpy(lapack.dpotrs(columns, right.numpy(), lower=0)[0])
     if failed:
-        _mirror_upper(matrix)
+        mirror_lower(matrix.mT)  # what was kept, back
         matrix.diagonal().copy_(diagonal)
         solver = Tridiagonal(matrix)
         inverse = (solver.values + damping).clamp(min=damping).reciprocal()
@@ -137,15 +137,6 @@ def cholesky_solve_in_place(matrix: Tensor, damping: float, right: Tensor) -> Te
     if not found.isfinite().all():
         raise np.linalg.LinAlgError("the matrix or the right-hand side is not finite")
     return found
-
-
-def _mirror_upper(matrix: Tensor) -> None:
-    """Copy the upper triangle without the diagonal onto the lower one, in row blocks."""
-    for start in range(0, len(matrix), 512):
-        stop = min(start + 512, len(matrix))
-        matrix[start:stop, :start] = matrix[:start, start:stop].t()
-        square = matrix[start:stop, start:stop]
-        square.copy_(square.triu() + square.triu(1).t())
 
 
 def _tridiagonalize(matrix: Tensor) -> tuple[Doubles, Doubles, Doubles, float]:

@@ -13,11 +13,11 @@ from vivit_bench.curvature.options import Approximation, Blocks, Memory, approxi
 from vivit_bench.curvature.passes import Sweep, complete
 from vivit_bench.curvature.plan import Goal
 from vivit_bench.curvature.results import BatchInfo, Certificate, Spectrum
-from vivit_bench.curvature.session import Request, check_cutoff, run
+from vivit_bench.curvature.session import Request, check_count, check_cutoff, run
 from vivit_bench.curvature.slopes import NoSlopes, Work, in_parameter_format, shared_gradient
 from vivit_bench.curvature.systems import Eigenpairs, form_systems
 from vivit_bench.curvature.units import BlockPatterns
-from vivit_bench.errors import CertificateError, UsageError
+from vivit_bench.errors import CertificateError
 from vivit_bench.trees import Tree
 
 
@@ -214,8 +214,8 @@ def eigenvectors(
         CertificateError: The result failed its check.
     """
     check_cutoff(cutoff)
-    if k is not None and (isinstance(k, bool) or not isinstance(k, int) or k < 1):
-        raise UsageError(f"k is {k!r}; it must be a whole number, at least 1")
+    if k is not None:
+        check_count("k", k)
     request = Request(
         model,
         loss,

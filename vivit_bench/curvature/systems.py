@@ -20,6 +20,7 @@ from vivit_bench.curvature.diagonalised import Diagonalised, Solver
 from vivit_bench.curvature.factors import Direction, ExplicitFactor, Factor
 from vivit_bench.curvature.kernels import add_lower, mirror_lower
 from vivit_bench.curvature.passes import Sweep, pull
+from vivit_bench.curvature.plan import Piece
 from vivit_bench.curvature.slopes import Slopes, SlopesOfDirections, Work
 from vivit_bench.curvature.solvers import (
     Tridiagonal,
@@ -338,14 +339,18 @@ def _form_gram(
     slopes = source.empty(work)
     gradient: Direction = {}
     kept: list[Factor] = []
+
+    def contract(piece: Piece) -> Factor:
+        factor = sweep.take(piece)
+        factor.add_gram(square.view())
+        source.add(piece, factor, slopes)
+        return factor
+
     for unit in block.units[::-1]:
-        factor: Factor | None = None
-        for piece in work.plan.pieces(unit):
-            factor = None  # freed before the next pass
-            factor = sweep.take(piece)
-            factor.add_gram(square.view())
-            source.add(piece, factor, slopes)
-        assert factor is not None
+        *parts, last = work.plan.pieces(unit)
+        for part in parts:
+            contract(part)  # and freed, before the next pass
+        factor = contract(last)
         work.checks.unit(unit, factor, square.view())
         if gradient_weights is not None:
             gradient |= factor.combine(gradient_weights)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from vivit_bench.measure.protocol import ENGINE
+from vivit_bench.trees import num_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -167,13 +168,10 @@ class EngineWork(Work):
         Raises:
             TooFewSamplesError: The data end before.
         """
-        from vivit_bench.trees import leaves
-
         inputs, targets = self._workload.batch(n)
         memory = self._memory_bytes
         if memory is not None:
-            tensors = [targets, *(leaf for _, leaf in leaves(inputs))]
-            memory -= sum(tensor.nbytes for tensor in tensors)
+            memory -= num_bytes(inputs, targets)
         result = self._engine.run(
             self._quantity,
             self._model,
