@@ -300,7 +300,8 @@ class Certifier(Checks):
                     for i, n in enumerate(self._samples)
                 ]
             )
-            add_pulled(batch, found, outputs, residual / batch.batch_size, keep_graph=False)
+            with batch.hastened():
+                add_pulled(batch, found, outputs, residual / batch.batch_size, keep_graph=False)
             self._compare_mean(found)
 
     def _compare_mean(self, found: Direction) -> None:

@@ -358,9 +358,12 @@ class AffineFactor(Factor):
         n, c, outputs, positions = self.s.shape
         itemsize, target = self.s.element_size(), PAIRS_TILE_BYTES
         product_bytes = c * outputs * positions * itemsize
-        rows = max(target // product_bytes, 1)
+        columns = max(target // product_bytes, 1)
         patch = self._channels * self._kernel
-        columns = max(target // (positions * max(rows * positions, patch) * itemsize), 1)
+        rows = max(target // (positions * max(columns * positions, patch) * itemsize), 1)
+        # Patches of all samples where they are few, else made again for every tile.
+        held = n * positions * patch * itemsize <= self.chunk_bytes
+        patches = self._patches(slice(None)) if held else None
         tiles = [
             (slice(i, min(i + rows, n)), slice(start, min(start + columns, n)))
             for start in range(0, n, columns)
@@ -368,7 +371,8 @@ class AffineFactor(Factor):
         ]
 
         def add(tile: tuple[slice, slice]) -> None:
-            self._add_pairs_of(*tile, gram)
+            left, right = (self._patches(t) if patches is None else patches[t] for t in tile)
+            self._add_pairs_of(*tile, left, right, gram)
 
         if product_bytes > target:  # large enough for all cores at a time
             for tile in tiles:
@@ -376,23 +380,27 @@ class AffineFactor(Factor):
         else:
             for_each(add, tiles, gram.device)
 
-    def _add_pairs_of(self, rows: slice, columns: slice, gram: Tensor) -> None:
-        """The pairs (n, m) with n in ``rows``, m in ``columns`` and m < the end of ``rows``."""
-        _, c, outputs, positions = self.s.shape
-        left = self._unfolded(rows).mT.flatten(0, 1)
-        right = self._unfolded(columns).transpose(0, 1).flatten(1)
-        a = (left @ right).add_(float(self._has_bias))
-        a = a.view(-1, positions, columns.stop - columns.start, positions)
-        s = self.s[rows].flatten(1, 2)
+    def _patches(self, samples: slice) -> Tensor:
+        """[n, P, patch]."""
+        return self._unfolded(samples).mT.contiguous()
+
+    def _add_pairs_of(
+        self, rows: slice, columns: slice, left: Tensor, right: Tensor, gram: Tensor
+    ) -> None:
+        """The pairs (n, m) with n in ``rows``, m in ``columns``; ``left`` and ``right`` patches."""
+        c, positions = self.num_columns, self.s.shape[3]
+        a = (left.flatten(0, 1) @ right.flatten(0, 1).t()).add_(float(self._has_bias))
+        # Of each row's sample, [m, position there, position here].
+        pairs = a.view(len(left), positions, -1, positions).permute(0, 2, 3, 1).unbind()
+        s = self.s[columns].flatten(1, 2)
         t = torch.empty_like(s)
-        t_flat = t.view(-1, outputs * positions)
         # The interpreter's lock is the two threads' bottleneck: no indexing in the loop.
-        last = min(columns.stop, rows.stop)
-        others = self.s[columns.start : last].flatten(2).mT.unbind()
-        grams = gram[rows.start * c : rows.stop * c, columns.start * c : last * c].split(c, 1)
-        for a_m, s_m, gram_m in zip(a.unbind(2), others, grams, strict=False):
-            torch.bmm(s, a_m, out=t)
-            gram_m.addmm_(t_flat, s_m)
+        t_flat = t.view(len(s) * c, -1).t()
+        others = self.s[rows].flatten(2).unbind()
+        grams = gram[rows.start * c : rows.stop * c, columns.start * c : columns.stop * c].split(c)
+        for a_n, s_n, gram_n in zip(pairs, others, grams, strict=True):
+            torch.bmm(s, a_n, out=t)
+            gram_n.addmm_(s_n, t_flat)
 
     def dot(self, direction: Direction) -> Tensor:  # noqa: D102
         weight, out_channels = direction[self._weight], self._outputs

@@ -3,7 +3,7 @@
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -129,9 +129,16 @@ class MiniBatch:
         )
 
     def forward(self, samples: slice | list[int], *, graph: bool = True) -> Tensor:
-        """Model outputs of some samples, with a graph whose backward passes are made faster."""
-        with batched_backward(self.model):
+        """Model outputs of some samples, with a graph whose backward passes are made faster.
+
+        They are to be run inside `hastened` as well.
+        """
+        with self.hastened():
             return self.plain_forward(samples, graph=graph)
+
+    def hastened(self) -> AbstractContextManager[None]:
+        """What `forward` does to the model; a checkpoint runs parts of it in backward passes."""
+        return batched_backward(self.model)
 
     def plain_forward(self, samples: slice | list[int], *, graph: bool = True) -> Tensor:
         """Model outputs of some samples, by the model just as it is.

@@ -70,17 +70,18 @@ class Sweep:
         plain = {p for piece in pieces for p in piece.unit.plain}
         kept: list[Tensor] = []
         cuts = _pieces(batch, plan, uses, num_samples, columns, per_sample=True)
-        for samples, slices in cuts:
-            outputs = batch.forward(samples)
-            kept.append(outputs.detach())
-            reading = route.read(batch, outputs)
-            s = self._columns_of(kept[-1], samples)
-            for part in slices:
-                found = route.backpropagate(outputs, reading, s[:, part], uses, plain)
-                _put(route, factors, samples, part, reading, found)
-            del found, s
-            if gradient is not None:
-                _add_gradient(batch, gradient, outputs, samples)
+        with batch.hastened():
+            for samples, slices in cuts:
+                outputs = batch.forward(samples)
+                kept.append(outputs.detach())
+                reading = route.read(batch, outputs)
+                s = self._columns_of(kept[-1], samples)
+                for part in slices:
+                    found = route.backpropagate(outputs, reading, s[:, part], uses, plain)
+                    _put(route, factors, samples, part, reading, found)
+                del found, s
+                if gradient is not None:
+                    _add_gradient(batch, gradient, outputs, samples)
         return factors, torch.cat(kept)
 
 
@@ -242,7 +243,8 @@ def pull(
         cotangents = products.to(outputs.dtype).view(count, *outputs.shape)
         for i, (total, cotangent) in enumerate(zip(sums, cotangents, strict=True)):
             last = i == count - 1
-            add_pulled(batch, total, outputs, cotangent, keep_graph=not last, only=parameters)
+            with batch.hastened():
+                add_pulled(batch, total, outputs, cotangent, keep_graph=not last, only=parameters)
     return sums
 
 
@@ -258,7 +260,8 @@ def _micro_batches(
 def _add_gradient(batch: MiniBatch, total: Direction, outputs: Tensor, samples: slice) -> None:
     """Add some samples' share of the gradient; frees the graph of ``outputs``."""
     residual = batch.factor.residual(outputs.detach(), samples) / batch.batch_size
-    add_pulled(batch, total, outputs, residual, keep_graph=False)
+    with batch.hastened():
+        add_pulled(batch, total, outputs, residual, keep_graph=False)
 
 
 def add_pulled(

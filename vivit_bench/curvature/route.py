@@ -147,12 +147,13 @@ def find_route(
     if not reading.uses and not reading.others:
         raise UsageError("the model's output does not depend on its trainable parameters")
     notes = [f"{batch.names[p]} is used by {kind}" for p, kind in reading.others.items()]
-    if batch.num_samples > 1 and not reading.others:
-        route = _try_pair(batch, reading, outputs, columns)
-        if route is not None:
-            return route
-        notes.append("it is not certain which rows inside the network belong to which sample")
-    return _one_at_a_time(batch, reading, outputs, columns, plain, notes)
+    with batch.hastened():
+        if batch.num_samples > 1 and not reading.others:
+            route = _try_pair(batch, reading, outputs, columns)
+            if route is not None:
+                return route
+            notes.append("it is not certain which rows inside the network belong to which sample")
+        return _one_at_a_time(batch, reading, outputs, columns, plain, notes)
 
 
 def _one_at_a_time(

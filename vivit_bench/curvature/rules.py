@@ -185,6 +185,11 @@ def _grouped_product(a: Tensor, b: Tensor) -> Tensor:
     """
     n, ca, images, groups, i, positions = a.shape
     cb, j = b.shape[1], b.shape[4]
+    if cb == 1 and images == 1 and a.stride(1) > a.stride(0):
+        # As columns come from batched autograd, outermost: one at a time needs no copy.
+        right = b.reshape(n * groups, j, positions).mT
+        products = [torch.bmm(a[:, k].reshape(n * groups, i, positions), right) for k in range(ca)]
+        return torch.stack(products).view(ca, n, -1).transpose(0, 1)
     if cb == 1:  # columns beside the rows of a: one product a sample and group
         left = a.permute(0, 3, 1, 4, 2, 5).reshape(n * groups, ca * i, images * positions)
         right = b.permute(0, 3, 1, 4, 2, 5).reshape(n * groups, j, images * positions)
