@@ -195,32 +195,52 @@ def make_plan(
     if memory is None:
         return _Planner(batch, route, blocks, diagonal, goal, certified, None).plan()
 
-    def plan_within(target: int) -> Plan:
-        """The fastest plan within a target, or else the leanest."""
-        best: Plan | None = None
-        for working in _halved(batch.working_bytes):
-            smaller = replace(batch, working_bytes=working)
-            plan = _Planner(smaller, route, blocks, diagonal, goal, certified, target).plan()
-            if best is None or plan.peak.bytes < best.peak.bytes:
-                best = plan
-            if plan.peak.bytes <= target:
-                return plan
-        assert best is not None
-        return best
-
-    target = int(MARGIN * memory.bytes)
-    plan = plan_within(target)
-    if plan.peak.bytes <= target:
-        return plan
-    # The fastest of those that take no more.
-    plan = plan_within(plan.peak.bytes)
-    if memory.strict and plan.peak.bytes > memory.bytes:
+    least = leanest_peak(batch, route, structure, goal, certified)
+    if memory.strict and least.bytes > memory.bytes:
         raise UsageError(
             f"memory of {_mib(memory.bytes)} does not suffice for N = {batch.batch_size}: the "
-            f"leanest plan takes {_mib(plan.peak.bytes)}, at '{plan.peak.name}'; give as much, a "
-            "smaller batch, or fewer curvature samples"
+            f"leanest plan takes {_mib(least.bytes)}, at '{least.name}'; give as much, a smaller "
+            "batch, or fewer curvature samples"
         )
-    return plan
+    # Where the leanest plan takes more, the fastest of those that take no more than it.
+    target = max(int(MARGIN * memory.bytes), least.bytes)
+    for working in _halved(batch.working_bytes):
+        smaller = replace(batch, working_bytes=working)
+        plan = _Planner(smaller, route, blocks, diagonal, goal, certified, target).plan()
+        if plan.peak.bytes <= target:
+            return plan
+    raise AssertionError("the leanest plan is within every target")
+
+
+def leanest_peak(
+    batch: MiniBatch,
+    route: Route,
+    structure: BlockPatterns = Blocks.NONE,
+    goal: Goal = Goal.EIGENVALUES,
+    certified: bool = True,
+) -> Stage:
+    """Where the leanest plan holds most memory, in a time that does not depend on its passes.
+
+    It collects one part of a layer after the other, each as small as can be. How many there are
+    does not matter to the peak, so that the largest of each layer stands for all.
+
+    Args:
+        batch: See `make_plan`, as for the others.
+        route: As there.
+        structure: As there.
+        goal: As there.
+        certified: As there.
+
+    Raises:
+        UsageError: Blocks that are unknown, empty or do not cover the parameters.
+    """
+    blocks = plan_blocks(batch, route, structure)
+    peaks = []
+    for working in _halved(batch.working_bytes):
+        smaller = replace(batch, working_bytes=working)
+        planner = _Planner(smaller, route, blocks, structure != Blocks.NONE, goal, certified, None)
+        peaks += [planner.plan().peak, planner.leanest().peak]
+    return min(peaks, key=lambda stage: stage.bytes)
 
 
 def _halved(most: int) -> Iterator[int]:
@@ -305,13 +325,31 @@ class _Planner:
         fastest = self._made([whole], frozenset(), lean=False)
         if self.target is None or fastest.peak.bytes <= self.target:
             return fastest
-        in_place = frozenset(
+        in_place = self._solved_in_place(self.target)
+        return self._made(self._packed(in_place), in_place, lean=True)
+
+    def leanest(self) -> Plan:
+        """A plan with the peak of the leanest one, that collects a part of each unit alone."""
+        passes = []
+        for block in self.blocks:
+            if block.in_parameter_space:
+                passes.append(tuple(Piece(u, None, u.contraction) for u in block.units[::-1]))
+                continue
+            for unit in block.units[::-1]:
+                steps = unit.kept.divisible // unit.kept.divisor
+                passes.append((_largest_part(unit, steps),))
+        return self._made(passes, self._solved_in_place(0), lean=True)
+
+    def _solved_in_place(self, target: int) -> frozenset[BlockPlan]:
+        """Blocks whose solver's copies do not fit, and that take less in their own memory."""
+        if self.batch.device.type != "cpu":
+            return frozenset()
+        return frozenset(
             block
             for block in self.blocks
-            if self.batch.device.type == "cpu"
-            and self._base + self._solving(block, in_place=False) > self.target
+            if self._base + self._solving(block, False) > target
+            and self._solving(block, True) < self._solving(block, False)
         )
-        return self._made(self._packed(in_place), in_place, lean=True)
 
     def _made(
         self, passes: Sequence[tuple[Piece, ...]], in_place: frozenset[BlockPlan], lean: bool
@@ -376,9 +414,7 @@ class _Planner:
         kept = unit.kept
         steps, count = kept.divisible // kept.divisor, 1
         while count < steps:
-            size = ceil(steps / count) * kept.divisor
-            largest = Piece(unit, slice(0, size), unit.contraction_in(count))
-            if self._collecting([largest]) <= room:
+            if self._collecting([_largest_part(unit, count)]) <= room:
                 break
             count = max(count + 1, int(count * 1.1))
         return _cut_unit(unit, count)
@@ -510,6 +546,16 @@ def _triangle(m: int, itemsize: int, device: torch.device) -> int:
     if device.type != "cpu":
         return whole
     return min(whole, whole // 2 + m * (itemsize + mmap.PAGESIZE) // 2)
+
+
+def _largest_part(unit: UnitPlan, count: int) -> Piece:
+    """The largest of a unit's parts, if there are so many."""
+    kept = unit.kept
+    steps = kept.divisible // kept.divisor
+    if count == 1 or steps <= 1:
+        return Piece(unit, None, unit.contraction)
+    size = ceil(steps / count) * kept.divisor
+    return Piece(unit, slice(0, size), unit.contraction_in(count))
 
 
 def _cut_unit(unit: UnitPlan, count: int) -> list[Piece]:
