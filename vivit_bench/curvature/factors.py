@@ -312,7 +312,9 @@ class AffineFactor(Factor):
             for start in range(0, self._channels, step):
                 u = self._unfolded(slice(None), slice(start, start + step), group)
                 v = buffer[: n * c * own * u.shape[1]].view(n, c * own, -1)
-                yield torch.bmm(s, u.mT, out=v).view(self.rows, -1)
+                torch.bmm(s, u.mT, out=v)
+                del u  # not beside the next one
+                yield v.view(self.rows, -1)
         if self._has_bias:
             yield self.s.sum(3).view(self.rows, -1)
 
