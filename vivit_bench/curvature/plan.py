@@ -42,7 +42,7 @@ from vivit_bench.curvature.units import (
 from vivit_bench.errors import UsageError
 from vivit_bench.trees import leaves
 
-LIBRARY_BYTES = 4 * 2**20
+LIBRARY_BYTES = 2 * 2**20
 """Buffers that libraries keep from the first large products on."""
 
 MARGIN = 0.92
@@ -320,6 +320,8 @@ class _Planner:
     certified: bool
     target: int | None
     """Memory; None: no bound."""
+    before: int = 0
+    """Memory of the vectors of earlier blocks."""
 
     def plan(self) -> Plan:
         """The fastest plan for these micro-batches within the target, or else the leanest."""
@@ -342,8 +344,10 @@ class _Planner:
                 passes.append(tuple(Piece(u, None, u.contraction) for u in block.units[::-1]))
                 continue
             for unit in block.units[::-1]:
-                steps = unit.kept.divisible // unit.kept.divisor
-                passes.append((_largest_part(unit, steps),))
+                largest = _largest_part(unit, unit.kept.divisible // unit.kept.divisor)
+                passes.append((largest,))
+                if largest.part is not None:  # the next one, beside the matrix
+                    passes.append((replace(largest),))
         return self._made(passes, self._solved_in_place(0), lean=True)
 
     def _solved_in_place(self, target: int) -> frozenset[BlockPlan]:
@@ -394,13 +398,14 @@ class _Planner:
         assert self.target is not None
         units = {piece.unit for piece in pieces}
         blocks = tuple(block for block in self.blocks if units.issuperset(block.units))
-        alone = replace(self, blocks=blocks)
+        alone = replace(self, blocks=blocks, before=self._vectors_before(blocks[0]))
         return alone._made([tuple(pieces)], in_place, lean=True).peak.bytes <= self.target
 
     def _cut(self, block: BlockPlan) -> list[tuple[Piece, ...]]:
         """Passes that each collect as much of a block as fits beside its matrix."""
         assert self.target is not None
-        room = self.target - self._beside - self._forming(block)
+        held = self._beside + self._vectors_before(block) + self._forming(block)
+        room = self.target - held
         passes: list[tuple[Piece, ...]] = []
         together: list[Piece] = []
         for unit in block.units[::-1]:
@@ -449,9 +454,17 @@ class _Planner:
         early = self._comes_along or (self.goal.lifts and not self.batch.gradients_in_range)
         return self._base + (self._gradient if early else 0)
 
+    def _vectors(self, block: BlockPlan) -> int:
+        """Memory of what a block's coordinates become."""
+        own = sum(unit.num_params * unit.itemsize for unit in block.units)
+        return own if self.goal.lifts else 0
+
+    def _vectors_before(self, block: BlockPlan) -> int:
+        return sum(map(self._vectors, self.blocks[: self.blocks.index(block)]))
+
     def _stages(self, plan: Plan) -> Iterator[Stage]:
         """The plan's parts in their order, with the memory that is held at the height of each."""
-        batch, base, total = self.batch, self._beside, len(plan.passes)
+        batch, base, total = self.batch, self._beside + self.before, len(plan.passes)
         tensors = [*batch.names, batch.targets, *(leaf for _, leaf in leaves(batch.inputs))]
         largest = max(tensor.numel() * tensor.element_size() for tensor in tensors)
         yield Stage("checks of the request", self._base + int(1.75 * largest))
@@ -479,8 +492,7 @@ class _Planner:
                     held -= self._kept(piece)
                 if solved:
                     yield from self._solved(plan, block, base + held)
-                    if self.goal.lifts and plan.diagonal:  # else there is one block
-                        base += sum(u.num_params * u.itemsize for u in block.units)
+                    base += self._vectors(block)
                     started = None
                     if plan.keeps_factors:
                         own_pieces = (p for unit in block.units for p in plan.pieces(unit))
@@ -501,8 +513,7 @@ class _Planner:
         matrix = _triangle(block.size, 8, self.batch.device) if in_place else 8 * block.size**2
         if plan.keeps_factors:
             pieces = [piece for unit in block.units for piece in plan.pieces(unit)]
-            vectors = sum(unit.num_params * unit.itemsize for unit in block.units)
-            lifting = vectors + max(map(self._combining, pieces))
+            lifting = self._vectors(block) + max(map(self._combining, pieces))
         else:
             lifting = self._pulling()
         yield Stage("vectors" + where, held + matrix + lifting)
