@@ -1,5 +1,6 @@
 """Every quantity under every kind of plan: the same numbers, and no more memory than foreseen."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from vivit_bench.curvature import (
     newton_step,
 )
 from vivit_bench.curvature.plan import Goal
-from vivit_bench.curvature.session import Request, plan_request
+from vivit_bench.curvature.session import Request, leanest_peak_of, plan_request
 from vivit_bench.curvature.square import Square
 from vivit_bench.errors import UsageError
 
@@ -100,6 +101,41 @@ def leanest_peak(n: int, goal: Goal, blocks: str) -> int:
 def test_what_the_leanest_plan_needs_does_not_fall_with_n(goal: Goal, blocks: str) -> None:
     peaks = [leanest_peak(n, goal, blocks) for n in (1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233)]
     assert peaks == sorted(peaks)
+
+
+@pytest.mark.parametrize("goal", Goal)
+@pytest.mark.parametrize("blocks", ["none", "layer"])
+@pytest.mark.parametrize("approximation", [Approximation(), Approximation("mc", "frac")])
+def test_the_leanest_need_in_closed_form_is_that_of_cutting_everything(
+    goal: Goal, blocks: str, approximation: Approximation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plans for no memory at all, each pass of which is made, against the closed form."""
+    for n in (1, 3, 40):
+        model, loss, x, y = network()
+        request = Request(
+            model, loss, x[:n], y[:n], approximation, blocks, certify=False, goal=goal
+        )
+        batch, plan = plan_request(request)
+        peaks = []
+        for working in plan_module._halved(batch.working_bytes):
+            for target in (None, 0):
+                planner = plan_module._Planner(
+                    replace(batch, working_bytes=working),
+                    plan.route,
+                    plan.blocks,
+                    plan.diagonal,
+                    goal,
+                    False,
+                    target,
+                )
+                peaks.append(planner.plan().peak.bytes)
+        with monkeypatch.context() as patch:
+            patch.setattr(plan_module, "_cut_unit", None)
+            assert leanest_peak_of(request).bytes == min(peaks)
+        exactly = replace(request, memory=Memory(min(peaks)))
+        assert plan_request(exactly)[1].peak.bytes <= min(peaks)
+        with pytest.raises(UsageError, match="does not suffice"):
+            plan_request(replace(request, memory=Memory(min(peaks) - 1)))
 
 
 def test_less_memory_means_more_passes_and_none_is_refused() -> None:

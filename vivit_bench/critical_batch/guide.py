@@ -9,6 +9,7 @@ tells by how much it is off.
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, pairwise
 from math import exp, log
 
@@ -40,12 +41,15 @@ class PlannedPeaks:
 
     def at(self, n: int) -> float:
         """Bytes at N: between two points, and beyond the last two, a power of N."""
-        sizes = [size for size, _ in self.points]
+        x = log(n)
+        right = min(max(bisect_left(self._logs, (x, 0.0)), 1), len(self._logs) - 1)
+        (x0, y0), (x1, y1) = self._logs[right - 1 : right + 1]
+        return exp(y0 + (y1 - y0) * (x - x0) / (x1 - x0))
+
+    @cached_property
+    def _logs(self) -> list[tuple[float, float]]:
         needs = accumulate((need for _, need in self.points), max)  # whatever a plan says
-        logs = [(log(size), log(need)) for size, need in zip(sizes, needs, strict=True)]
-        right = min(max(bisect_left(sizes, n), 1), len(sizes) - 1)
-        (x0, y0), (x1, y1) = logs[right - 1 : right + 1]
-        return exp(y0 + (y1 - y0) * (log(n) - x0) / (x1 - x0))
+        return [(log(n), log(need)) for (n, _), need in zip(self.points, needs, strict=True)]
 
 
 def predict_critical_batch_size(
