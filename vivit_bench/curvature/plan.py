@@ -42,7 +42,7 @@ from vivit_bench.curvature.units import (
 from vivit_bench.errors import UsageError
 from vivit_bench.trees import leaves
 
-LIBRARY_BYTES = 2 * 2**20
+LIBRARY_BYTES = 4 * 2**20
 """Buffers that libraries keep from the first large products on."""
 
 MARGIN = 0.92
@@ -474,7 +474,8 @@ class _Planner:
         for number, pieces in enumerate(plan.passes, 1):
             matrix = 0 if started is None else self._forming(started)
             name = f"pass {number} of {total}" if total > 1 else "pass over the mini-batch"
-            yield Stage(name, base + matrix + self._sweeping(pieces))
+            there = LIBRARY_BYTES if number == 1 else 0  # not yet
+            yield Stage(name, base - there + matrix + self._sweeping(pieces))
             held = sum(map(self._kept, pieces))
             for piece in pieces:
                 block = started = blocks[piece.unit]
@@ -559,7 +560,8 @@ class _Planner:
                 putting = max(putting, graph + step * width * self._output(number) + expanding)
         found = max(written + max(self._forward(step), backward), kept + putting)
         if self._comes_along or (self.goal.lifts and not batch.gradients_in_range):
-            gradient = self._pulled(step) if self._comes_along else self._pulling()
+            along = self._comes_along
+            gradient = self._pulled(step, batch.num_samples) if along else self._pulling()
             found = max(found, kept + gradient - self._gradient)  # which is held from now on
         return found
 
@@ -590,11 +592,17 @@ class _Planner:
         widest = max(map(self._output, range(len(self.route.uses))), default=0)
         return step * max(self.route.saved_bytes + widest, 4 * widest)
 
-    def _pulled(self, step: int) -> int:
-        """An ordinary backward pass of some samples: two vectors, the graph freed on the way."""
-        graph, uses = self.route.saved_bytes // 2, range(len(self.route.uses))
-        sending = step * (graph + self._sending(uses, 1, collected=False))
-        return self._gradient + max(self._gradient + step * graph, sending, self._forward(step))
+    def _pulled(self, step: int, count: int) -> int:
+        """An ordinary backward pass of some of the samples, beside what the others add up to.
+
+        Where a cotangent is widest, most of the graph is freed already: what is left is a mask.
+        """
+        uses = range(len(self.route.uses))
+        masked = max(map(self._output, uses), default=0) // 4
+        sending = self._sending(uses, 1, collected=False) + masked
+        backward = self._gradient + step * max(self.route.saved_bytes, sending)
+        sum_of_others = self._gradient if step < count else 0
+        return max(sum_of_others + max(backward, self._forward(step)), 2 * self._gradient)
 
     def _pulling(self) -> int:
         """A pass over the mini-batch for a vector in parameter space."""
@@ -603,7 +611,7 @@ class _Planner:
         if route.plain:
             per_sample, per_column = sample_bytes(batch, route, None, False)
             return 2 * self._gradient + step * (per_sample + per_column)
-        return self._pulled(step)
+        return self._pulled(step, batch.batch_size)
 
     def _kept(self, piece: Piece) -> int:
         """Memory of a piece's factors."""
