@@ -562,7 +562,8 @@ class _Planner:
         if self._comes_along or (self.goal.lifts and not batch.gradients_in_range):
             along = self._comes_along
             gradient = self._pulled(step, batch.num_samples) if along else self._pulling()
-            found = max(found, kept + gradient - self._gradient)  # which is held from now on
+            # The sum is held from now on; the buffers are there.
+            found = max(found, kept + gradient - self._gradient + LIBRARY_BYTES)
         return found
 
     def _output(self, number: int) -> int:
