@@ -20,7 +20,7 @@ from vivit_bench.curvature import (
     newton_step,
 )
 from vivit_bench.curvature.plan import Goal
-from vivit_bench.curvature.session import Request, leanest_peak_of, plan_request
+from vivit_bench.curvature.session import Request, leanest_of, plan_request
 from vivit_bench.curvature.square import Square
 from vivit_bench.errors import UsageError
 
@@ -131,7 +131,7 @@ def test_the_leanest_need_in_closed_form_is_that_of_cutting_everything(
                 peaks.append(planner.plan().peak.bytes)
         with monkeypatch.context() as patch:
             patch.setattr(plan_module, "_cut_unit", None)
-            assert leanest_peak_of(request).bytes == min(peaks)
+            assert leanest_of(request).peak.bytes == min(peaks)
         exactly = replace(request, memory=Memory(min(peaks)))
         assert plan_request(exactly)[1].peak.bytes <= min(peaks)
         with pytest.raises(UsageError, match="does not suffice"):

@@ -151,7 +151,7 @@ def run_search(
             stored.update(**{PLANNED: _ask_for_plan(cell, limit, max_batch, plan, listener)})
         planned = None
         if points := stored.stored.results.get(PLANNED):
-            planned = PlannedPeaks(tuple((n, need) for n, need in points))
+            planned = PlannedPeaks.from_rows(points)
         result = find_critical_batch_size(trials.run, max_batch, limit, planned)
         if not stored.is_returned:
             facts = facts_of(result, max_batch=max_batch, trial_timeout=trial_timeout)
@@ -162,7 +162,7 @@ def run_search(
 def _ask_for_plan(
     cell: Cell, limit_bytes: int, max_batch: int, plan: RunPlan, listener: Listener
 ) -> list[list[int]]:
-    """[[N, bytes], ...] of the engine's leanest plan; none where it cannot guide a search."""
+    """Rows of the engine's leanest plan, see `PLANNED`; none where it cannot guide a search."""
     spec = Spec(
         n=max_batch,
         threads=cell.threads,
@@ -175,7 +175,7 @@ def _ask_for_plan(
     seen = plan(spec, _PLAN_SECONDS)
     points = seen.report.digest.get(PLANNED) if seen.report is not None else None
     try:
-        PlannedPeaks(tuple((n, need) for n, need in points or ()))
+        PlannedPeaks.from_rows(points or ())
     except ValueError:
         why = seen.message or "not even one sample is within the limit"
         listener.note(f"the engine's plan does not guide the search: {why}")

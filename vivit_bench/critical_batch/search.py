@@ -97,7 +97,7 @@ def _next_planned(
     """The planned size, then where it is after each trial's correction.
 
     Whatever the plan says, both sides of the bracket are left in widening steps until the other
-    side is known, and every fifth trial from then on halves it.
+    side is known; from then on every fifth trial halves it, and any where the plan is refuted.
     """
     fits, too_large = bracket.fits, bracket.too_large
     predicted = predict_critical_batch_size(planned, trials, limit_bytes, max_batch)
@@ -113,7 +113,7 @@ def _next_planned(
         # How far above the limit is known only of a trial that was run to its end.
         whole = limit_bytes < peak < MemoryBudget(limit_bytes).watchdog_bytes
         predicted = min(predicted, too_large - _step(too_large, failed + (0 if whole else 2)))
-    elif (fitted + failed) % 5 == 0 or not fitted:
+    elif (fitted + failed) % 5 == 0 or not fitted or not fits <= predicted < too_large:
         predicted = (fits + too_large) // 2
     return min(max(predicted, fits + 1), too_large - 1, max_batch)
 

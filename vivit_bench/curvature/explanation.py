@@ -13,7 +13,7 @@ from vivit_bench.curvature.options import (
     parse_choice,
 )
 from vivit_bench.curvature.plan import Goal, Piece, Stage
-from vivit_bench.curvature.session import Request, leanest_peak_of, plan_request
+from vivit_bench.curvature.session import Request, leanest_of, plan_request
 from vivit_bench.curvature.units import BlockPatterns, UnitPlan
 from vivit_bench.trees import Tree
 
@@ -121,7 +121,7 @@ def least_memory(
     params: Patterns | None = None,
     certify: bool = True,
     working_bytes: int = WORKING_BYTES,
-) -> int:
+) -> tuple[int, int]:
     """The least ``memory`` with which a request is not refused, without computing.
 
     Args:
@@ -137,7 +137,8 @@ def least_memory(
         working_bytes: As there.
 
     Returns:
-        Bytes over what the process holds.
+        Bytes over what the process holds, and bytes of address space, of which the part that is
+        never touched takes no memory but counts where a process's data are limited.
 
     Raises:
         UsageError: The request cannot be computed; in one line.
@@ -154,4 +155,5 @@ def least_memory(
         working_bytes,
         goal=parse_choice(Goal, "goal", goal),
     )
-    return leanest_peak_of(request).bytes
+    found = leanest_of(request)
+    return found.peak.bytes, found.mapped_bytes

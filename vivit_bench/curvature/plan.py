@@ -126,6 +126,17 @@ class Stage:
     bytes: int
 
 
+@dataclass(frozen=True)
+class Leanest:
+    """What no plan of a request does without."""
+
+    peak: Stage
+    """Of the plan that needs least."""
+    mapped_bytes: int
+    """Address space for the largest matrix in float64 and what is held beside it: limits of a
+    process count it whole, also where one triangle alone takes memory."""
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
     """How a request is computed."""
@@ -201,7 +212,7 @@ def make_plan(
     if memory is None:
         return _Planner(batch, route, blocks, diagonal, goal, certified, None).plan()
 
-    least = leanest_peak(batch, route, structure, goal, certified)
+    least = leanest_peak(batch, route, structure, goal, certified).peak
     if memory.strict and least.bytes > memory.bytes:
         raise UsageError(
             f"memory of {_mib(memory.bytes)} does not suffice for N = {batch.batch_size}: the "
@@ -224,8 +235,8 @@ def leanest_peak(
     structure: BlockPatterns = Blocks.NONE,
     goal: Goal = Goal.EIGENVALUES,
     certified: bool = True,
-) -> Stage:
-    """Where the leanest plan holds most memory, in a time that does not depend on its passes.
+) -> "Leanest":
+    """What the leanest plan needs, in a time that does not depend on its passes.
 
     It collects one part of a layer after the other, each as small as can be. How many there are
     does not matter to the peak, so that the largest of each layer stands for all.
@@ -246,7 +257,8 @@ def leanest_peak(
         smaller = replace(batch, working_bytes=working)
         planner = _Planner(smaller, route, blocks, structure != Blocks.NONE, goal, certified, None)
         peaks += [planner.plan().peak, planner.leanest().peak]
-    return min(peaks, key=lambda stage: stage.bytes)
+    matrix = 8 * max((block.size for block in blocks), default=0) ** 2
+    return Leanest(min(peaks, key=lambda stage: stage.bytes), planner._beside + matrix)
 
 
 def _halved(most: int) -> Iterator[int]:

@@ -19,7 +19,7 @@ from vivit_bench.curvature.minibatch import (
 )
 from vivit_bench.curvature.options import Approximation, Blocks, Memory, memory_of
 from vivit_bench.curvature.passes import Sweep, sweep_curvature
-from vivit_bench.curvature.plan import Goal, Plan, Stage, leanest_peak, make_plan
+from vivit_bench.curvature.plan import Goal, Leanest, Plan, leanest_peak, make_plan
 from vivit_bench.curvature.route import Route, find_route
 from vivit_bench.curvature.slopes import Work
 from vivit_bench.curvature.square import check_room
@@ -90,8 +90,8 @@ def plan_request(request: Request) -> tuple[MiniBatch, Plan]:
         return batch, _plan(request, batch, route)
 
 
-def leanest_peak_of(request: Request) -> Stage:
-    """Where the leanest plan of a request holds most memory; the request's own does not count."""
+def leanest_of(request: Request) -> Leanest:
+    """What the leanest plan of a request needs; the request's own memory does not count."""
     with undisturbed(request.model):
         batch, route = _routed(request)
         certified = request.certify is not False

@@ -109,8 +109,8 @@ class Engine(Protocol):
         inputs: Tree,
         targets: Tensor,
         approximation: Approximation,
-    ) -> int:
-        """Bytes, beside the mini-batch, that `run` needs at the least; nothing is run.
+    ) -> tuple[int, int]:
+        """What `run` needs at the least beside the mini-batch; nothing is run.
 
         Args:
             quantity: One of ``planned``.
@@ -119,6 +119,9 @@ class Engine(Protocol):
             inputs: As there.
             targets: As there.
             approximation: As there.
+
+        Returns:
+            Bytes of memory, and of address space.
 
         Raises:
             UsageError: If the implementation cannot compute it.
@@ -130,7 +133,7 @@ class PlainEngine:
 
     planned: frozenset[Quantity] = frozenset()
 
-    def planned_peak(self, *_: object, **__: object) -> int:
+    def planned_peak(self, *_: object, **__: object) -> tuple[int, int]:
         """Not to be asked."""
         raise NotImplementedError
 
