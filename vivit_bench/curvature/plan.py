@@ -42,7 +42,7 @@ from vivit_bench.curvature.units import (
 from vivit_bench.errors import UsageError
 from vivit_bench.trees import leaves
 
-LIBRARY_BYTES = 4 * 2**20
+LIBRARY_BYTES = 5 * 2**20
 """Buffers that libraries keep from the first large products on."""
 
 MARGIN = 0.92
@@ -658,7 +658,10 @@ class _Planner:
 
     def _forming(self, block: BlockPlan) -> int:
         """Memory of a block's matrix before it is solved."""
-        return _triangle(block.size, self.batch.dtype.itemsize, self.batch.device)
+        m, itemsize = block.size, self.batch.dtype.itemsize
+        whole_blocks = m * min(m, 512) // 2 * itemsize  # on the diagonal
+        formed = _triangle(m, itemsize, self.batch.device) + whole_blocks
+        return min(formed, m * m * itemsize)
 
     def _solving(self, block: BlockPlan, in_place: bool) -> int:
         """Memory of a block's matrix and its solver."""
