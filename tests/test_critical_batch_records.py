@@ -19,7 +19,7 @@ from vivit_bench.critical_batch.sweep import sweep_cells, table_cells
 from vivit_bench.critical_batch.table_s1 import SUB_TABLES
 from vivit_bench.curvature.options import Curvature, Samples
 from vivit_bench.errors import StorageError, UsageError, VivitBenchError
-from vivit_bench.measure import Outcome, Spec, Trial, TrialRun
+from vivit_bench.measure import Observation, Outcome, Spec, Trial, TrialReport, TrialRun
 from vivit_bench.measure.trial import Confirming
 from vivit_bench.peers import Quantity
 from vivit_bench.store import stored_runs
@@ -64,6 +64,23 @@ class FakeTrials:
         return TrialRun(make_trial(spec.n, outcome, message, timeout), "Traceback: the reason")
 
 
+def planning(points: list[list[int]]) -> Callable[[Spec, float], Observation]:
+    """Stands in for the child that is asked for the plan; without points it is stopped."""
+
+    def plan(spec: Spec, timeout: float) -> Observation:
+        nothing = (None, None, None, None, None, 0, "")
+        if not points:
+            return Observation(Outcome.TIMEOUT, "stopped after 120 s", *nothing)
+        report = TrialReport(digest={"planned_peaks": points})
+        return replace(Observation(Outcome.FITS, "", *nothing), report=report)
+
+    return plan
+
+
+def not_to_be_asked(spec: Spec, timeout: float) -> Observation:
+    raise AssertionError("the plan is stored, or there is none")
+
+
 class Notes(Listener):
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -80,7 +97,7 @@ def cell() -> Cell:
 @pytest.fixture
 def search(tmp_path: Path, cell: Cell) -> Callable[..., FinishedSearch]:
     def run(trials: FakeTrials, **options: Any) -> FinishedSearch:
-        settings = {"max_batch": 64, "results_dir": tmp_path, **options}
+        settings = {"max_batch": 64, "results_dir": tmp_path, "plan": planning([]), **options}
         return run_search(settings.pop("cell", cell), LIMIT, run=trials, **settings)
 
     return run
@@ -109,6 +126,41 @@ def test_an_interrupted_search_repeats_no_finished_trial(search: Search, survive
     assert first.runs + whole.runs == expected
     assert finished.result.critical_batch_size == 21
     assert finished.from_records == survived
+
+
+@pytest.mark.parametrize("survived", range(4))
+def test_a_search_is_guided_by_the_plan_it_began_with(
+    search: Search, tmp_path: Path, survived: int
+) -> None:
+    """Asked once, stored, and the same sizes follow after an interruption."""
+    first, rest = FakeTrials(21), FakeTrials(21)
+    first.interrupt_after = survived
+    if survived < 3:
+        with pytest.raises(KeyboardInterrupt):
+            search(first, plan=planning([[1, 1_000, 1], [64, 64_000, 1]]))
+    else:
+        search(first, plan=planning([[1, 1_000, 1], [64, 64_000, 1]]))
+    finished = search(rest, plan=not_to_be_asked)
+    assert first.runs + rest.runs == [1, 21, 22]
+    assert finished.result.critical_batch_size == 21
+    assert "planned_peaks" not in rows_of(tmp_path)[0]
+
+
+def test_without_a_plan_a_search_says_why_and_doubles(search: Search) -> None:
+    notes, first, rest = Notes(), FakeTrials(21), FakeTrials(21)
+    first.interrupt_after = 2
+    with pytest.raises(KeyboardInterrupt):
+        search(first, listener=notes)
+    assert notes.notes == ["the engine's plan does not guide the search: stopped after 120 s"]
+    search(rest, plan=not_to_be_asked)
+    assert first.runs + rest.runs == [1, 2, 4, 8, 16, 32, 21, 22]
+
+
+def test_an_engine_that_plans_nothing_is_not_asked(search: Search) -> None:
+    gradient = make_cell("mnist_mlp", quantity=Quantity.GRADIENT, threads=2)
+    trials = FakeTrials(21)
+    search(trials, cell=gradient, plan=not_to_be_asked)
+    assert trials.runs == [1, 2, 4, 8, 16, 32, 21, 22]
 
 
 def test_a_finished_search_runs_nothing_again_and_fresh_runs_all(search: Search) -> None:
@@ -198,7 +250,7 @@ def test_an_error_is_told_with_its_log_and_tried_again(
     assert not rows_of(tmp_path)
     log = journals(tmp_path)[0].with_name("stderr.txt")
     assert log.read_text() == "Traceback: the reason\n"
-    assert notes.notes == [f"what the trial of N = 4 wrote to stderr: {log}"]
+    assert notes.notes[1:] == [f"what the trial of N = 4 wrote to stderr: {log}"]
     mended = FakeTrials(21)
     search(mended)
     assert mended.runs[0] == 4
@@ -344,7 +396,7 @@ def test_the_default_limit_stays_while_its_search_is_unfinished(
     interrupted = FakeTrials(21)
     interrupted.interrupt_after = 3
     with pytest.raises(KeyboardInterrupt):
-        run_search(cell, chosen, results_dir=tmp_path, run=interrupted)
+        run_search(cell, chosen, results_dir=tmp_path, run=interrupted, plan=planning([]))
     monkeypatch.setattr(runner_module, "available_memory", lambda: 6 * 2**30)
     assert choose_limit([cell], None, results_dir=tmp_path, listener=notes) == chosen
     assert choose_limit([cell], None, results_dir=tmp_path, fresh=True).limit_bytes == 3 * 2**30
@@ -396,7 +448,8 @@ def test_a_sweep_goes_on_after_a_failed_cell(
     def run(cell: Cell, memory_limit: MemoryLimit, **options: Any) -> FinishedSearch:
         ending = {4: Outcome.ERROR} if cell.workload.seed == 1 else {}
         searched.append(cell.workload.seed)
-        return run_search(cell, memory_limit, run=FakeTrials(9, ending), **options)
+        trials = FakeTrials(9, ending)
+        return run_search(cell, memory_limit, run=trials, plan=planning([]), **options)
 
     monkeypatch.setattr("vivit_bench.critical_batch.sweep.run_search", run)
     options: dict[str, Any] = {"memory_limit": 2**30, "results_dir": tmp_path}

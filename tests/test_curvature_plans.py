@@ -1,5 +1,6 @@
 """Every quantity under every kind of plan: the same numbers, and no more memory than foreseen."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from vivit_bench.curvature import (
     newton_step,
 )
 from vivit_bench.curvature.plan import Goal
-from vivit_bench.curvature.session import Request, plan_request
+from vivit_bench.curvature.session import Request, leanest_of, plan_request
 from vivit_bench.curvature.square import Square
 from vivit_bench.errors import UsageError
 
@@ -102,11 +103,46 @@ def test_what_the_leanest_plan_needs_does_not_fall_with_n(goal: Goal, blocks: st
     assert peaks == sorted(peaks)
 
 
+@pytest.mark.parametrize("goal", Goal)
+@pytest.mark.parametrize("blocks", ["none", "layer"])
+@pytest.mark.parametrize("approximation", [Approximation(), Approximation("mc", "frac")])
+def test_the_leanest_need_in_closed_form_is_that_of_cutting_everything(
+    goal: Goal, blocks: str, approximation: Approximation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plans for no memory at all, each pass of which is made, against the closed form."""
+    for n in (1, 3, 40):
+        model, loss, x, y = network()
+        request = Request(
+            model, loss, x[:n], y[:n], approximation, blocks, certify=False, goal=goal
+        )
+        batch, plan = plan_request(request)
+        peaks = []
+        for working in plan_module._halved(batch.working_bytes):
+            for target in (None, 0):
+                planner = plan_module._Planner(
+                    replace(batch, working_bytes=working),
+                    plan.route,
+                    plan.blocks,
+                    plan.diagonal,
+                    goal,
+                    False,
+                    target,
+                )
+                peaks.append(planner.plan().peak.bytes)
+        with monkeypatch.context() as patch:
+            patch.setattr(plan_module, "_cut_unit", None)
+            assert leanest_of(request).peak.bytes == min(peaks)
+        exactly = replace(request, memory=Memory(min(peaks)))
+        assert plan_request(exactly)[1].peak.bytes <= min(peaks)
+        with pytest.raises(UsageError, match="does not suffice"):
+            plan_request(replace(request, memory=Memory(min(peaks) - 1)))
+
+
 def test_less_memory_means_more_passes_and_none_is_refused() -> None:
     model, loss, x, y = network()
     fastest = explain(model, loss, x, y)
     assert len(fastest.passes) == 1
-    for memory in (fastest.peak.bytes // 2, 28 * 2**20):
+    for memory in (fastest.peak.bytes // 2, 31 * 2**20):
         less = explain(model, loss, x, y, memory=memory)
         assert less.peak.bytes <= memory
     assert len(less.passes) > 1

@@ -65,7 +65,7 @@ def fake_trials() -> None:
 
     compare.measure = observe  # type: ignore[assignment]
     assert runner.run_search.__kwdefaults__ is not None
-    runner.run_search.__kwdefaults__["run"] = run
+    runner.run_search.__kwdefaults__.update(run=run, plan=observe)
 
 
 def be(request: dict[str, Any], out: BinaryIO, err: BinaryIO) -> NoReturn:

@@ -22,6 +22,10 @@ _SETTINGS = (
     *("problem", "quantity", "curvature", "samples", "mc_samples", "device", "engine", "data"),
     *("dtype", "memory_limit_bytes", "seed", "threads", "checkpoint"),
 )
+PLANNED = "planned_peaks"
+"""In a search's header what guides it: [[N, bytes, bytes of address space], ...] of the engine's
+leanest plan; an empty list if nothing does."""
+_INTERNAL = ("limit_chosen_by_user", PLANNED)
 _FACTS = (
     *("cpu", "cores", "ram_bytes", "gpu", "gpu_bytes", "host", "os", "torch", "backpack"),
     *("deepobs", "numpy", "vivit_for_pytorch", "vivit_bench", "git_commit", "python"),
@@ -146,7 +150,7 @@ def search_rows(results_dir: Path) -> tuple[list[dict[str, Any]], list[str]]:
     rows = [
         {
             **{name: stored.settings.get(name) for name in _SETTINGS},
-            **{k: v for k, v in stored.results.items() if k != "limit_chosen_by_user"},
+            **{k: v for k, v in stored.results.items() if k not in _INTERNAL},
             **{name: stored.provenance.get(name) for name in _FACTS},
             "code": stored.environment.get("code"),
             "run": stored.folder.name,

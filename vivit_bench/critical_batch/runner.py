@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from vivit_bench.arguments import format_size
+from vivit_bench.critical_batch.guide import PlannedPeaks
 from vivit_bench.critical_batch.records import (
+    PLANNED,
     STDERR,
     TRIALS,
     TrialRecords,
@@ -24,7 +26,7 @@ from vivit_bench.critical_batch.settings import (
     check_bounds,
 )
 from vivit_bench.errors import UsageError
-from vivit_bench.measure import Outcome, Spec, Trial
+from vivit_bench.measure import Observation, Outcome, Reading, Spec, Trial, measure
 from vivit_bench.measure.budget import (
     DEFAULT_SHARE,
     MemoryBudget,
@@ -34,8 +36,13 @@ from vivit_bench.measure.budget import (
 )
 from vivit_bench.measure.meters import available_device_memory
 from vivit_bench.measure.trial import Confirming, TrialRun, run_trial
+from vivit_bench.peers import get_engine
 from vivit_bench.store import Run, open_run
 
+_PLAN_WORK = "vivit_bench.measure.planning:PlanWork"
+_PLAN_SECONDS = 120.0
+
+RunPlan = Callable[[Spec, float], Observation]
 RunTrial = Callable[[Spec, float, Confirming], TrialRun]
 
 
@@ -94,6 +101,7 @@ def run_search(
     fresh: bool = False,
     listener: Listener | None = None,
     run: RunTrial = run_trial,
+    plan: RunPlan = measure,
 ) -> FinishedSearch:
     """Search the critical batch size of a cell, going on from records if there are any.
 
@@ -106,6 +114,7 @@ def run_search(
         fresh: Forget the records and start over.
         listener: Is told what happens.
         run: Runs one trial.
+        plan: Runs the child that is asked for the engine's plan.
 
     Returns:
         The result; it is stored.
@@ -136,11 +145,42 @@ def run_search(
                 listener.note(damaged)
             records = TrialRecords(journal.entries, journal)
         trials = _Trials(cell, memory_limit, stored, records, trial_timeout, listener, run)
-        result = find_critical_batch_size(trials.run, max_batch, limit)
+        begins = not stored.is_returned and PLANNED not in stored.stored.results
+        if begins and not records.trials and cell.quantity in get_engine(cell.engine).planned:
+            trials.check_limit()
+            stored.update(**{PLANNED: _ask_for_plan(cell, limit, max_batch, plan, listener)})
+        planned = None
+        if points := stored.stored.results.get(PLANNED):
+            planned = PlannedPeaks.from_rows(points)
+        result = find_critical_batch_size(trials.run, max_batch, limit, planned)
         if not stored.is_returned:
             facts = facts_of(result, max_batch=max_batch, trial_timeout=trial_timeout)
             stored.finish({**stored.stored.results, **facts}, [TRIALS])
     return FinishedSearch(cell, memory_limit, result, trials.from_records, stored.folder, facts)
+
+
+def _ask_for_plan(
+    cell: Cell, limit_bytes: int, max_batch: int, plan: RunPlan, listener: Listener
+) -> list[list[int]]:
+    """Rows of the engine's leanest plan, see `PLANNED`; none where it cannot guide a search."""
+    spec = Spec(
+        n=max_batch,
+        threads=cell.threads,
+        arguments={**cell.work(), "memory_bytes": limit_bytes},
+        work=_PLAN_WORK,
+        reading=Reading.TIME,
+        device=cell.device,
+        digest=True,
+    )
+    seen = plan(spec, _PLAN_SECONDS)
+    points = seen.report.digest.get(PLANNED) if seen.report is not None else None
+    try:
+        PlannedPeaks.from_rows(points or ())
+    except ValueError:
+        why = seen.message or "not even one sample is within the limit"
+        listener.note(f"the engine's plan does not guide the search: {why}")
+        return []
+    return points or []
 
 
 class _Trials:
@@ -176,7 +216,7 @@ class _Trials:
             self.from_records += 1
             self._listener.finished(recorded, True)
             return recorded
-        self._check_limit()
+        self.check_limit()
         self._listener.started(n, bracket)
         done = self._run(
             Spec(n=n, **self._spec),
@@ -191,7 +231,7 @@ class _Trials:
         self._listener.finished(done.trial, False)
         return done.trial
 
-    def _check_limit(self) -> None:
+    def check_limit(self) -> None:
         """Refuse a budget the machine cannot give now; records alone need none."""
         if not self._limit_checked and self._spec["device"] == "cpu":
             check_available(self._spec["limit_bytes"])

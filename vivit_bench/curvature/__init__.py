@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         has_zero_variance,
         signal_to_noise,
     )
-    from vivit_bench.curvature.explanation import Explanation, explain
+    from vivit_bench.curvature.explanation import Explanation, explain, least_memory
     from vivit_bench.curvature.newton import inverse_product, newton_step
     from vivit_bench.curvature.options import Approximation, Blocks, Curvature, Samples
     from vivit_bench.curvature.results import (
@@ -53,6 +53,7 @@ _HOMES = {
     "explain": "explanation",
     "has_zero_variance": "directional",
     "inverse_product": "newton",
+    "least_memory": "explanation",
     "newton_step": "newton",
     "signal_to_noise": "directional",
 }
@@ -79,6 +80,7 @@ __all__ = [
     "explain",
     "has_zero_variance",
     "inverse_product",
+    "least_memory",
     "newton_step",
     "signal_to_noise",
 ]

@@ -91,6 +91,7 @@ def _pool(module: MaxPool, x: Tensor) -> tuple[Tensor, Tensor]:
     _, function, memory_format = _POOLS[type(module)]
     x = x.contiguous(memory_format=memory_format)
     out, indices = function(x, *settings, module.ceil_mode)
+    del x  # the copy
     return out.contiguous(), indices.contiguous()
 
 

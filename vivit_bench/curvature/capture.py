@@ -9,6 +9,7 @@ functional uses of a weight are ordinary graphs.
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 
@@ -87,6 +88,13 @@ class Reading:
         """Numbers that the pass computed, all intermediate results together."""
         return sum(_num_entries(node) for node in self.nodes)
 
+    def saved_bytes(self, model: nn.Module) -> int:
+        """Memory that the graph keeps for its backward pass, beside the model's own tensors."""
+        own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+        storages = [t.untyped_storage() for node in self.nodes for t in _saved_tensors(node)]
+        sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
+        return sum(size for place, size in sizes.items() if place not in own)
+
 
 def read_uses(
     outputs: Tensor, parameters: Iterable[nn.Parameter], plain: Collection[nn.Parameter] = ()
@@ -131,6 +139,20 @@ def _broadcast(node: Node, rule: Rule, consumers: "_Consumers") -> tuple[Node, R
             if len(output) < len(summed):
                 return total, Broadcast(rule, torch.Size(output))
     return node, rule
+
+
+def _saved_tensors(node: Node) -> list[Tensor]:
+    names = [name for name in dir(node) if name.startswith("_saved_") or name == "saved_tensors"]
+    found: list[Tensor] = []
+    for name in names:
+        with suppress(RuntimeError):  # overwritten in place since
+            value = getattr(node, name)
+            found += [t for t in (value if isinstance(value, tuple) else (value,)) if _is_own(t)]
+    return found
+
+
+def _is_own(value: object) -> bool:
+    return isinstance(value, Tensor) and value.layout is torch.strided
 
 
 def _num_entries(node: Node) -> int:

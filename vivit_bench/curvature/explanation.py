@@ -13,7 +13,7 @@ from vivit_bench.curvature.options import (
     parse_choice,
 )
 from vivit_bench.curvature.plan import Goal, Piece, Stage
-from vivit_bench.curvature.session import Request, plan_request
+from vivit_bench.curvature.session import Request, leanest_of, plan_request
 from vivit_bench.curvature.units import BlockPatterns, UnitPlan
 from vivit_bench.trees import Tree
 
@@ -107,3 +107,53 @@ def explain(
         plan.stages,
         plan.peak,
     )
+
+
+def least_memory(
+    model: nn.Module,
+    loss: nn.Module,
+    inputs: Tree,
+    targets: Tensor,
+    approximation: Approximation | None = None,
+    *,
+    goal: Goal | str = Goal.EIGENVALUES,
+    blocks: BlockPatterns = Blocks.NONE,
+    params: Patterns | None = None,
+    certify: bool = True,
+    working_bytes: int = WORKING_BYTES,
+) -> tuple[int, int]:
+    """The least ``memory`` with which a request is not refused, without computing.
+
+    Args:
+        model: See :func:`~vivit_bench.curvature.eigenvalues`, as for what is not named here.
+        loss: As there.
+        inputs: As there.
+        targets: As there.
+        approximation: As there; None: exact curvature of all samples.
+        goal: What is to be computed.
+        blocks: As there.
+        params: As there.
+        certify: Whether the result is to be checked.
+        working_bytes: As there.
+
+    Returns:
+        Bytes over what the process holds, and bytes of address space, of which the part that is
+        never touched takes no memory but counts where a process's data are limited.
+
+    Raises:
+        UsageError: The request cannot be computed; in one line.
+    """
+    request = Request(
+        model,
+        loss,
+        inputs,
+        targets,
+        approximation or Approximation(),
+        blocks,
+        params,
+        certify,
+        working_bytes,
+        goal=parse_choice(Goal, "goal", goal),
+    )
+    found = leanest_of(request)
+    return found.peak.bytes, found.mapped_bytes

@@ -35,6 +35,10 @@ PAIRS_TILE_BYTES = 2 * 2**20
 slower (conv3 of 3c3d: 0.5 MiB 0.59 s, 1 MiB 0.38 s, 2 MiB 0.33 s, 4 MiB 0.36 s)."""
 
 
+EXPAND_BYTES = 4 * 2**20
+"""What expanding cotangents into V takes beside them, unless one sample takes more."""
+
+
 class Contraction(StrEnum):
     """The ways to contract a layer's V with itself; all compute the same Gram matrix."""
 
@@ -152,10 +156,17 @@ class ExplicitFactor(Factor):
     ) -> None:
         use = self._uses[number]
         roles = {name: role for name, role in use.roles.items() if role.parameter in self._slices}
-        for name, v in use.rule.expand(saved, roles, cotangents).items():
-            parameter = roles[name].parameter
-            v = v[..., self._entries[parameter]]
-            self.v[samples, columns, self._slices[parameter]] += v
+        count = len(cotangents)
+        step = max(EXPAND_BYTES // expanding_bytes(self.parameters, use, cotangents.shape[1]), 1)
+        for first in range(0, count, step):
+            few = slice(first, min(first + step, count))
+            tensors = {k: t if len(t) < count else t[few] for k, t in saved.tensors.items()}
+            found = use.rule.expand(Saved(tensors, saved.constants), roles, cotangents[few])
+            rows = slice(samples.start + few.start, samples.start + few.stop)
+            for name, v in found.items():
+                parameter = roles[name].parameter
+                v = v[..., self._entries[parameter]]
+                self.v[rows, columns, self._slices[parameter]] += v
 
     def put_plain(
         self, samples: slice, columns: slice, parameter: nn.Parameter, gradients: Tensor
@@ -178,6 +189,19 @@ class ExplicitFactor(Factor):
             v, weights = v[list(samples)], weights[list(samples)]
         vector = weights.flatten() @ v.flatten(0, 1)
         return {p: vector[self._slices[p]].view_as(p) for p in self.parameters}
+
+
+def expanding_bytes(parameters: Sequence[nn.Parameter], use: UseShape, columns: int) -> int:
+    """What expanding one sample's columns at one use into V takes beside the cotangents.
+
+    A copy of them, the products, and the patches of a convolution's input.
+    """
+    outputs = use.output.numel()
+    channels = use.output[1] if len(use.output) > 1 else 1
+    size = sum(p.numel() for p in parameters)
+    patches = max((p[0].numel() for p in parameters if p.ndim > 2), default=0)
+    numbers = columns * (outputs + size) + patches * outputs // max(channels, 1)
+    return max(numbers * parameters[0].element_size(), 1)
 
 
 _WEIGHT_GRADIENTS = {1: conv1d_weight, 2: conv2d_weight, 3: conv3d_weight}
@@ -312,7 +336,9 @@ class AffineFactor(Factor):
             for start in range(0, self._channels, step):
                 u = self._unfolded(slice(None), slice(start, start + step), group)
                 v = buffer[: n * c * own * u.shape[1]].view(n, c * own, -1)
-                yield torch.bmm(s, u.mT, out=v).view(self.rows, -1)
+                torch.bmm(s, u.mT, out=v)
+                del u  # not beside the next one
+                yield v.view(self.rows, -1)
         if self._has_bias:
             yield self.s.sum(3).view(self.rows, -1)
 

@@ -141,6 +141,7 @@ def _step_along_directions(
         del pairs, formed  # eigenvectors are as large as the Gram matrix
         (share,) = system.lift("step", weights, products)
         step |= share
+        del system, share  # with its matrix and factors, before the next block's
     totals = complete(
         work.batch, work.plan, sweep, gradient or shared.found, with_gradient=with_gradient
     )
@@ -190,6 +191,7 @@ def _whole_space_step(work: Work, sweep: Sweep, damping: float, with_gradient: b
         for formed in form_systems(work, sweep, slopes, shared.for_factors):
             shared.add(formed.gradient)
             found |= formed.system.solve_in_range(damping, shared.weights)
+            del formed  # before the next block's
         totals = complete(work.batch, work.plan, sweep, shared.found, with_gradient=True)
         step = in_parameter_format(work.batch, found) or []
     empty = {"": torch.empty(0)}
@@ -212,6 +214,7 @@ def _solve(
     for formed in form_systems(work, sweep, SlopesOfDirections(directions), None):
         for result, product in zip(solved, formed.system.solve(damping), strict=True):
             result |= product
+        del formed  # before the next block's
     return [in_parameter_format(work.batch, s) or [] for s in solved]
 
 

@@ -22,11 +22,13 @@ from math import ceil
 import torch
 
 from vivit_bench.curvature.factors import (
+    EXPAND_BYTES,
     PAIRS_TILE_BYTES,
     AffineFactor,
     Contraction,
     ExplicitFactor,
     Factor,
+    expanding_bytes,
 )
 from vivit_bench.curvature.minibatch import MiniBatch
 from vivit_bench.curvature.options import Blocks, Memory
@@ -38,6 +40,10 @@ from vivit_bench.curvature.units import (
     plan_blocks,
 )
 from vivit_bench.errors import UsageError
+from vivit_bench.trees import leaves
+
+LIBRARY_BYTES = 5 * 2**20
+"""Buffers that libraries keep from the first large products on."""
 
 MARGIN = 0.92
 """Share of the memory that a plan is made for, because a prediction is off by some percent. The
@@ -120,6 +126,17 @@ class Stage:
     bytes: int
 
 
+@dataclass(frozen=True)
+class Leanest:
+    """What no plan of a request does without."""
+
+    peak: Stage
+    """Of the plan that needs least."""
+    mapped_bytes: int
+    """Address space for the largest matrix in float64 and what is held beside it: limits of a
+    process count it whole, also where one triangle alone takes memory."""
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
     """How a request is computed."""
@@ -195,32 +212,53 @@ def make_plan(
     if memory is None:
         return _Planner(batch, route, blocks, diagonal, goal, certified, None).plan()
 
-    def plan_within(target: int) -> Plan:
-        """The fastest plan within a target, or else the leanest."""
-        best: Plan | None = None
-        for working in _halved(batch.working_bytes):
-            smaller = replace(batch, working_bytes=working)
-            plan = _Planner(smaller, route, blocks, diagonal, goal, certified, target).plan()
-            if best is None or plan.peak.bytes < best.peak.bytes:
-                best = plan
-            if plan.peak.bytes <= target:
-                return plan
-        assert best is not None
-        return best
-
-    target = int(MARGIN * memory.bytes)
-    plan = plan_within(target)
-    if plan.peak.bytes <= target:
-        return plan
-    # The fastest of those that take no more.
-    plan = plan_within(plan.peak.bytes)
-    if memory.strict and plan.peak.bytes > memory.bytes:
+    least = leanest_peak(batch, route, structure, goal, certified).peak
+    if memory.strict and least.bytes > memory.bytes:
         raise UsageError(
             f"memory of {_mib(memory.bytes)} does not suffice for N = {batch.batch_size}: the "
-            f"leanest plan takes {_mib(plan.peak.bytes)}, at '{plan.peak.name}'; give as much, a "
-            "smaller batch, or fewer curvature samples"
+            f"leanest plan takes {_mib(least.bytes)}, at '{least.name}'; give as much, a smaller "
+            "batch, or fewer curvature samples"
         )
-    return plan
+    # Where the leanest plan takes more, the fastest of those that take no more than it.
+    target = max(int(MARGIN * memory.bytes), least.bytes)
+    for working in _halved(batch.working_bytes):
+        smaller = replace(batch, working_bytes=working)
+        plan = _Planner(smaller, route, blocks, diagonal, goal, certified, target).plan()
+        if plan.peak.bytes <= target:
+            return plan
+    raise AssertionError("the leanest plan is within every target")
+
+
+def leanest_peak(
+    batch: MiniBatch,
+    route: Route,
+    structure: BlockPatterns = Blocks.NONE,
+    goal: Goal = Goal.EIGENVALUES,
+    certified: bool = True,
+) -> "Leanest":
+    """What the leanest plan needs, in a time that does not depend on its passes.
+
+    It collects one part of a layer after the other, each as small as can be. How many there are
+    does not matter to the peak, so that the largest of each layer stands for all.
+
+    Args:
+        batch: See `make_plan`, as for the others.
+        route: As there.
+        structure: As there.
+        goal: As there.
+        certified: As there.
+
+    Raises:
+        UsageError: Blocks that are unknown, empty or do not cover the parameters.
+    """
+    blocks = plan_blocks(batch, route, structure)
+    peaks = []
+    for working in _halved(batch.working_bytes):
+        smaller = replace(batch, working_bytes=working)
+        planner = _Planner(smaller, route, blocks, structure != Blocks.NONE, goal, certified, None)
+        peaks += [planner.plan().peak, planner.leanest().peak]
+    matrix = 8 * max((block.size for block in blocks), default=0) ** 2
+    return Leanest(min(peaks, key=lambda stage: stage.bytes), planner._beside + matrix)
 
 
 def _halved(most: int) -> Iterator[int]:
@@ -294,6 +332,8 @@ class _Planner:
     certified: bool
     target: int | None
     """Memory; None: no bound."""
+    before: int = 0
+    """Memory of the vectors of earlier blocks."""
 
     def plan(self) -> Plan:
         """The fastest plan for these micro-batches within the target, or else the leanest."""
@@ -305,13 +345,33 @@ class _Planner:
         fastest = self._made([whole], frozenset(), lean=False)
         if self.target is None or fastest.peak.bytes <= self.target:
             return fastest
-        in_place = frozenset(
+        in_place = self._solved_in_place(self.target)
+        return self._made(self._packed(in_place), in_place, lean=True)
+
+    def leanest(self) -> Plan:
+        """A plan with the peak of the leanest one, that collects a part of each unit alone."""
+        passes = []
+        for block in self.blocks:
+            if block.in_parameter_space:
+                passes.append(tuple(Piece(u, None, u.contraction) for u in block.units[::-1]))
+                continue
+            for unit in block.units[::-1]:
+                largest = _largest_part(unit, unit.kept.divisible // unit.kept.divisor)
+                passes.append((largest,))
+                if largest.part is not None:  # the next one, beside the matrix
+                    passes.append((replace(largest),))
+        return self._made(passes, self._solved_in_place(0), lean=True)
+
+    def _solved_in_place(self, target: int) -> frozenset[BlockPlan]:
+        """Blocks whose solver's copies do not fit, and that take less in their own memory."""
+        if self.batch.device.type != "cpu":
+            return frozenset()
+        return frozenset(
             block
             for block in self.blocks
-            if self.batch.device.type == "cpu"
-            and self._base + self._solving(block, in_place=False) > self.target
+            if self._beside + self._solving(block, False) > target
+            and self._solving(block, True) < self._solving(block, False)
         )
-        return self._made(self._packed(in_place), in_place, lean=True)
 
     def _made(
         self, passes: Sequence[tuple[Piece, ...]], in_place: frozenset[BlockPlan], lean: bool
@@ -350,13 +410,14 @@ class _Planner:
         assert self.target is not None
         units = {piece.unit for piece in pieces}
         blocks = tuple(block for block in self.blocks if units.issuperset(block.units))
-        alone = replace(self, blocks=blocks)
+        alone = replace(self, blocks=blocks, before=self._vectors_before(blocks[0]))
         return alone._made([tuple(pieces)], in_place, lean=True).peak.bytes <= self.target
 
     def _cut(self, block: BlockPlan) -> list[tuple[Piece, ...]]:
         """Passes that each collect as much of a block as fits beside its matrix."""
         assert self.target is not None
-        room = self.target - self._base - self._forming(block)
+        held = self._beside + self._vectors_before(block) + self._forming(block)
+        room = self.target - held
         passes: list[tuple[Piece, ...]] = []
         together: list[Piece] = []
         for unit in block.units[::-1]:
@@ -376,53 +437,108 @@ class _Planner:
         kept = unit.kept
         steps, count = kept.divisible // kept.divisor, 1
         while count < steps:
-            size = ceil(steps / count) * kept.divisor
-            largest = Piece(unit, slice(0, size), unit.contraction_in(count))
-            if self._collecting([largest]) <= room:
+            if self._collecting([_largest_part(unit, count)]) <= room:
                 break
             count = max(count + 1, int(count * 1.1))
         return _cut_unit(unit, count)
 
     @property
     def _base(self) -> int:
-        """What is held throughout: outputs, and the certificate's vectors."""
+        """What is held throughout: outputs, the certificate's vectors, libraries' buffers."""
         batch = self.batch
         vectors = 6 * batch.num_params if self.certified else 0
         outputs = 3 * batch.batch_size * batch.output_shape.numel()
-        return (vectors + outputs) * batch.dtype.itemsize
+        return (vectors + outputs) * batch.dtype.itemsize + LIBRARY_BYTES
+
+    @property
+    def _gradient(self) -> int:
+        """Memory of a vector in parameter space."""
+        return self.batch.num_params * self.batch.dtype.itemsize
+
+    @property
+    def _comes_along(self) -> bool:
+        """Whether gradients of the samples with curvature come with the first pass."""
+        return self.batch.factor.num_columns == 1
+
+    @property
+    def _beside(self) -> int:
+        """What is held beside factors and matrix: the base, and a gradient that is there early."""
+        early = self._comes_along or (self.goal.lifts and not self.batch.gradients_in_range)
+        return self._base + (self._gradient if early else 0)
+
+    def _vectors(self, block: BlockPlan) -> int:
+        """Memory of what a block's coordinates become."""
+        own = sum(unit.num_params * unit.itemsize for unit in block.units)
+        return own if self.goal.lifts else 0
+
+    def _vectors_before(self, block: BlockPlan) -> int:
+        return sum(map(self._vectors, self.blocks[: self.blocks.index(block)]))
 
     def _stages(self, plan: Plan) -> Iterator[Stage]:
         """The plan's parts in their order, with the memory that is held at the height of each."""
-        base, total = self._base, len(plan.passes)
-        gradient = self.batch.num_params * self.batch.dtype.itemsize
-        if not plan.lean and self.batch.gradients_in_range:
-            base += gradient  # from the factors, beside the matrix
+        batch, base, total = self.batch, self._beside + self.before, len(plan.passes)
+        tensors = [*batch.names, batch.targets, *(leaf for _, leaf in leaves(batch.inputs))]
+        largest = max(tensor.numel() * tensor.element_size() for tensor in tensors)
+        yield Stage("checks of the request", self._base + int(1.75 * largest))
         blocks = {unit: block for block in plan.blocks for unit in block.units}
+        from_factors = batch.gradients_in_range and not plan.lean
         started: BlockPlan | None = None  # its matrix is there
         for number, pieces in enumerate(plan.passes, 1):
             matrix = 0 if started is None else self._forming(started)
             name = f"pass {number} of {total}" if total > 1 else "pass over the mini-batch"
-            yield Stage(name, self._base + matrix + self._sweeping(pieces))
+            there = LIBRARY_BYTES if number == 1 else 0  # not yet
+            yield Stage(name, base - there + matrix + self._sweeping(pieces))
             held = sum(map(self._kept, pieces))
             for piece in pieces:
                 block = started = blocks[piece.unit]
                 matrix = self._forming(block)
+                vector = piece.unit.num_params * piece.unit.itemsize
+                own = self._contracting(piece)
+                if from_factors:
+                    own = max(own, vector + self._combining(piece))
                 name = f"Gram matrix of {piece.unit.name}"
-                yield Stage(name, base + held + matrix + self._contracting(piece))
+                yield Stage(name, base + held + matrix + own)
+                if from_factors and piece is plan.pieces(piece.unit)[-1]:
+                    base += vector
                 solved = piece is plan.pieces(block.units[0])[-1]
                 if not plan.keeps_factors:
                     held -= self._kept(piece)
                 if solved:
-                    name = "eigenvalues" if self.goal is Goal.EIGENVALUES else "solver"
-                    name = f"{name} of {block.name}" if block.name else name
-                    size = self._solving(block, block in plan.in_place)
-                    yield Stage(name, base + held + size)
+                    yield from self._solved(plan, block, base + held)
+                    base += self._vectors(block)
                     started = None
                     if plan.keeps_factors:
-                        own = (p for unit in block.units for p in plan.pieces(unit))
-                        held -= sum(map(self._kept, own))
-        vectors = gradient * (3 if self.goal.lifts else 2)
-        yield Stage("gradient", self._base + vectors + self._working(None, 1, False))
+                        own_pieces = (p for unit in block.units for p in plan.pieces(unit))
+                        held -= sum(map(self._kept, own_pieces))
+        vectors = self._gradient if self.goal.lifts else 0
+        yield Stage("result", self._base + self._gradient + 2 * vectors)
+        if not from_factors and not (self._comes_along and batch.num_samples == batch.batch_size):
+            yield Stage("gradient", self._base + vectors + self._pulling())
+
+    def _solved(self, plan: Plan, block: BlockPlan, held: int) -> Iterator[Stage]:
+        """A block's solver, and the vectors that are made of its coordinates."""
+        where = f" of {block.name}" if block.name else ""
+        name = "eigenvalues" if self.goal is Goal.EIGENVALUES else "solver"
+        in_place = block in plan.in_place
+        yield Stage(name + where, held + self._solving(block, in_place))
+        if not self.goal.lifts or block.in_parameter_space:
+            return
+        matrix = _triangle(block.size, 8, self.batch.device) if in_place else 8 * block.size**2
+        if plan.keeps_factors:
+            pieces = [piece for unit in block.units for piece in plan.pieces(unit)]
+            lifting = self._vectors(block) + max(map(self._combining, pieces))
+        else:
+            lifting = self._pulling()
+        yield Stage("vectors" + where, held + matrix + lifting)
+
+    def _combining(self, piece: Piece) -> int:
+        """V w of a piece's factor, beside the sum: a weight gradient, and samples' cotangents."""
+        unit = piece.unit
+        own = unit.num_params * unit.itemsize
+        if piece.contraction is Contraction.EXPLICIT:
+            return own
+        outputs = unit.kept.positions * piece.size * unit.itemsize
+        return own + 2 * min(self.batch.num_samples * outputs, self.batch.working_bytes // 8)
 
     def _collecting(self, pieces: Sequence[Piece]) -> int:
         """A pass and what follows: the larger of its micro-batches and of a contraction."""
@@ -430,24 +546,85 @@ class _Planner:
         return max(self._sweeping(pieces), sum(map(self._kept, pieces)) + contracting)
 
     def _sweeping(self, pieces: Sequence[Piece]) -> int:
-        """A pass: what it keeps, and a micro-batch."""
-        uses = sorted({number for piece in pieces for number in piece.unit.uses})
-        working = self._working(uses, self.batch.factor.num_columns, True)
-        return sum(map(self._kept, pieces)) + working
+        """A pass at its height, in the last micro-batch.
 
-    def _working(self, uses: Sequence[int] | None, columns: int, per_sample: bool) -> int:
-        """Memory of one micro-batch.
-
-        The coefficients are measured, on the three networks of the paper: `sample_bytes`, by which
-        micro-batches are cut, is on the safe side.
+        Its cotangents are all there before they are written to the factors, of which all but
+        those of an explicit V, which are added to zeros, have taken no memory until then.
         """
-        count = self.batch.num_samples if per_sample else self.batch.batch_size
-        step, width = cut(self.batch, self.route, uses, count, columns, per_sample)
-        kept, per_column = sample_bytes(self.batch, self.route, uses, per_sample)
-        if self.route.plain:
-            return step * (kept + width * per_column)
-        widest = max(use.output.numel() for use in self.route.uses) * self.batch.dtype.itemsize
-        return step * (kept // 2 + int(3.5 * widest) + width * (per_column - widest))
+        batch, route = self.batch, self.route
+        columns, kept = batch.factor.num_columns, sum(map(self._kept, pieces))
+        uses = sorted({number for piece in pieces for number in piece.unit.uses})
+        step, width = cut(batch, route, uses, batch.num_samples, columns, True)
+        if route.plain:
+            per_sample, per_column = sample_bytes(batch, route, uses, True)
+            return kept + step * (per_sample + width * per_column)
+        explicit = [p for p in pieces if p.contraction is Contraction.EXPLICIT]
+        written = kept - sum(self._kept(p) for p in pieces if p not in explicit) * step * width // (
+            max(batch.num_samples * columns, 1)
+        )
+        graph = step * route.saved_bytes
+        backward = graph + step * self._sending(uses, width, collected=True)
+        putting = graph + step * width * sum(map(self._output, uses))
+        for piece in explicit:
+            for number in piece.unit.uses:
+                one = expanding_bytes(piece.unit.parameters, route.uses[number], width)
+                expanding = min(max(EXPAND_BYTES // one, 1), step) * one
+                putting = max(putting, graph + step * width * self._output(number) + expanding)
+        found = max(written + max(self._forward(step), backward), kept + putting)
+        if self._comes_along or (self.goal.lifts and not batch.gradients_in_range):
+            along = self._comes_along
+            gradient = self._pulled(step, batch.num_samples) if along else self._pulling()
+            # The sum is held from now on; the buffers are there.
+            found = max(found, kept + gradient - self._gradient + LIBRARY_BYTES)
+        return found
+
+    def _output(self, number: int) -> int:
+        """Memory of one sample's output at a use, or of a cotangent there."""
+        return self.route.uses[number].output.numel() * self.batch.dtype.itemsize
+
+    def _sending(self, uses: Sequence[int], width: int, collected: bool) -> int:
+        """What one sample's columns take on their way back to the uses, beside the graph.
+
+        A layer's input gradient is made of cotangents that a convolution has copied, and copied
+        back; its activation multiplies it with a mask that becomes numbers. Uses are in the order
+        in which columns reach them.
+        """
+        most = there = through = 0
+        itemsize = self.batch.dtype.itemsize
+        for number in range(max(uses, default=-1) + 1):
+            use, output = self.route.uses[number], self._output(number)
+            most = max(most, width * (there + 2 * output) + output, width * (there + through))
+            if collected and number in uses:
+                there += output
+            entries = use.saved["input"].numel() * itemsize if "input" in use.saved else 0
+            through = output + 2 * entries if "geometry" in use.constants else entries
+        return most
+
+    def _forward(self, step: int) -> int:
+        """The forward pass of some samples: the graph, and copies for activation and pooling."""
+        widest = max(map(self._output, range(len(self.route.uses))), default=0)
+        return step * max(self.route.saved_bytes + widest, 4 * widest)
+
+    def _pulled(self, step: int, count: int) -> int:
+        """An ordinary backward pass of some of the samples, beside what the others add up to.
+
+        Where a cotangent is widest, most of the graph is freed already: what is left is a mask.
+        """
+        uses = range(len(self.route.uses))
+        masked = max(map(self._output, uses), default=0) // 4
+        sending = self._sending(uses, 1, collected=False) + masked
+        backward = self._gradient + step * max(self.route.saved_bytes, sending)
+        sum_of_others = self._gradient if step < count else 0
+        return max(sum_of_others + max(backward, self._forward(step)), 2 * self._gradient)
+
+    def _pulling(self) -> int:
+        """A pass over the mini-batch for a vector in parameter space."""
+        batch, route = self.batch, self.route
+        step, _ = cut(batch, route, None, batch.batch_size, 1, False)
+        if route.plain:
+            per_sample, per_column = sample_bytes(batch, route, None, False)
+            return 2 * self._gradient + step * (per_sample + per_column)
+        return self._pulled(step, batch.batch_size)
 
     def _kept(self, piece: Piece) -> int:
         """Memory of a piece's factors."""
@@ -473,12 +650,18 @@ class _Planner:
                 return 6 * PAIRS_TILE_BYTES
             case Contraction.CHUNKS:
                 own = kept.divisor if kept.divisor > 1 else piece.size
-                channel = (rows * own + batch.num_samples * kept.positions) * kept.kernel
-                return int(1.15 * max(batch.working_bytes // 2, channel * itemsize))
+                channel = (rows * own + batch.num_samples * kept.positions) * kept.kernel * itemsize
+                channels = self.route.uses[piece.unit.uses[0]].saved["input"][1]
+                step = min(max(batch.working_bytes // 2 // max(channel, 1), 1), channels)
+                padded = batch.num_samples * kept.a_sample // max(channels, 1) * itemsize
+                return step * (channel + padded)
 
     def _forming(self, block: BlockPlan) -> int:
         """Memory of a block's matrix before it is solved."""
-        return _triangle(block.size, self.batch.dtype.itemsize, self.batch.device)
+        m, itemsize = block.size, self.batch.dtype.itemsize
+        whole_blocks = m * min(m, 512) // 2 * itemsize  # on the diagonal
+        formed = _triangle(m, itemsize, self.batch.device) + whole_blocks
+        return min(formed, m * m * itemsize)
 
     def _solving(self, block: BlockPlan, in_place: bool) -> int:
         """Memory of a block's matrix and its solver."""
@@ -510,6 +693,16 @@ def _triangle(m: int, itemsize: int, device: torch.device) -> int:
     if device.type != "cpu":
         return whole
     return min(whole, whole // 2 + m * (itemsize + mmap.PAGESIZE) // 2)
+
+
+def _largest_part(unit: UnitPlan, count: int) -> Piece:
+    """The largest of a unit's parts, if there are so many."""
+    kept = unit.kept
+    steps = kept.divisible // kept.divisor
+    if count == 1 or steps <= 1:
+        return Piece(unit, None, unit.contraction)
+    size = ceil(steps / count) * kept.divisor
+    return Piece(unit, slice(0, size), unit.contraction_in(count))
 
 
 def _cut_unit(unit: UnitPlan, count: int) -> list[Piece]:

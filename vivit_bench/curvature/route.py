@@ -66,6 +66,8 @@ class Route:
     """Fewer do not run in one pass: the graph of a single one is another."""
     activations: int
     """Numbers that one sample's forward pass computes, all intermediate results together."""
+    saved_bytes: int
+    """Memory that one sample's forward pass keeps for the backward pass."""
     notes: tuple[str, ...]
     """What slows the passes down, for people."""
 
@@ -182,7 +184,8 @@ def _one_at_a_time(
         _shape(use, use.saved(), None if cotangent is None else cotangent.shape[1:], {})
         for use, cotangent in zip(reading.uses, alone, strict=False)  # plain ones follow
     ]
-    return _route(shapes, why, None, columns, batched, 1, reading, notes)
+    saved = reading.saved_bytes(batch.model)
+    return _route(shapes, why, None, columns, batched, 1, reading, saved, notes)
 
 
 def _route(
@@ -193,6 +196,7 @@ def _route(
     batched: bool,
     min_samples: int,
     reading: Reading,
+    saved_bytes: int,
     notes: Sequence[str],
 ) -> Route:
     notes = list(notes)
@@ -205,6 +209,7 @@ def _route(
         batched_columns=batched,
         min_samples=min_samples,
         activations=reading.activations,
+        saved_bytes=saved_bytes,
         notes=tuple(notes),
     )
 
@@ -280,7 +285,9 @@ def _try_pair(batch: MiniBatch, alone: Reading, outputs: Tensor, columns: int) -
             _shape(use, saved, proven.cotangent.of_one(cotangent.shape[1:]), proven.saved)
         )
     same = [u.signature for u in reading.uses] == [u.signature for u in alone.uses]
-    return _route(shapes, {}, tuple(layouts), columns, batched, 1 if same else 2, reading, [])
+    saved_bytes = reading.saved_bytes(batch.model) // 2
+    least = 1 if same else 2
+    return _route(shapes, {}, tuple(layouts), columns, batched, least, reading, saved_bytes, [])
 
 
 def _different_sample(batch: MiniBatch) -> int:

@@ -19,7 +19,7 @@ from vivit_bench.curvature.minibatch import (
 )
 from vivit_bench.curvature.options import Approximation, Blocks, Memory, memory_of
 from vivit_bench.curvature.passes import Sweep, sweep_curvature
-from vivit_bench.curvature.plan import Goal, Plan, make_plan
+from vivit_bench.curvature.plan import Goal, Leanest, Plan, leanest_peak, make_plan
 from vivit_bench.curvature.route import Route, find_route
 from vivit_bench.curvature.slopes import Work
 from vivit_bench.curvature.square import check_room
@@ -86,9 +86,21 @@ def check_cutoff(cutoff: float) -> None:
 def plan_request(request: Request) -> tuple[MiniBatch, Plan]:
     """How a request would be computed, without computing it."""
     with undisturbed(request.model):
-        batch, outputs = checked(request)
-        route = find_route(batch, outputs, batch.factor.num_columns, frozenset())
+        batch, route = _routed(request)
         return batch, _plan(request, batch, route)
+
+
+def leanest_of(request: Request) -> Leanest:
+    """What the leanest plan of a request needs; the request's own memory does not count."""
+    with undisturbed(request.model):
+        batch, route = _routed(request)
+        certified = request.certify is not False
+        return leanest_peak(batch, route, request.blocks, request.goal, certified)
+
+
+def _routed(request: Request) -> tuple[MiniBatch, Route]:
+    batch, outputs = checked(request)
+    return batch, find_route(batch, outputs, batch.factor.num_columns, frozenset())
 
 
 def run(

@@ -97,6 +97,7 @@ def eigenvalues(
             trace += formed.system.trace
             found[formed.system.block.name] = formed.system.eigenvalues()
             shared.add(formed.gradient)
+            del formed  # before the next block's
         totals = complete(work.batch, work.plan, sweep, shared.found, with_gradient=with_gradient)
         values = torch.cat(list(found.values())).sort(descending=True).values
         return Spectrum(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vivit_bench.curvature.options import Approximation, Curvature
 from vivit_bench.errors import UsageError
-from vivit_bench.peers.engine import CUTOFF, DAMPING, Quantity, Uncertified, backpropagate_gradient
+from vivit_bench.peers.engine import CUTOFF, DAMPING, PlainEngine, Quantity, backpropagate_gradient
 from vivit_bench.trees import Tree
 
 
@@ -52,7 +52,7 @@ def curvature_samples(approximation: Approximation, batch_size: int) -> list[int
     return None if count == batch_size else list(range(count))
 
 
-class BackpackEngine(Uncertified):
+class BackpackEngine(PlainEngine):
     """V from ``SqrtGGNExact`` / ``SqrtGGNMC``."""
 
     name = "backpack"

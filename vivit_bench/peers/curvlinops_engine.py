@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from vivit_bench.curvature.options import Approximation, Curvature
 from vivit_bench.errors import UsageError
-from vivit_bench.peers.engine import Quantity, Uncertified, backpropagate_gradient
+from vivit_bench.peers.engine import PlainEngine, Quantity, backpropagate_gradient
 from vivit_bench.trees import Tree, select
 
 LEADING = 10
 
 
-class CurvlinopsEngine(Uncertified):
+class CurvlinopsEngine(PlainEngine):
     """The 10 leading eigenvalues of the exact GGN; nothing else."""
 
     name = "curvlinops"

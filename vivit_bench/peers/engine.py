@@ -35,6 +35,8 @@ class Engine(Protocol):
 
     name: str
     quantities: frozenset[Quantity]
+    planned: frozenset[Quantity]
+    """Those of them whose memory it plans."""
 
     def prepare(self, model: nn.Module, loss: nn.Module) -> tuple[nn.Module, nn.Module]:
         """Convert model and loss once, outside of what is measured.
@@ -99,9 +101,41 @@ class Engine(Protocol):
             CertificateError: The check failed.
         """
 
+    def planned_peak(
+        self,
+        quantity: Quantity,
+        model: nn.Module,
+        loss: nn.Module,
+        inputs: Tree,
+        targets: Tensor,
+        approximation: Approximation,
+    ) -> tuple[int, int]:
+        """What `run` needs at the least beside the mini-batch; nothing is run.
 
-class Uncertified:
-    """Implementations without a check of their own."""
+        Args:
+            quantity: One of ``planned``.
+            model: As for `run`, as all others.
+            loss: As there.
+            inputs: As there.
+            targets: As there.
+            approximation: As there.
+
+        Returns:
+            Bytes of memory, and of address space.
+
+        Raises:
+            UsageError: If the implementation cannot compute it.
+        """
+
+
+class PlainEngine:
+    """Implementations without a check and a plan of their own."""
+
+    planned: frozenset[Quantity] = frozenset()
+
+    def planned_peak(self, *_: object, **__: object) -> tuple[int, int]:
+        """Not to be asked."""
+        raise NotImplementedError
 
     def certify(self, *_: object, **__: object) -> None:
         """Nothing is checked."""

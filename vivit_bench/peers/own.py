@@ -11,8 +11,10 @@ from vivit_bench.curvature import (
     NewtonStep,
     Spectrum,
     eigenvalues,
+    least_memory,
     newton_step,
 )
+from vivit_bench.curvature.plan import Goal
 from vivit_bench.peers.engine import CUTOFF, DAMPING, Quantity, backpropagate_gradient
 from vivit_bench.trees import Tree
 
@@ -22,6 +24,7 @@ class OwnEngine:
 
     name = "vivit-bench"
     quantities = frozenset(Quantity)
+    planned = quantities - {Quantity.GRADIENT}
 
     def prepare(self, model: nn.Module, loss: nn.Module) -> tuple[nn.Module, nn.Module]:
         """Nothing to convert."""
@@ -74,6 +77,27 @@ class OwnEngine:
         found = _compute(quantity, model, loss, inputs, targets, approximation, certify=True)
         return found.certificate
 
+    def planned_peak(
+        self,
+        quantity: Quantity,
+        model: nn.Module,
+        loss: nn.Module,
+        inputs: Tree,
+        targets: Tensor,
+        approximation: Approximation,
+    ) -> tuple[int, int]:
+        """See `Engine`: what `run` takes by its leanest plan."""
+        return least_memory(
+            *(model, loss, inputs, targets, approximation),
+            goal=Goal.EIGENVALUES if quantity is Quantity.EIGENVALUES else Goal.STEP,
+            blocks=_blocks(quantity),
+            certify=False,
+        )
+
+
+def _blocks(quantity: Quantity) -> Blocks:
+    return Blocks.LAYER if quantity is Quantity.BLOCK_NEWTON else Blocks.NONE
+
 
 def _compute(
     quantity: Quantity,
@@ -92,7 +116,7 @@ def _compute(
         *request,
         damping=DAMPING,
         cutoff=CUTOFF,
-        blocks=Blocks.LAYER if quantity is Quantity.BLOCK_NEWTON else Blocks.NONE,
+        blocks=_blocks(quantity),
         certify=certify,
         with_gradient=True,
         memory=memory,

@@ -20,7 +20,7 @@ from vivit_bench.peers.backpack_engine import (
     extend_for_backpack,
     layer_groups,
 )
-from vivit_bench.peers.engine import CUTOFF, DAMPING, Quantity, Uncertified, backpropagate_gradient
+from vivit_bench.peers.engine import CUTOFF, DAMPING, PlainEngine, Quantity, backpropagate_gradient
 from vivit_bench.trees import Tree
 
 
@@ -46,7 +46,7 @@ def supplied_symeig() -> Iterator[None]:
             Tensor.symeig = previous  # type: ignore[method-assign]
 
 
-class VivitForPytorch(Uncertified):
+class VivitForPytorch(PlainEngine):
     """Eigenvalues by ``EigvalshComputation``, steps by ``DirectionalDampedNewtonComputation``."""
 
     name = "vivit-for-pytorch"

@@ -1,0 +1,135 @@
+"""Where the limit is by the engine's plan, corrected by what trials measured. Pure functions.
+
+An engine that is given the trial's limit runs the fastest plan within it: its peaks rise to just
+below the limit and stay there for a wide range of N. What decides is the need of its leanest plan,
+which is known for any N without running it, to some percent; a trial that ran the leanest plan
+tells by how much it is off.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, pairwise
+from math import exp, log
+
+from vivit_bench.measure import Outcome, Trial
+from vivit_bench.measure.budget import MemoryBudget
+
+LEANEST_SHARE = 0.93
+"""Where the leanest plan needs this share of the limit, the trial ran it: faster ones are made for
+less (`vivit_bench.curvature.plan.MARGIN`)."""
+
+
+@dataclass(frozen=True)
+class PlannedPeaks:
+    """What the leanest plan needs at some batch sizes, and so, as it is smooth, at all.
+
+    Args:
+        points: (N, bytes), N ascending, all above 0; two at least.
+        mapped: Bytes of address space at each of them; none: it does not matter.
+
+    Raises:
+        ValueError: They are not.
+    """
+
+    points: tuple[tuple[int, int], ...]
+    mapped: tuple[int, ...] = ()
+
+    @classmethod
+    def from_rows(cls, rows: Iterable[Sequence[int]]) -> "PlannedPeaks":
+        """Of (N, bytes, bytes of address space).
+
+        Raises:
+            ValueError: They are no such rows.
+        """
+        rows = [(n, need, space) for n, need, space in rows]
+        return cls(tuple((n, need) for n, need, _ in rows), tuple(space for *_, space in rows))
+
+    def __post_init__(self) -> None:
+        sizes = [n for n, _ in self.points]
+        rising = all(a < b for a, b in pairwise(sizes))
+        if len(sizes) < 2 or not rising or min(*sizes, *(b for _, b in self.points)) < 1:
+            raise ValueError(f"no planned peaks: {self.points}")
+
+    def at(self, n: int) -> float:
+        """Bytes at N: between two points, and beyond the last two, a power of N."""
+        return _power(self._needs, n)
+
+    def mapped_at(self, n: int) -> float:
+        """Bytes of address space at N, 0 where it does not matter."""
+        return _power(self._spaces, n) if self.mapped else 0.0
+
+    @cached_property
+    def _needs(self) -> list[tuple[float, float]]:
+        return self._logs([need for _, need in self.points])
+
+    @cached_property
+    def _spaces(self) -> list[tuple[float, float]]:
+        return self._logs(self.mapped)
+
+    def _logs(self, sizes: Iterable[int]) -> list[tuple[float, float]]:
+        rising = accumulate(sizes, max)  # whatever a plan says
+        return [(log(n), log(size)) for (n, _), size in zip(self.points, rising, strict=True)]
+
+
+def _power(logs: Sequence[tuple[float, float]], n: int) -> float:
+    x = log(n)
+    right = min(max(bisect_left(logs, (x, 0.0)), 1), len(logs) - 1)
+    (x0, y0), (x1, y1) = logs[right - 1 : right + 1]
+    return exp(y0 + (y1 - y0) * (x - x0) / (x1 - x0))
+
+
+def predict_critical_batch_size(
+    planned: PlannedPeaks, trials: Iterable[Trial], limit_bytes: int, most: int
+) -> int:
+    """The largest N whose leanest plan is within the limit, as far as is known.
+
+    Its address space must be within what a trial's process may map.
+
+    A trial that ran the leanest plan gives the ratio of its measured to its planned peak; between
+    two of them the ratio is interpolated, elsewhere it is that of the nearest, and 1 without any.
+
+    Args:
+        planned: What the leanest plan needs.
+        trials: What was measured so far.
+        limit_bytes: The limit.
+        most: Largest N to name.
+
+    Returns:
+        N, 0 if not even one sample is within the limit.
+    """
+    ratios = sorted(
+        (trial.n, trial.peak_bytes / planned.at(trial.n))
+        for trial in trials
+        if _ran_leanest(planned, trial, limit_bytes) and trial.peak_bytes
+    )
+
+    fence = MemoryBudget(limit_bytes).fence_bytes
+
+    def fits(n: int) -> bool:
+        within = planned.at(n) * _interpolated(ratios, n) <= limit_bytes
+        return within and planned.mapped_at(n) <= fence
+
+    if not fits(1):
+        return 0
+    low, high = 1, most + 1  # low fits; that more need more is taken for granted
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _ran_leanest(planned: PlannedPeaks, trial: Trial, limit_bytes: int) -> bool:
+    """Whether a trial's peak, or what it had reached when it was stopped, is the leanest plan's."""
+    ended = trial.outcome is Outcome.FITS or (trial.peak_bytes or 0) > limit_bytes
+    return ended and planned.at(trial.n) >= LEANEST_SHARE * limit_bytes
+
+
+def _interpolated(points: Sequence[tuple[int, float]], n: int) -> float:
+    if not points:
+        return 1.0
+    for (x0, y0), (x1, y1) in pairwise(points):
+        if x0 <= n <= x1:
+            return y0 + (y1 - y0) * (n - x0) / (x1 - x0)
+    return points[0][1] if n < points[0][0] else points[-1][1]
