@@ -14,6 +14,7 @@ parameters, so that a factor may hold a part of its unit alone: some output chan
 weight, or some entries of V.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
@@ -97,6 +98,13 @@ class Factor(ABC):
     def chunk_width(self) -> int:
         """Input channels in a chunk that its memory allows."""
         return 1
+
+    def squared_norms(self) -> Tensor:
+        """|v|^2 of every column of V, [N, c] float64."""
+        found = torch.zeros(self.rows, dtype=torch.float64, device=self.parameters[0].device)
+        for v in self.chunks():
+            found += torch.linalg.vector_norm(v, dim=1).double().square()
+        return found.view(self.num_samples, self.num_columns)
 
     def add_gram(self, gram: Tensor) -> None:
         """Lower triangle of ``gram`` [M, M] += V^T V."""
@@ -320,9 +328,32 @@ class AffineFactor(Factor):
         if self.contraction is Contraction.GRAM_PRODUCT:
             self._add_product(self, gram, lower=True)
         elif self.contraction is Contraction.PAIRS:
-            self._add_pairs(gram)
+            self._add_pairs(self, gram, lower=True)
         else:
             super().add_gram(gram)
+
+    def squared_norms(self) -> Tensor:  # noqa: D102
+        if self.contraction is not Contraction.GRAM_PRODUCT:
+            return super().squared_norms()
+        inputs = torch.linalg.vector_norm(self._unfolded(slice(None)).flatten(1), dim=1)
+        outputs = torch.linalg.vector_norm(self.s.flatten(2), dim=2)
+        inputs = inputs.double().square() + float(self._has_bias)
+        return inputs[:, None] * outputs.double().square()
+
+    def select(self, samples: Tensor, columns: Tensor) -> "AffineFactor":
+        """That of some samples [n] with some of their columns [n, k] alone; shares nothing."""
+        found = copy.copy(self)
+        found.num_samples, found.num_columns = columns.shape
+        found.z, found.s = self.z[samples], self.s[samples[:, None], columns]
+        return found
+
+    def add_block(self, other: "AffineFactor", out: Tensor) -> None:
+        """``out`` [M, M'] += V^T V' as Gram matrices are formed, where that needs no chunks."""
+        if self.contraction is Contraction.GRAM_PRODUCT:
+            self._add_product(other, out, lower=False)
+        else:
+            assert self.contraction is Contraction.PAIRS
+            self._add_pairs(other, out, lower=False)
 
     def add_cross(self, other: Factor, out: Tensor) -> None:  # noqa: D102
         assert isinstance(other, AffineFactor)
@@ -349,47 +380,51 @@ class AffineFactor(Factor):
             outputs.view(stop - start, c, end, d).mul_(inputs[:, None, :, None])
             out[start * c : stop * c, : end * d] += outputs
 
-    def _add_pairs(self, gram: Tensor) -> None:
-        """Lower triangle of ``gram``, sample pair by sample pair.
+    def _add_pairs(self, other: "AffineFactor", out: Tensor, lower: bool) -> None:
+        """``out`` += V^T V', or its lower triangle, sample pair by sample pair.
 
         For samples n, m: G = s_n A s_m^T over outputs and positions, with
         A = unfold(z_n)^T unfold(z_m) + 1, [P, P].
         """
         n, c, outputs, positions = self.s.shape
+        m = other.num_samples
         itemsize, target = self.s.element_size(), PAIRS_TILE_BYTES
         product_bytes = c * outputs * positions * itemsize
         rows = max(target // product_bytes, 1)
         patch = self._channels * self._kernel
         columns = max(target // (positions * max(rows * positions, patch) * itemsize), 1)
         tiles = [
-            (slice(i, min(i + rows, n)), slice(start, min(start + columns, n)))
-            for start in range(0, n, columns)
-            for i in range(start, n, rows)
+            (slice(i, min(i + rows, n)), slice(start, min(start + columns, m)))
+            for start in range(0, m, columns)
+            for i in range(start if lower else 0, n, rows)
         ]
 
         def add(tile: tuple[slice, slice]) -> None:
-            self._add_pairs_of(*tile, gram)
+            self._add_pairs_of(*tile, other, out, lower)
 
         if product_bytes > target:  # large enough for all cores at a time
             for tile in tiles:
                 add(tile)
         else:
-            for_each(add, tiles, gram.device)
+            for_each(add, tiles, out.device)
 
-    def _add_pairs_of(self, rows: slice, columns: slice, gram: Tensor) -> None:
-        """The pairs (n, m) with n in ``rows``, m in ``columns`` and m < the end of ``rows``."""
+    def _add_pairs_of(
+        self, rows: slice, columns: slice, other: "AffineFactor", out: Tensor, lower: bool
+    ) -> None:
+        """The pairs (n, m) with n in ``rows`` and m in ``columns``, or m < the end of ``rows``."""
         _, c, outputs, positions = self.s.shape
+        d = other.num_columns
         left = self._unfolded(rows).mT.flatten(0, 1)
-        right = self._unfolded(columns).transpose(0, 1).flatten(1)
+        right = other._unfolded(columns).transpose(0, 1).flatten(1)
         a = (left @ right).add_(float(self._has_bias))
         a = a.view(-1, positions, columns.stop - columns.start, positions)
         s = self.s[rows].flatten(1, 2)
         t = torch.empty_like(s)
         t_flat = t.view(-1, outputs * positions)
         # The interpreter's lock is the two threads' bottleneck: no indexing in the loop.
-        last = min(columns.stop, rows.stop)
-        others = self.s[columns.start : last].flatten(2).mT.unbind()
-        grams = gram[rows.start * c : rows.stop * c, columns.start * c : last * c].split(c, 1)
+        last = min(columns.stop, rows.stop) if lower else columns.stop
+        others = other.s[columns.start : last].flatten(2).mT.unbind()
+        grams = out[rows.start * c : rows.stop * c, columns.start * d : last * d].split(d, 1)
         for a_m, s_m, gram_m in zip(a.unbind(2), others, grams, strict=False):
             torch.bmm(s, a_m, out=t)
             gram_m.addmm_(t_flat, s_m)
