@@ -1,5 +1,7 @@
 """Columns of V that cannot matter: what is dropped, what is proven of it, what is left."""
 
+import copy
+
 import pytest
 import torch
 from curvature_cases import CASES, Case, case
@@ -7,17 +9,24 @@ from oracle import Dense, dense, relative_error
 from torch import Tensor, nn
 
 from vivit_bench.curvature import (
+    Approximation,
     Blocks,
     Curvature,
     Samples,
     directional_derivatives,
     eigenvalues,
+    factors,
 )
 from vivit_bench.curvature.factors import AffineFactor, Contraction
+from vivit_bench.curvature.grouped import keep_columns
 from vivit_bench.curvature.kept import MOST_GROUPS, choose_columns
+from vivit_bench.curvature.loss_factor import loss_factor
+from vivit_bench.curvature.passes import sweep_curvature
+from vivit_bench.curvature.session import Request, plan_request
 from vivit_bench.errors import UsageError
 
 CUTOFF = 1e-4
+PRODUCT = Contraction.GRAM_PRODUCT
 cases = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 dtypes = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
@@ -46,9 +55,6 @@ def columns_of_v(reference: Dense, roots: Tensor) -> Tensor:
 
 def loss_roots(model: nn.Module, loss: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """The columns of S_n that the engine takes; S_n S_n^T = H_n is compared below."""
-    from vivit_bench.curvature.loss_factor import loss_factor
-    from vivit_bench.curvature.options import Approximation
-
     with torch.no_grad():
         outputs = model(x).double()
     factor = loss_factor(loss, outputs.shape[1:], y, Approximation())
@@ -205,40 +211,53 @@ def test_all_samples_confident() -> None:
     assert len(found.eigenvalues) <= 1
 
 
-@pytest.mark.parametrize("contraction", list(Contraction))
-def test_every_contraction_of_samples_with_different_numbers_of_columns(
-    contraction: Contraction, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("rule", [Contraction.CHUNKS, Contraction.PAIRS], ids=str)
+@pytest.mark.parametrize("tile", [1, 2**21], ids=["small-tiles", "one-tile"])
+def test_factors_of_samples_with_different_numbers_of_columns(
+    rule: Contraction, tile: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """G has blocks between groups of samples, whichever way a layer is contracted."""
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(2, 3, 2, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(3 * 16, 5)
-    ).eval()
-    model = Peaked(model, 20.0).eval()
-    x, y = torch.randn(9, 2, 3, 3), torch.randint(5, (9,))
-    model, x = model.double(), x.double()
-    made: list[Contraction] = []
-    init = AffineFactor.__init__
-
-    def forced(self: AffineFactor, *args: object, **kwargs: object) -> None:
-        init(self, *args, **kwargs)  # type: ignore[arg-type]
-        if self.contraction is not Contraction.GRAM_PRODUCT:
-            self.contraction = contraction
-        made.append(self.contraction)
-
-    if contraction in (Contraction.CHUNKS, Contraction.PAIRS):
-        monkeypatch.setattr(AffineFactor, "__init__", forced)
-        monkeypatch.setattr(
-            "vivit_bench.curvature.plan.Piece.contraction", contraction, raising=False
-        )
-    reference = dense(model, nn.CrossEntropyLoss(), x, y)
-    trace = a_trace(reference)
-    request = (model, nn.CrossEntropyLoss(), x, y)
-    result = directional_derivatives(*request, drop_trace=trace, cutoff=CUTOFF, certify="all")
-    assert result.dropped is not None
-    assert result.dropped.num_columns
-    values = torch.linalg.eigvalsh(reference.ggn()).flip(0)[: len(result.eigenvalues)]
-    assert (values - result.eigenvalues).max() <= result.dropped.trace + 1e-12
+    """Whichever way a layer is contracted, and between groups, as the oracle's columns say."""
+    monkeypatch.setattr(factors, "PAIRS_TILE_BYTES", tile)
+    request = confident(case("cnn"))
+    reference, roots = dense(*request), loss_roots(*request)
+    whole = columns_of_v(reference, roots)
+    names = dict(request[0].named_parameters())
+    parts = dict(zip(reference.names, whole.split(reference.sizes, 2), strict=True))
+    batch, plan = plan_request(Request(*request, Approximation()))
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.rand(whole.shape[:2], generator=generator).double() ** 8
+    kept = choose_columns(sizes, sizes.sum().item() / 10)
+    assert len(kept.groups) > 1
+    seen = set()
+    with torch.no_grad():
+        sweep = sweep_curvature(batch, plan, with_gradient=False)
+        for factor in map(sweep.take, plan.passes[0]):
+            own = [n for p in factor.parameters for n, q in names.items() if q is p]
+            v = torch.cat([parts[name] for name in own], 2)
+            assert relative_error(factor.squared_norms(), v.square().sum(2)) < 1e-10
+            if isinstance(factor, AffineFactor) and factor.contraction is not PRODUCT:
+                factor.contraction = rule
+                factor.chunk_bytes = tile
+            seen.add(type(factor))
+            one = copy.copy(factor)
+            cut = keep_columns(factor, kept)
+            rows = v.flatten(0, 1)[kept.index]
+            gram = torch.zeros(len(rows), len(rows), dtype=torch.float64)
+            cut.add_gram(gram)
+            assert relative_error(gram.tril(), (rows @ rows.t()).tril()) < 1e-10
+            cross = torch.zeros(len(rows), v[..., 0].numel(), dtype=torch.float64)
+            cut.add_cross(one, cross)
+            assert relative_error(cross, rows @ v.flatten(0, 1).t()) < 1e-10
+            x = {p: torch.randn(p.shape, generator=generator).double() for p in cut.parameters}
+            flat = torch.cat([x[p].flatten() for p in cut.parameters])
+            assert relative_error(cut.dot(x), rows @ flat) < 1e-10
+            w = torch.randn(len(rows), generator=generator, dtype=torch.float64)
+            found = cut.combine(w)
+            assert (
+                relative_error(torch.cat([found[p].flatten() for p in cut.parameters]), w @ rows)
+                < 1e-10
+            )
+    assert len(seen) == 2
 
 
 def test_there_are_few_groups_however_many_columns() -> None:
