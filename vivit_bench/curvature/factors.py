@@ -63,20 +63,6 @@ class Factor(ABC):
         return self.num_samples * self.num_columns
 
     @abstractmethod
-    def put(
-        self, samples: slice, columns: slice, number: int, saved: Saved, cotangents: Tensor
-    ) -> None:
-        """Take in some samples' columns at one use, [n, c', *shape of one sample's output].
-
-        Args:
-            samples: Which samples these are.
-            columns: Which of their columns.
-            number: Of the use, in the order of the unit's.
-            saved: What the use's node keeps, [n, ...].
-            cotangents: At its output.
-        """
-
-    @abstractmethod
     def chunks(self, width: int | None = None) -> Iterator[Tensor]:
         """V^T in pieces [M, d], whose widths add up to the unit's parameters.
 
@@ -99,13 +85,6 @@ class Factor(ABC):
         """Input channels in a chunk that its memory allows."""
         return 1
 
-    def squared_norms(self) -> Tensor:
-        """|v|^2 of every column of V, [N, c] float64."""
-        found = torch.zeros(self.rows, dtype=torch.float64, device=self.parameters[0].device)
-        for v in self.chunks():
-            found += torch.linalg.vector_norm(v, dim=1).double().square()
-        return found.view(self.num_samples, self.num_columns)
-
     def add_gram(self, gram: Tensor) -> None:
         """Lower triangle of ``gram`` [M, M] += V^T V."""
         for v in self.chunks():
@@ -118,7 +97,29 @@ class Factor(ABC):
             out.addmm_(v, w.t())
 
 
-class ExplicitFactor(Factor):
+class WholeFactor(Factor):
+    """A factor of all columns, as the passes fill it."""
+
+    @abstractmethod
+    def put(
+        self, samples: slice, columns: slice, number: int, saved: Saved, cotangents: Tensor
+    ) -> None:
+        """Take in some samples' columns at one use, [n, c', *shape of one sample's output].
+
+        Args:
+            samples: Which samples these are.
+            columns: Which of their columns.
+            number: Of the use, in the order of the unit's.
+            saved: What the use's node keeps, [n, ...].
+            cotangents: At its output.
+        """
+
+    @abstractmethod
+    def squared_norms(self) -> Tensor:
+        """|v|^2 of every column of V, [N, c] float64."""
+
+
+class ExplicitFactor(WholeFactor):
     """V itself, [N, c, D_part], summed over the uses of the parameters.
 
     Args:
@@ -176,6 +177,9 @@ class ExplicitFactor(Factor):
     def chunks(self, width: int | None = None) -> Iterator[Tensor]:  # noqa: D102
         yield self.v.flatten(0, 1)
 
+    def squared_norms(self) -> Tensor:  # noqa: D102
+        return _squares(self.v)
+
     def dot(self, direction: Direction) -> Tensor:  # noqa: D102
         parts = [direction[p].flatten()[entries] for p, entries in self._entries.items()]
         return self.v.flatten(0, 1) @ torch.cat(parts)
@@ -188,10 +192,15 @@ class ExplicitFactor(Factor):
         return {p: vector[self._slices[p]].view_as(p) for p in self.parameters}
 
 
+def _squares(v: Tensor) -> Tensor:
+    """Squared norms over the last axis, float64."""
+    return torch.linalg.vector_norm(v, dim=-1).double().square()
+
+
 _WEIGHT_GRADIENTS = {1: conv1d_weight, 2: conv2d_weight, 3: conv3d_weight}
 
 
-class AffineFactor(Factor):
+class AffineFactor(WholeFactor):
     """Input and cotangents of a linear layer or convolution with one use of its weight.
 
     The input is kept as [N, channels, *space] (a linear layer's rows are its space, and a
@@ -303,12 +312,15 @@ class AffineFactor(Factor):
         return u.view(len(z), self._images, *u.shape[1:]).transpose(1, 2).flatten(2)
 
     @property
-    def chunk_width(self) -> int:  # noqa: D102
+    def channel_bytes(self) -> int:
+        """Memory of one input channel's chunk of V and of the patches it is made of."""
         n, c, outputs, positions = self.s.shape
-        # A chunk of V and the patches it is made of.
         channel_size = (n * c * (outputs // self._groups) + n * positions) * self._kernel
-        step = self.chunk_bytes // max(channel_size * self.s.element_size(), 1)
-        return min(max(step, 1), self._channels)
+        return max(channel_size * self.s.element_size(), 1)
+
+    @property
+    def chunk_width(self) -> int:  # noqa: D102
+        return min(max(self.chunk_bytes // self.channel_bytes, 1), self._channels)
 
     def chunks(self, width: int | None = None) -> Iterator[Tensor]:  # noqa: D102
         n, c, outputs, positions = self.s.shape
@@ -333,12 +345,24 @@ class AffineFactor(Factor):
             super().add_gram(gram)
 
     def squared_norms(self) -> Tensor:  # noqa: D102
-        if self.contraction is not Contraction.GRAM_PRODUCT:
-            return super().squared_norms()
-        inputs = torch.linalg.vector_norm(self._unfolded(slice(None)).flatten(1), dim=1)
-        outputs = torch.linalg.vector_norm(self.s.flatten(2), dim=2)
-        inputs = inputs.double().square() + float(self._has_bias)
-        return inputs[:, None] * outputs.double().square()
+        n, c, outputs, positions = self.s.shape
+        if self.contraction is Contraction.GRAM_PRODUCT:
+            inputs = _squares(self._unfolded(slice(None)).flatten(1)) + float(self._has_bias)
+            return inputs[:, None] * _squares(self.s.flatten(2))
+        # V of a few samples at a time: in chunks of channels, products are smaller.
+        own, patch = outputs // self._groups, self._channels * self._kernel
+        size = (c * own + positions) * patch * self.s.element_size()
+        step = max(self.chunk_bytes // size, 1)
+        found = torch.zeros(n, c, dtype=torch.float64, device=self.s.device)
+        for start in range(0, n, step):
+            samples = slice(start, min(start + step, n))
+            for group, s in enumerate(self.s[samples].split(own, 2)):
+                u = self._unfolded(samples, group=group)
+                v = torch.bmm(s.reshape(len(s), c * own, positions), u.mT)
+                found[samples] += _squares(v.view(len(s), c, -1))
+            if self._has_bias:
+                found[samples] += _squares(self.s[samples].sum(3))
+        return found
 
     def select(self, samples: Tensor, columns: Tensor) -> "AffineFactor":
         """That of some samples [n] with some of their columns [n, k] alone; shares nothing."""

@@ -11,12 +11,12 @@ from vivit_bench.curvature.factors import (
     Direction,
     ExplicitFactor,
     Factor,
+    WholeFactor,
 )
 from vivit_bench.curvature.kept import Kept
-from vivit_bench.curvature.rules import Saved
 
 
-def keep_columns(factor: Factor, kept: Kept) -> Factor:
+def keep_columns(factor: WholeFactor, kept: Kept) -> Factor:
     """A factor without its dropped columns, rows in the order of ``kept.index``.
 
     An explicit V is cut in place, to [K, 1, D_part].
@@ -46,16 +46,10 @@ class GroupedFactor(Factor):
         ends = torch.tensor([part.rows for part in parts]).cumsum(0).tolist()
         self._slices = [slice(a, b) for a, b in zip([0, *ends], ends, strict=False)]
 
-    def put(  # noqa: D102
-        self, samples: slice, columns: slice, number: int, saved: Saved, cotangents: Tensor
-    ) -> None:
-        raise TypeError("a grouped factor is made of filled ones")
-
     @property
     def chunk_width(self) -> int:  # noqa: D102
-        # The parts' chunks are alive together, beside the whole one.
-        together = sum(1 / part.chunk_width for part in self._parts)
-        return max(int(1 / together), 1)
+        one = sum(part.channel_bytes for part in self._parts)
+        return max(self._parts[0].chunk_bytes // one, 1)
 
     def chunks(self, width: int | None = None) -> Iterator[Tensor]:  # noqa: D102
         width = width or self.chunk_width

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vivit_bench.curvature.capture import Reading
-from vivit_bench.curvature.factors import Direction, ExplicitFactor, Factor
+from vivit_bench.curvature.factors import Direction, ExplicitFactor, Factor, WholeFactor
 from vivit_bench.curvature.grouped import keep_columns
 from vivit_bench.curvature.kept import Kept, choose_columns
 from vivit_bench.curvature.minibatch import MiniBatch, blamed_on_model
@@ -71,7 +71,7 @@ class Sweep:
 
     def _collect(
         self, pieces: Sequence[Piece], gradient: Direction | None
-    ) -> tuple[dict[Piece, Factor], Tensor]:
+    ) -> tuple[dict[Piece, WholeFactor], Tensor]:
         """One pass: the pieces' factors, and the outputs."""
         batch, plan, route = self._batch, self._plan, self._plan.route
         num_samples, columns = self._shape
@@ -135,7 +135,7 @@ def sweep_gradients(batch: MiniBatch, plan: Plan) -> Sweep:
 
 def _put(
     route: Route,
-    factors: dict[Piece, Factor],
+    factors: dict[Piece, WholeFactor],
     samples: slice,
     columns: slice,
     reading: Reading,

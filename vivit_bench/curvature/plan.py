@@ -26,7 +26,7 @@ from vivit_bench.curvature.factors import (
     AffineFactor,
     Contraction,
     ExplicitFactor,
-    Factor,
+    WholeFactor,
 )
 from vivit_bench.curvature.minibatch import MiniBatch
 from vivit_bench.curvature.options import Blocks, Memory
@@ -95,7 +95,9 @@ class Piece:
         numbers = kept.a_sample + num_columns * kept.a_column * self.size
         return num_samples * numbers * self.unit.itemsize
 
-    def factor(self, route: Route, num_samples: int, num_columns: int, chunk_bytes: int) -> Factor:
+    def factor(
+        self, route: Route, num_samples: int, num_columns: int, chunk_bytes: int
+    ) -> WholeFactor:
         """An empty factor for ``num_samples`` samples of ``num_columns`` columns."""
         unit = self.unit
         shapes = [route.uses[number] for number in unit.uses]
