@@ -12,6 +12,7 @@ from vivit_bench.curvature import (
     Approximation,
     Blocks,
     Curvature,
+    Dropped,
     Samples,
     directional_derivatives,
     eigenvalues,
@@ -30,6 +31,13 @@ PRODUCT = Contraction.GRAM_PRODUCT
 cases = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 dtypes = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
+
+
+@pytest.fixture(autouse=True)
+def however_few(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drop also what is not worth it, as tests have few columns."""
+    if "too_few" not in request.node.name:
+        monkeypatch.setattr("vivit_bench.curvature.kept.LEAST_SHARE", 0.0)
 
 
 class Peaked(nn.Module):
@@ -227,6 +235,7 @@ def test_factors_of_samples_with_different_numbers_of_columns(
     generator = torch.Generator().manual_seed(0)
     sizes = torch.rand(whole.shape[:2], generator=generator).double() ** 8
     kept = choose_columns(sizes, sizes.sum().item() / 10)
+    assert kept is not None
     assert len(kept.groups) > 1
     seen = set()
     with torch.no_grad():
@@ -264,12 +273,24 @@ def test_there_are_few_groups_however_many_columns() -> None:
     generator = torch.Generator().manual_seed(0)
     squares = torch.rand(200, 99, generator=generator, dtype=torch.float64) ** 8
     kept = choose_columns(squares, squares.sum().item() / 10)
+    assert kept is not None
     assert 1 < len(kept.groups) <= MOST_GROUPS
     assert kept.dropped.trace <= squares.sum().item() / 10
     assert sorted(kept.index.tolist()) == kept.mask.flatten().nonzero()[:, 0].tolist()
     # Nothing that is dropped is larger than what the sample keeps.
     largest = squares.masked_fill(kept.mask, 0).amax(1)
     assert (squares.masked_fill(~kept.mask, 9).amin(1) >= largest).all()
+
+
+def test_where_too_few_are_small_all_stay() -> None:
+    squares = torch.ones(4, 2, dtype=torch.float64)
+    squares[0] = 1e-9
+    assert choose_columns(squares, 1e-6) is None  # a quarter
+    squares[1, 0] = 1e-9
+    kept = choose_columns(squares, 1e-6)
+    assert kept is not None
+    assert kept.dropped == Dropped(3, pytest.approx(3e-9))
+    assert "none of 8" in Dropped(0, 0.0).line(8)
 
 
 @pytest.mark.parametrize("trace", [-1.0, float("nan"), float("inf"), "0.1", True])

@@ -60,14 +60,12 @@ class Sweep:
         factor = self._factors.pop(piece)
         return factor if self._kept is None else keep_columns(factor, self._kept)
 
-    def drop(self, trace: float) -> Kept:
+    def drop(self, trace: float) -> Kept | None:
         """Leave out columns that have no more than this trace together; all passes were run."""
         assert len(self._plan.passes) == 1
         squares = [factor.squared_norms() for factor in self._factors.values()]
-        found = choose_columns(torch.stack(squares).sum(0), trace)
-        if not found.mask.all():
-            self._kept = found
-        return found
+        self._kept = choose_columns(torch.stack(squares).sum(0), trace)
+        return self._kept
 
     def _collect(
         self, pieces: Sequence[Piece], gradient: Direction | None

@@ -69,16 +69,18 @@ class Dropped:
     """Columns of V that were left out because they cannot matter."""
 
     num_columns: int
-    """How many, of ``BatchInfo.num_columns``."""
+    """How many, of ``BatchInfo.num_columns``; none where too few are small to be worth it."""
     trace: float
     """Sum of their squared norms. No eigenvalue of the GGN, or of a diagonal block, is smaller
-    than stated, nor larger by more than this (Weyl), to the rounding of the result."""
+    than stated, nor larger by more than this (Weyl), beside the rounding of the result."""
 
     def line(self, of: int) -> str:
         """In one line, for people; ``of`` is the number of all columns."""
+        if not self.num_columns:
+            return f"dropped none of {of:,} columns: too few are small enough"
         return (
             f"dropped {self.num_columns:,} of {of:,} columns: no eigenvalue is larger than stated "
-            f"by more than {self.trace:.2e}"
+            f"by more than {self.trace:.2e}, beside rounding"
         )
 
 

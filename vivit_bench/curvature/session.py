@@ -21,6 +21,7 @@ from vivit_bench.curvature.minibatch import (
 from vivit_bench.curvature.options import Approximation, Blocks, Memory, memory_of
 from vivit_bench.curvature.passes import Sweep, sweep_curvature
 from vivit_bench.curvature.plan import Goal, Plan, make_plan
+from vivit_bench.curvature.results import Dropped
 from vivit_bench.curvature.route import Route, find_route
 from vivit_bench.curvature.slopes import Work
 from vivit_bench.curvature.square import check_room
@@ -149,9 +150,8 @@ def run(
                 dropped = None
                 if request.drop_trace is not None:
                     kept = sweep.drop(request.drop_trace)
-                    dropped = kept.dropped
-                    if dropped.num_columns:
-                        batch = replace(batch, kept=kept)
+                    dropped = Dropped(0, 0.0) if kept is None else kept.dropped
+                    batch = replace(batch, kept=kept)
                 checks = _checks(request, batch, plan, sweep, notes)
                 return compute(Work(batch, plan, checks, dropped), sweep)
             except LayersDisagree as found:
