@@ -24,7 +24,7 @@ from vivit_bench.curvature.kept import MOST_GROUPS, choose_columns
 from vivit_bench.curvature.loss_factor import loss_factor
 from vivit_bench.curvature.passes import sweep_curvature
 from vivit_bench.curvature.session import Request, plan_request
-from vivit_bench.errors import UsageError
+from vivit_bench.errors import CertificateError, UsageError
 
 CUTOFF = 1e-4
 PRODUCT = Contraction.GRAM_PRODUCT
@@ -280,6 +280,29 @@ def test_there_are_few_groups_however_many_columns() -> None:
     # Nothing that is dropped is larger than what the sample keeps.
     largest = squares.masked_fill(kept.mask, 0).amax(1)
     assert (squares.masked_fill(~kept.mask, 9).amin(1) >= largest).all()
+
+
+def test_a_wrong_norm_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bound is checked by plain autograd, as everything else that is stated."""
+    squares = AffineFactor.squared_norms
+    monkeypatch.setattr(AffineFactor, "squared_norms", lambda self: squares(self) * 1.01)
+    with pytest.raises(CertificateError, match="dropped columns is off by"):
+        eigenvalues(*confident(case("conv1d")), drop_trace=0.4)
+
+
+def test_columns_of_another_sample_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    select = AffineFactor.select
+
+    def wrong(self: AffineFactor, samples: Tensor, columns: Tensor) -> AffineFactor:
+        found = select(self, samples, columns)
+        found.s = found.s.roll(1, 0)
+        return found
+
+    monkeypatch.setattr(AffineFactor, "select", wrong)
+    result = eigenvalues(*confident(case("sequence-linear")), drop_trace=0.2)
+    # As for any layer whose rule fails: it is computed by plain autograd instead, and named.
+    assert result.certificate is not None
+    assert result.certificate.notes
 
 
 def test_where_too_few_are_small_all_stay() -> None:
