@@ -307,12 +307,12 @@ def test_columns_of_another_sample_are_noticed(monkeypatch: pytest.MonkeyPatch) 
 
 def test_where_too_few_are_small_all_stay() -> None:
     squares = torch.ones(4, 2, dtype=torch.float64)
-    squares[0] = 1e-9
-    assert choose_columns(squares, 1e-6) is None  # a quarter
-    squares[1, 0] = 1e-9
+    squares[0] = squares[1, 0] = 1e-9
+    assert choose_columns(squares, 1e-6) is None  # three of eight
+    squares[1, 1] = 1e-9
     kept = choose_columns(squares, 1e-6)
     assert kept is not None
-    assert kept.dropped == Dropped(3, pytest.approx(3e-9))
+    assert kept.dropped == Dropped(4, pytest.approx(4e-9))
     assert "none of 8" in Dropped(0, 0.0).line(8)
 
 

@@ -143,6 +143,8 @@ def _train(
         VivitBenchError: The loss became NaN or infinite.
     """
     results: dict[str, Any] = {"sizes": sizes}
+    if training.settings.drop_columns is not None:
+        results["dropped"] = training.dropped
     try:
         training.run()
     except Diverged as diverged:
@@ -159,8 +161,6 @@ def _train(
         training.records.finish(results, State.FAILED)
         raise VivitBenchError(f"{failure} ({run.folder})") from None
     results["timing"] = training.timing.record()
-    if training.settings.drop_columns is not None:
-        results["dropped"] = training.dropped
     if save_model is not None:  # before the end: killed here, the run still has its state
         content = io.BytesIO()
         torch.save({n: t.cpu() for n, t in training.model.state_dict().items()}, content)
