@@ -71,8 +71,8 @@ noise-demo: $(STAMP)
 
 # What dropping columns of V saves after the training of noise-demo, and what it changes.
 drop-columns: $(STAMP)
-	$(RUN) noise run mnist_2c2d --optimizer sgd --data mnist5k --epochs 60 --at end --name drop-columns --save-model results/drop-columns.pt
-	$(VENV)/bin/python scripts/drop_columns.py mnist_2c2d results/drop-columns.pt --data mnist5k --threads 1
+	$(RUN) noise run mnist_2c2d --optimizer sgd --data mnist5k --epochs 60 --at end --results-dir results/demo --name drop-columns --save-model results/demo/drop-columns.pt
+	$(VENV)/bin/python scripts/drop_columns.py mnist_2c2d results/demo/drop-columns.pt --data mnist5k --threads 1
 
 # Figures S.4a and S.5a: spectra under the approximations, on the real data sets.
 figure-s4a: $(STAMP)
