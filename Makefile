@@ -6,6 +6,7 @@ STAMP := $(VENV)/.installed
 
 .PHONY: setup demo test test-models lint figure-3 figure-s4a figure-s5a table-s1 benchmarks clean
 .PHONY: figure-2 figure-s6 figure-s7 figure-s8 figure-s9 figure-s10 noise-demo
+.PHONY: drop-columns
 
 setup: $(STAMP)
 
@@ -67,6 +68,11 @@ figure-s10: $(STAMP)
 noise-demo: $(STAMP)
 	$(call noise,mnist_2c2d,sgd,--data mnist5k --epochs 60)
 	$(call noise,mnist_2c2d,adam,--data mnist5k --epochs 60)
+
+# What dropping columns of V saves after the training of noise-demo, and what it changes.
+drop-columns: $(STAMP)
+	$(RUN) noise run mnist_2c2d --optimizer sgd --data mnist5k --epochs 60 --at end --results-dir results/demo --name drop-columns --save-model results/demo/drop-columns.pt
+	$(VENV)/bin/python scripts/drop_columns.py mnist_2c2d results/demo/drop-columns.pt --data mnist5k --threads 1
 
 # Figures S.4a and S.5a: spectra under the approximations, on the real data sets.
 figure-s4a: $(STAMP)

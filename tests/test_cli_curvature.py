@@ -98,3 +98,23 @@ def test_signal_to_noise_with_the_biased_variance() -> None:
     assert snr[0] == 4.0
     assert snr[1] == torch.inf
     assert snr[2].isnan()
+
+
+def test_directions_without_columns_that_cannot_matter(tmp_path: Path) -> None:
+    """What was left out is said; the directions are the engine's own for this trace."""
+    problem, file = load_problem(DIGITS), tmp_path / "confident.pt"
+    with torch.no_grad():
+        for parameter in list(problem.model.parameters())[-2:]:
+            parameter *= 200
+    torch.save(problem.model.state_dict(), file)
+    options = ("--batch-size", 16, "--checkpoint", file, "--cutoff", 0.1, "--drop-columns", 0.5)
+    result = CliRunner().invoke(app, ["directional", DIGITS, *map(str, options), *CSV])
+    assert result.exit_code == 0
+    request = (problem.model, problem.loss, *load_batch(problem, 16, DataSource.OWN))
+    expected = directional_derivatives(*request, cutoff=0.1, drop_trace=0.05)
+    assert expected.dropped is not None
+    assert expected.dropped.num_columns > 36
+    assert len(expected.eigenvalues) > 9
+    assert expected.dropped.line(expected.info.num_columns) in result.stderr
+    table = pd.read_csv(io.StringIO(result.stdout))
+    assert table["eigenvalue"].to_numpy() == pytest.approx(expected.eigenvalues.numpy())

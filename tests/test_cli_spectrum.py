@@ -348,3 +348,36 @@ def test_compute_refuses_eigenvectors_it_cannot_write(run: Run, arguments, words
     Path("v.pt").mkdir()
     assert words in refuse(run("compute", DIGITS, "--batch-size", 4, *arguments))
     assert not Path("results").exists()
+
+
+def test_columns_that_cannot_matter_are_dropped_on_request(run: Run):
+    model = load_workload(WorkloadSpec(DIGITS, 16)).model
+    with torch.no_grad():
+        for parameter in list(model.parameters())[-2:]:
+            parameter *= 200
+    torch.save(model.state_dict(), "confident.pt")
+    options = ("--batch-size", 16, "--checkpoint", "confident.pt", "--cutoff", 0.1)
+    assert run("compute", DIGITS, *options).code == 0
+    outcome = run("compute", DIGITS, *options, "--drop-columns", 0.5, "--format", "json")
+    assert outcome.code == 0, outcome.err
+    whole = stored(f"{DIGITS_SLUG}_exact_full_n16")
+    part = stored(f"{DIGITS_SLUG}_exact_full_dropped_n16")
+    assert "drop_columns" not in whole.settings.to_json()
+    assert part.settings.drop_columns == 0.5
+    assert part.dropped["num_columns"] > 36
+    assert part.dropped["trace"] <= 0.05
+    below = whole.eigenvalues - part.eigenvalues
+    assert below.min() > -1e-5 * whole.eigenvalues[0]
+    assert below.max() <= part.dropped["trace"] + 1e-5 * whole.eigenvalues[0]
+    row = json.loads(outcome.out)
+    assert row["dropped_num_columns"] == part.dropped["num_columns"]
+    assert f"dropped {part.dropped['num_columns']} of {part.num_columns} columns" in outcome.err
+    again = run("compute", DIGITS, *options, "--drop-columns", 0.5)
+    assert "finished already" in again.err
+    assert "error at most" in again.out
+    # A figure of the problem's variants takes the ordinary one, and names what differs in pairs.
+    assert run("plot", DIGITS).code == 0
+    compared = run("compare", whole.folder.name, part.folder.name)
+    assert "drop_columns" in compared.err + compared.out
+    line = refuse(run("compute", DIGITS, "--drop-columns", 2))
+    assert "--drop-columns 2" in line

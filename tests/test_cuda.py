@@ -49,6 +49,19 @@ def test_steps_and_derivatives_are_those_of_the_cpu(case: Case) -> None:
     torch.testing.assert_close(found[0].lambdas.cpu(), found[1].lambdas)
 
 
+@pytest.mark.parametrize("case", CASES[:3], ids=lambda case: case.name)
+def test_dropped_columns_are_those_of_the_cpu(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vivit_bench.curvature.kept.LEAST_SHARE", 0.0)
+    ours, theirs = on_gpu(case, torch.float64), case.build(torch.float64)
+    trace = 0.3 * eigenvalues(*theirs).trace
+    found = [directional_derivatives(*request, drop_trace=trace) for request in (ours, theirs)]
+    assert found[0].dropped is not None
+    assert found[1].dropped is not None
+    assert found[0].dropped.num_columns == found[1].dropped.num_columns > 0
+    assert found[0].dropped.trace == pytest.approx(found[1].dropped.trace)
+    torch.testing.assert_close(found[0].lambdas.cpu(), found[1].lambdas)
+
+
 def test_monte_carlo_draws_are_those_of_the_cpu() -> None:
     case = CASES[0]
     found = [

@@ -109,6 +109,24 @@ def check_cutoff(cutoff: float) -> None:
         raise UsageError(f"--cutoff {cutoff}: must be a positive number, for example 1e-4")
 
 
+def check_drop_columns(share: float | None) -> None:
+    """Refuse a share of the cutoff that dropped columns of V cannot be bounded by.
+
+    Raises:
+        UsageError: It is no number from 0 to 1.
+    """
+    if share is not None and not 0 <= share <= 1:
+        raise UsageError(
+            f"--drop-columns {share}: bounds the trace of what is dropped, as a share of the "
+            "cutoff; give a number from 0 to 1, for example 0.1"
+        )
+
+
+def drop_trace(share: float | None, cutoff: float) -> float | None:
+    """The trace that dropped columns may have; None: none is dropped."""
+    return None if share is None else share * cutoff
+
+
 def problem_slug(problem: str) -> str:
     """Turn a problem's name into the start of a file name.
 

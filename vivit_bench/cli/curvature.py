@@ -5,7 +5,13 @@ from typing import Annotated
 
 import typer
 
-from vivit_bench.arguments import DEFAULT_CUTOFF, check_cutoff, parse_blocks
+from vivit_bench.arguments import (
+    DEFAULT_CUTOFF,
+    check_cutoff,
+    check_drop_columns,
+    drop_trace,
+    parse_blocks,
+)
 from vivit_bench.cli.options import (
     APPROXIMATION,
     OUTPUT,
@@ -19,6 +25,7 @@ from vivit_bench.cli.options import (
     DataDirOption,
     DataOption,
     DeviceOption,
+    DropColumnsOption,
     DtypeOption,
     FormatOption,
     McSamplesOption,
@@ -33,6 +40,7 @@ from vivit_bench.cli.options import (
     engine_on,
     examples,
     print_certificate,
+    print_dropped,
 )
 from vivit_bench.cli.output import check_table_file, check_tensor_file, hand_out, save_tensors
 from vivit_bench.curvature.options import Approximation, Curvature, Precision, Samples
@@ -147,6 +155,7 @@ def directional(
     mc_samples: McSamplesOption = 1,
     params: ParamsOption = None,
     cutoff: CutoffOption = DEFAULT_CUTOFF,
+    drop_columns: DropColumnsOption = None,
     certify: CertifyOption = Check.TWO,
     batch_size: BatchSizeOption = None,
     data: DataOption = None,
@@ -173,6 +182,7 @@ def directional(
     spec = WorkloadSpec(problem, batch_size, data, data_dir, seed, checkpoint, dtype, device)
     approximation = Approximation(curvature, samples, mc_samples, seed)
     check_cutoff(cutoff)
+    check_drop_columns(drop_columns)
     check_table_file(output)
     with engine_on(problem, device, threads):
         result = directional_derivatives(
@@ -182,10 +192,12 @@ def directional(
             params=params,
             with_gradient=True,
             certify=certify.certify,
+            drop_trace=drop_trace(drop_columns, cutoff),
         )
     squared = sum(float(part.double().square().sum()) for part in result.gradient or [])
     rows = direction_table(result, squared).to_dict("records")
     hand_out(directions_table(rows), format, output, quiet)
+    print_dropped(result.dropped, result.info.num_columns, quiet)
     print_certificate(result.certificate, quiet)
 
 

@@ -1,5 +1,6 @@
 """``vivit-bench noise``: monitored training runs, their figures and tables (Figures S.6 - S.10)."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,6 +13,7 @@ from vivit_bench.cli.options import (
     DataDirOption,
     DataOption,
     DeviceOption,
+    DropColumnsOption,
     FormatOption,
     FreshOption,
     McSamplesOption,
@@ -26,7 +28,7 @@ from vivit_bench.cli.options import (
     examples,
     progress_console,
 )
-from vivit_bench.cli.output import hand_out
+from vivit_bench.cli.output import check_tensor_file, hand_out
 from vivit_bench.curvature.options import Approximation, Curvature, Samples
 from vivit_bench.noise.settings import DEFAULT_CHECKPOINTS, OptimizerName
 from vivit_bench.report.tables import TableFormat
@@ -122,6 +124,7 @@ def run(
     samples: SamplesOption = Samples.FULL,
     mc_samples: McSamplesOption = 1,
     cutoff: CutoffOption = DEFAULT_CUTOFF,
+    drop_columns: DropColumnsOption = None,
     data: DataOption = None,
     data_dir: DataDirOption = None,
     seed: SeedOption = 0,
@@ -137,6 +140,14 @@ def run(
     ] = None,
     results_dir: ResultsDirOption = DEFAULT_RESULTS_DIR,
     fresh: FreshOption = False,
+    save_model: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.pt",
+            help="Also write the last weights, for --checkpoint of other commands.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     format: FormatOption = TableFormat.TABLE,
     quiet: QuietOption = False,
 ) -> None:
@@ -166,11 +177,20 @@ def run(
         cutoff=cutoff,
         per_sample=per_sample,
         device=device,
+        drop_columns=drop_columns,
     )
+    check_tensor_file(save_model)
     progress = TrainingProgress(progress_console(quiet))
     try:
         with engine_on(problem, device, threads):
-            finished = run_noise(choices, results_dir, name=name, fresh=fresh, listener=progress)
+            finished = run_noise(
+                choices,
+                results_dir,
+                name=name,
+                fresh=fresh,
+                listener=progress,
+                save_model=save_model,
+            )
     finally:
         progress.close()
     hand_out(run_table(finished), format)

@@ -17,7 +17,7 @@ from vivit_bench.report.tables import TableFormat
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from vivit_bench.curvature import Certificate
+    from vivit_bench.curvature import Certificate, Dropped
     from vivit_bench.curvature.certificate import Certify
 
 # Groups of options in a command's help.
@@ -49,6 +49,12 @@ def print_certificate(certificate: "Certificate | None", quiet: bool = False) ->
     """What was checked, in one line on stderr."""
     if not quiet:
         typer.echo("not certified" if certificate is None else certificate.line(), err=True)
+
+
+def print_dropped(dropped: "Dropped | None", num_columns: int, quiet: bool = False) -> None:
+    """What was left out, in one line on stderr; nothing where it was not asked for."""
+    if dropped is not None and not quiet:
+        typer.echo(dropped.line(num_columns), err=True)
 
 
 def progress_console(quiet: bool) -> "Console":
@@ -153,6 +159,17 @@ CutoffOption = Annotated[
     float,
     typer.Option(
         help="Eigenvalues above it are counted as directions.", rich_help_panel=APPROXIMATION
+    ),
+]
+DropColumnsOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SHARE",
+        help="Leave out the smallest columns of V, as many as have no more than this share of the "
+        "cutoff as their trace: no eigenvalue changes by more, and a trained network's take a "
+        "fraction of the time. For example 0.1.",
+        show_default="none is left out",
+        rich_help_panel=APPROXIMATION,
     ),
 ]
 CertifyOption = Annotated[

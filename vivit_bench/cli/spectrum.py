@@ -11,6 +11,7 @@ from vivit_bench.arguments import (
     DEFAULT_CUTOFF,
     DEFAULT_RESULTS_DIR,
     check_cutoff,
+    check_drop_columns,
     parse_blocks,
 )
 from vivit_bench.cli.options import (
@@ -27,6 +28,7 @@ from vivit_bench.cli.options import (
     DataDirOption,
     DataOption,
     DeviceOption,
+    DropColumnsOption,
     DtypeOption,
     FormatOption,
     FreshOption,
@@ -44,6 +46,7 @@ from vivit_bench.cli.options import (
     engine_on,
     examples,
     print_certificate,
+    print_dropped,
     progress_console,
 )
 from vivit_bench.cli.output import check_table_file, check_tensor_file, hand_out, save_tensors
@@ -106,6 +109,7 @@ def compute(
     blocks: BlocksOption = None,
     params: ParamsOption = None,
     cutoff: CutoffOption = DEFAULT_CUTOFF,
+    drop_columns: DropColumnsOption = None,
     certify: CertifyOption = Check.TWO,
     batch_size: BatchSizeOption = None,
     data: DataOption = None,
@@ -152,7 +156,7 @@ def compute(
 
     A spectrum of the same settings, model, data, code and libraries is not computed again.
     """
-    from vivit_bench.curvature import Certificate
+    from vivit_bench.curvature import Certificate, Dropped
     from vivit_bench.problems.workload import load_workload
     from vivit_bench.report.spectrum import spectrum_table
     from vivit_bench.spectrum import SpectrumSettings, leading_eigenvectors, store_spectrum
@@ -160,6 +164,7 @@ def compute(
     spec = WorkloadSpec(problem, batch_size, data, data_dir, seed, checkpoint, dtype, device)
     approximation = Approximation(curvature, samples, mc_samples, seed)
     check_cutoff(cutoff)
+    check_drop_columns(drop_columns)
     if name is not None:
         check_name(name)
     structure = parse_blocks(blocks or [])
@@ -175,7 +180,9 @@ def compute(
     progress = progress_console(quiet)
     with engine_on(problem, device, threads), progress.status(f"{problem}: {approximation.label}"):
         workload = load_workload(spec)
-        settings = SpectrumSettings(workload.spec, approximation, structure, params, cutoff)
+        settings = SpectrumSettings(
+            workload.spec, approximation, structure, params, cutoff, drop_columns
+        )
         record, _ = store_spectrum(
             workload,
             settings,
@@ -192,6 +199,8 @@ def compute(
             vectors, _ = leading_eigenvectors(workload, settings, number, certify.certify)
             save_tensors(vectors, eigenvectors, quiet)
     hand_out(spectrum_table(record), format)
+    dropped = Dropped(**record.dropped) if record.dropped else None
+    print_dropped(dropped, record.num_columns, quiet)
     print_certificate(Certificate(**record.certificate) if record.certificate else None, quiet)
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         BatchInfo,
         Certificate,
         DirectionalDerivatives,
+        Dropped,
         NewtonStep,
         Spectrum,
     )
@@ -41,6 +42,7 @@ _HOMES = {
     "Curvature": "options",
     "DampingPolicy": "damping",
     "DirectionalDerivatives": "results",
+    "Dropped": "results",
     "Eigenbasis": "spectrum",
     "Explanation": "explanation",
     "Memory": "options",
@@ -68,6 +70,7 @@ __all__ = [
     "Curvature",
     "DampingPolicy",
     "DirectionalDerivatives",
+    "Dropped",
     "Eigenbasis",
     "Explanation",
     "Memory",

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from vivit_bench.curvature.checks import Checks, Watch
 from vivit_bench.curvature.factors import Direction, ExplicitFactor, Factor
+from vivit_bench.curvature.kept import Kept
 from vivit_bench.curvature.kernels import times_lower
 from vivit_bench.curvature.minibatch import MiniBatch
 from vivit_bench.curvature.passes import Sweep, Totals, add_pulled
@@ -99,6 +100,13 @@ class Certifier(Checks):
         self._weights = torch.randn(shape, generator=generator, dtype=torch.float64).to(
             batch.device
         )
+        columns = torch.arange(self._columns, device=batch.device)
+        self._rows = torch.tensor(self._samples, device=batch.device)[:, None] * self._columns
+        self._rows = self._rows + columns
+        """[k, c] rows of the Gram matrix that are these samples' columns."""
+        if batch.kept is not None:  # dropped columns have no row, and no weight
+            self._weights *= batch.kept.mask[self._samples]
+            self._rows = batch.kept.positions[self._samples]
         self._everything = everything
         self._company = self._find_company(plan)
         """Samples that run together with the drawn ones, to see whether they are coupled."""
@@ -107,6 +115,8 @@ class Certifier(Checks):
             self._find_vectors(sweep, alone)
             self._check_company(alone)
             self._find_gradients(sweep, alone)
+            if batch.kept is not None:
+                self._check_dropped(sweep, batch.kept)
         self._block = self._new_block()
 
     def _find_company(self, plan: Plan) -> list[int]:
@@ -209,6 +219,29 @@ class Certifier(Checks):
         self._slopes = {p: torch.stack([s[p] for s in slopes], 1) for p in batch.parameters}
         self._gradient_scale = max(_norm(self._mean.values()), least / batch.batch_size)
 
+    def _check_dropped(self, sweep: Sweep, kept: Kept) -> None:
+        """Squared norm of some samples' largest dropped column: of two, or of all."""
+        batch, noise = self._batch, self._batch.factor.noise()
+        squares = kept.squares.masked_fill(kept.mask, -1)
+        samples = (~kept.mask).any(1).nonzero()[:, 0].tolist()
+        if not self._everything:
+            generator = torch.Generator().manual_seed(batch.approximation.seed)
+            order = torch.randperm(len(samples), generator=generator)[:2].tolist()
+            samples = [samples[i] for i in order]
+        for n in samples:
+            column = int(squares[n].argmax())
+            outputs = batch.plain_forward([n])
+            drawn = None if noise is None else noise[n : n + 1]
+            s = batch.factor.columns(sweep.outputs[n : n + 1], slice(n, n + 1), drawn)
+            cotangent = s[:, column] * batch.num_samples**-0.5
+            vector: Direction = {}
+            add_pulled(batch, vector, outputs, cotangent, keep_graph=False)
+            expected = torch.tensor(_norm(vector.values()), dtype=torch.float64)
+            least = self._least_scale(cotangent, outputs)
+            scale = expected.clamp(min=least).square()
+            found = squares[n, column].cpu()
+            self._compare("dropped columns", found, expected.square(), scale)
+
     def _least_scale(self, cotangent: Tensor, outputs: Tensor) -> float:
         """What J^T s is rounding below, where its terms cancel: |s| |f| / |theta| is their size."""
         size = _norm([outputs.detach()]) / (_norm(self._batch.parameters) or 1.0)
@@ -264,10 +297,11 @@ class Certifier(Checks):
     def _compare_rows(self, unit: UnitPlan, factor: ExplicitFactor) -> float:
         """w_n' V against v_n, entry by entry."""
         worst = 0.0
-        for weights, n, vector, scale in zip(
-            self._weights, self._samples, self._vectors, self._scale, strict=True
+        v = factor.v.flatten(0, 1)
+        for weights, rows, vector, scale in zip(
+            self._weights, self._rows, self._vectors, self._scale, strict=True
         ):
-            found = (weights.to(factor.v.dtype) @ factor.v[n]).double()
+            found = (weights.to(v.dtype) @ v[rows]).double()
             expected = torch.cat([vector[p].flatten() for p in unit.parameters]).double()
             error = _relative((found - expected).norm(), torch.zeros(()), scale, self._batch.dtype)
             worst = max(worst, error)
@@ -277,10 +311,13 @@ class Certifier(Checks):
     def _forms(self, matrix: Tensor) -> Tensor:
         """w_n' Gt w_m, [k, k], from the lower triangle of [M, M]."""
         c, k = self._columns, len(self._samples)
-        index = torch.cat([torch.arange(n * c, n * c + c) for n in self._samples])
-        index = index.to(matrix.device)
+        index, order = self._rows.flatten().sort(stable=True)
         lower = matrix[index][:, index].double().tril()
-        full = (lower + lower.tril(-1).t()).view(k, c, k, c)
+        full = lower + lower.tril(-1).t()
+        if self._batch.kept is not None:
+            back = order.argsort()
+            full = full[back][:, back]
+        full = full.view(k, c, k, c)
         return torch.einsum("nc,ncmd,md->nm", self._weights, full, self._weights).cpu()
 
     def gradient_weights(self, unit: UnitPlan, factor: Factor, weights: Tensor) -> None:  # noqa: D102
@@ -340,11 +377,9 @@ class Certifier(Checks):
 
     def _embedded(self) -> Tensor:
         """The weights w_n as vectors over all columns, [k, M]."""
-        batch, c = self._batch, self._columns
+        batch = self._batch
         full = torch.zeros(len(self._samples), batch.rows, dtype=torch.float64, device=batch.device)
-        for row, weights, n in zip(full, self._weights, self._samples, strict=True):
-            row[n * c : n * c + c] = weights
-        return full
+        return full.scatter_add_(1, self._rows, self._weights)
 
     @property
     def _watched(self) -> Watch:

@@ -32,6 +32,7 @@ def directional_derivatives(
     certify: Certify = True,
     working_bytes: int = WORKING_BYTES,
     memory: int | Memory | None = None,
+    drop_trace: float | None = None,
 ) -> DirectionalDerivatives:
     """gamma_nk = e_k^T grad l_n and lambda_nk = e_k^T J_n^T H_n J_n e_k for all directions.
 
@@ -53,6 +54,9 @@ def directional_derivatives(
         certify: As there.
         working_bytes: As there.
         memory: As there.
+        drop_trace: As there. The directions, and the lambdas along them, are those of the GGN
+            of the kept columns; the gammas are slopes of the samples' whole gradients. A
+            direction is missed if its eigenvalue is above the cutoff by less than the trace.
 
     Returns:
         Directions by descending eigenvalue. Signs of the gammas are those of the
@@ -74,6 +78,7 @@ def directional_derivatives(
         working_bytes=working_bytes,
         memory=memory,
         goal=Goal.DERIVATIVES,
+        drop_trace=drop_trace,
     )
 
     def compute(work: Work, sweep: Sweep) -> DirectionalDerivatives:
@@ -96,6 +101,7 @@ def directional_derivatives(
             lambdas=lambdas.flip(1).cpu(),
             gradient=in_parameter_format(work.batch, kept),
             certificate=work.checks.result(totals),
+            dropped=work.dropped,
         )
 
     return run(request, compute, with_gradient=with_gradient)

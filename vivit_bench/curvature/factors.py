@@ -14,6 +14,7 @@ parameters, so that a factor may hold a part of its unit alone: some output chan
 weight, or some entries of V.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
@@ -66,20 +67,6 @@ class Factor(ABC):
         return self.num_samples * self.num_columns
 
     @abstractmethod
-    def put(
-        self, samples: slice, columns: slice, number: int, saved: Saved, cotangents: Tensor
-    ) -> None:
-        """Take in some samples' columns at one use, [n, c', *shape of one sample's output].
-
-        Args:
-            samples: Which samples these are.
-            columns: Which of their columns.
-            number: Of the use, in the order of the unit's.
-            saved: What the use's node keeps, [n, ...].
-            cotangents: At its output.
-        """
-
-    @abstractmethod
     def chunks(self, width: int | None = None) -> Iterator[Tensor]:
         """V^T in pieces [M, d], whose widths add up to the unit's parameters.
 
@@ -114,7 +101,29 @@ class Factor(ABC):
             out.addmm_(v, w.t())
 
 
-class ExplicitFactor(Factor):
+class WholeFactor(Factor):
+    """A factor of all columns, as the passes fill it."""
+
+    @abstractmethod
+    def put(
+        self, samples: slice, columns: slice, number: int, saved: Saved, cotangents: Tensor
+    ) -> None:
+        """Take in some samples' columns at one use, [n, c', *shape of one sample's output].
+
+        Args:
+            samples: Which samples these are.
+            columns: Which of their columns.
+            number: Of the use, in the order of the unit's.
+            saved: What the use's node keeps, [n, ...].
+            cotangents: At its output.
+        """
+
+    @abstractmethod
+    def squared_norms(self) -> Tensor:
+        """|v|^2 of every column of V, [N, c] float64."""
+
+
+class ExplicitFactor(WholeFactor):
     """V itself, [N, c, D_part], summed over the uses of the parameters.
 
     Args:
@@ -179,6 +188,9 @@ class ExplicitFactor(Factor):
     def chunks(self, width: int | None = None) -> Iterator[Tensor]:  # noqa: D102
         yield self.v.flatten(0, 1)
 
+    def squared_norms(self) -> Tensor:  # noqa: D102
+        return _squares(self.v)
+
     def dot(self, direction: Direction) -> Tensor:  # noqa: D102
         parts = [direction[p].flatten()[entries] for p, entries in self._entries.items()]
         return self.v.flatten(0, 1) @ torch.cat(parts)
@@ -204,10 +216,15 @@ def expanding_bytes(parameters: Sequence[nn.Parameter], use: UseShape, columns: 
     return max(numbers * parameters[0].element_size(), 1)
 
 
+def _squares(v: Tensor) -> Tensor:
+    """Squared norms over the last axis, float64."""
+    return torch.linalg.vector_norm(v, dim=-1).double().square()
+
+
 _WEIGHT_GRADIENTS = {1: conv1d_weight, 2: conv2d_weight, 3: conv3d_weight}
 
 
-class AffineFactor(Factor):
+class AffineFactor(WholeFactor):
     """Input and cotangents of a linear layer or convolution with one use of its weight.
 
     The input is kept as [N, channels, *space] (a linear layer's rows are its space, and a
@@ -319,12 +336,15 @@ class AffineFactor(Factor):
         return u.view(len(z), self._images, *u.shape[1:]).transpose(1, 2).flatten(2)
 
     @property
-    def chunk_width(self) -> int:  # noqa: D102
+    def channel_bytes(self) -> int:
+        """Memory of one input channel's chunk of V and of the patches it is made of."""
         n, c, outputs, positions = self.s.shape
-        # A chunk of V and the patches it is made of.
         channel_size = (n * c * (outputs // self._groups) + n * positions) * self._kernel
-        step = self.chunk_bytes // max(channel_size * self.s.element_size(), 1)
-        return min(max(step, 1), self._channels)
+        return max(channel_size * self.s.element_size(), 1)
+
+    @property
+    def chunk_width(self) -> int:  # noqa: D102
+        return min(max(self.chunk_bytes // self.channel_bytes, 1), self._channels)
 
     def chunks(self, width: int | None = None) -> Iterator[Tensor]:  # noqa: D102
         n, c, outputs, positions = self.s.shape
@@ -346,9 +366,44 @@ class AffineFactor(Factor):
         if self.contraction is Contraction.GRAM_PRODUCT:
             self._add_product(self, gram, lower=True)
         elif self.contraction is Contraction.PAIRS:
-            self._add_pairs(gram)
+            self._add_pairs(self, gram, lower=True)
         else:
             super().add_gram(gram)
+
+    def squared_norms(self) -> Tensor:  # noqa: D102
+        n, c, outputs, positions = self.s.shape
+        if self.contraction is Contraction.GRAM_PRODUCT:
+            inputs = _squares(self._unfolded(slice(None)).flatten(1)) + float(self._has_bias)
+            return inputs[:, None] * _squares(self.s.flatten(2))
+        # V of a few samples at a time: in chunks of channels, products are smaller.
+        own, patch = outputs // self._groups, self._channels * self._kernel
+        size = (c * own + positions) * patch * self.s.element_size()
+        step = max(self.chunk_bytes // size, 1)
+        found = torch.zeros(n, c, dtype=torch.float64, device=self.s.device)
+        for start in range(0, n, step):
+            samples = slice(start, min(start + step, n))
+            for group, s in enumerate(self.s[samples].split(own, 2)):
+                u = self._unfolded(samples, group=group)
+                v = torch.bmm(s.reshape(len(s), c * own, positions), u.mT)
+                found[samples] += _squares(v.view(len(s), c, -1))
+            if self._has_bias:
+                found[samples] += _squares(self.s[samples].sum(3))
+        return found
+
+    def select(self, samples: Tensor, columns: Tensor) -> "AffineFactor":
+        """That of some samples [n] with some of their columns [n, k] alone; shares nothing."""
+        found = copy.copy(self)
+        found.num_samples, found.num_columns = columns.shape
+        found.z, found.s = self.z[samples], self.s[samples[:, None], columns]
+        return found
+
+    def add_block(self, other: "AffineFactor", out: Tensor) -> None:
+        """``out`` [M, M'] += V^T V' as Gram matrices are formed, where that needs no chunks."""
+        if self.contraction is Contraction.GRAM_PRODUCT:
+            self._add_product(other, out, lower=False)
+        else:
+            assert self.contraction is Contraction.PAIRS
+            self._add_pairs(other, out, lower=False)
 
     def add_cross(self, other: Factor, out: Tensor) -> None:  # noqa: D102
         assert isinstance(other, AffineFactor)
@@ -375,58 +430,68 @@ class AffineFactor(Factor):
             outputs.view(stop - start, c, end, d).mul_(inputs[:, None, :, None])
             out[start * c : stop * c, : end * d] += outputs
 
-    def _add_pairs(self, gram: Tensor) -> None:
-        """Lower triangle of ``gram``, sample pair by sample pair.
+    def _add_pairs(self, other: "AffineFactor", out: Tensor, lower: bool) -> None:
+        """``out`` += V^T V', or its lower triangle, sample pair by sample pair.
 
         For samples n, m: G = s_n A s_m^T over outputs and positions, with
         A = unfold(z_n)^T unfold(z_m) + 1, [P, P].
         """
-        n, c, outputs, positions = self.s.shape
+        outputs, positions = self.s.shape[2:]
+        n, m = self.num_samples, other.num_samples
         itemsize, target = self.s.element_size(), PAIRS_TILE_BYTES
-        product_bytes = c * outputs * positions * itemsize
+        product_bytes = other.num_columns * outputs * positions * itemsize
         columns = max(target // product_bytes, 1)
         patch = self._channels * self._kernel
         rows = max(target // (positions * max(columns * positions, patch) * itemsize), 1)
         # Patches of all samples where they are few, else made again for every tile.
-        held = n * positions * patch * itemsize <= self.chunk_bytes
+        samples = n if other is self else n + m
+        held = samples * positions * patch * itemsize <= self.chunk_bytes
         patches = self._patches(slice(None)) if held else None
+        others = patches if other is self else other._patches(slice(None)) if held else None
         tiles = [
-            (slice(i, min(i + rows, n)), slice(start, min(start + columns, n)))
-            for start in range(0, n, columns)
-            for i in range(start, n, rows)
+            (slice(i, min(i + rows, n)), slice(start, min(start + columns, m)))
+            for start in range(0, m, columns)
+            for i in range(start if lower else 0, n, rows)
         ]
 
         def add(tile: tuple[slice, slice]) -> None:
-            left, right = (self._patches(t) if patches is None else patches[t] for t in tile)
-            self._add_pairs_of(*tile, left, right, gram)
+            left = self._patches(tile[0]) if patches is None else patches[tile[0]]
+            right = other._patches(tile[1]) if others is None else others[tile[1]]
+            self._add_pairs_of(*tile, left, right, other, out)
 
         if product_bytes > target:  # large enough for all cores at a time
             for tile in tiles:
                 add(tile)
         else:
-            for_each(add, tiles, gram.device)
+            for_each(add, tiles, out.device)
 
     def _patches(self, samples: slice) -> Tensor:
         """[n, P, patch]."""
         return self._unfolded(samples).mT.contiguous()
 
     def _add_pairs_of(
-        self, rows: slice, columns: slice, left: Tensor, right: Tensor, gram: Tensor
+        self,
+        rows: slice,
+        columns: slice,
+        left: Tensor,
+        right: Tensor,
+        other: "AffineFactor",
+        out: Tensor,
     ) -> None:
-        """The pairs (n, m) with n in ``rows``, m in ``columns``; ``left`` and ``right`` patches."""
-        c, positions = self.num_columns, self.s.shape[3]
+        """The pairs (n, m) with n in ``rows`` and m in ``columns``, which have these patches."""
+        c, d, positions = self.num_columns, other.num_columns, self.s.shape[3]
         a = (left.flatten(0, 1) @ right.flatten(0, 1).t()).add_(float(self._has_bias))
         # Of each row's sample, [m, position there, position here].
         pairs = a.view(len(left), positions, -1, positions).permute(0, 2, 3, 1).unbind()
-        s = self.s[columns].flatten(1, 2)
+        s = other.s[columns].flatten(1, 2)
         t = torch.empty_like(s)
         # The interpreter's lock is the two threads' bottleneck: no indexing in the loop.
-        t_flat = t.view(len(s) * c, -1).t()
-        others = self.s[rows].flatten(2).unbind()
-        grams = gram[rows.start * c : rows.stop * c, columns.start * c : columns.stop * c].split(c)
-        for a_n, s_n, gram_n in zip(pairs, others, grams, strict=True):
+        t_flat = t.view(len(s) * d, -1).t()
+        own = self.s[rows].flatten(2).unbind()
+        blocks = out[rows.start * c : rows.stop * c, columns.start * d : columns.stop * d].split(c)
+        for a_n, s_n, block in zip(pairs, own, blocks, strict=True):
             torch.bmm(s, a_n, out=t)
-            gram_n.addmm_(s_n, t_flat)
+            block.addmm_(s_n, t_flat)
 
     def dot(self, direction: Direction) -> Tensor:  # noqa: D102
         weight, out_channels = direction[self._weight], self._outputs

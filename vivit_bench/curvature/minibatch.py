@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vivit_bench.curvature.batched import batched_backward
+from vivit_bench.curvature.kept import Kept
 from vivit_bench.curvature.loss_checks import check_loss, check_targets
 from vivit_bench.curvature.loss_factor import LossFactor, loss_factor
 from vivit_bench.curvature.options import Approximation
@@ -72,6 +73,8 @@ class MiniBatch:
     """Memory target of one micro-batch."""
     has_batch_norm: bool
     """Whether ``mend_batch_norm`` has something to do."""
+    kept: Kept | None = None
+    """The columns of V that count; None: all."""
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -105,16 +108,19 @@ class MiniBatch:
 
     @property
     def rows(self) -> int:
-        """M, columns of V."""
+        """M, columns of V; those that are kept."""
+        if self.kept is not None:
+            return len(self.kept.index)
         return self.num_samples * self.factor.num_columns
 
     @property
     def gradients_in_range(self) -> bool:
         """Whether per-sample gradients are combinations of the samples' columns of V.
 
-        They are for exact curvature of the whole mini-batch.
+        They are for exact curvature of the whole mini-batch, of which no column is dropped.
         """
-        return self.num_samples == self.batch_size and self.factor.noise() is None
+        whole = self.num_samples == self.batch_size and self.kept is None
+        return whole and self.factor.noise() is None
 
     def info(self, loss: float) -> BatchInfo:
         """The description that goes with every result."""
@@ -123,7 +129,7 @@ class MiniBatch:
             batch_size=self.batch_size,
             num_samples=self.num_samples,
             num_outputs=self.output_shape.numel(),
-            num_columns=self.rows,
+            num_columns=self.num_samples * self.factor.num_columns,
             loss=loss,
             solver_dtype="float64",
         )

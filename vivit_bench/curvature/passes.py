@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from vivit_bench.curvature.capture import Reading
-from vivit_bench.curvature.factors import Direction, ExplicitFactor, Factor
+from vivit_bench.curvature.factors import Direction, ExplicitFactor, Factor, WholeFactor
+from vivit_bench.curvature.grouped import keep_columns
+from vivit_bench.curvature.kept import Kept, choose_columns
 from vivit_bench.curvature.minibatch import MiniBatch, blamed_on_model
 from vivit_bench.curvature.plan import Piece, Plan, cut
 from vivit_bench.curvature.route import Collected, Route
@@ -46,6 +48,7 @@ class Sweep:
         self._batch, self._plan, self._columns_of = batch, plan, columns_of
         self._shape = (num_samples, num_columns)
         self._left = iter(plan.passes)
+        self._kept: Kept | None = None
         self.gradient: Direction | None = {} if with_gradient else None
         self._factors, self.outputs = self._collect(next(self._left, ()), self.gradient)
 
@@ -54,11 +57,19 @@ class Sweep:
         if piece not in self._factors:
             assert not self._factors, "pieces are taken in the order of the passes"
             self._factors, _ = self._collect(next(self._left), None)
-        return self._factors.pop(piece)
+        factor = self._factors.pop(piece)
+        return factor if self._kept is None else keep_columns(factor, self._kept)
+
+    def drop(self, trace: float) -> Kept | None:
+        """Leave out columns that have no more than this trace together; all passes were run."""
+        assert len(self._plan.passes) == 1
+        squares = [factor.squared_norms() for factor in self._factors.values()]
+        self._kept = choose_columns(torch.stack(squares).sum(0), trace)
+        return self._kept
 
     def _collect(
         self, pieces: Sequence[Piece], gradient: Direction | None
-    ) -> tuple[dict[Piece, Factor], Tensor]:
+    ) -> tuple[dict[Piece, WholeFactor], Tensor]:
         """One pass: the pieces' factors, and the outputs."""
         batch, plan, route = self._batch, self._plan, self._plan.route
         num_samples, columns = self._shape
@@ -123,7 +134,7 @@ def sweep_gradients(batch: MiniBatch, plan: Plan) -> Sweep:
 
 def _put(
     route: Route,
-    factors: dict[Piece, Factor],
+    factors: dict[Piece, WholeFactor],
     samples: slice,
     columns: slice,
     reading: Reading,

@@ -27,7 +27,7 @@ from vivit_bench.curvature.factors import (
     AffineFactor,
     Contraction,
     ExplicitFactor,
-    Factor,
+    WholeFactor,
     expanding_bytes,
 )
 from vivit_bench.curvature.minibatch import MiniBatch
@@ -101,7 +101,9 @@ class Piece:
         numbers = kept.a_sample + num_columns * kept.a_column * self.size
         return num_samples * numbers * self.unit.itemsize
 
-    def factor(self, route: Route, num_samples: int, num_columns: int, chunk_bytes: int) -> Factor:
+    def factor(
+        self, route: Route, num_samples: int, num_columns: int, chunk_bytes: int
+    ) -> WholeFactor:
         """An empty factor for ``num_samples`` samples of ``num_columns`` columns."""
         unit = self.unit
         shapes = [route.uses[number] for number in unit.uses]
@@ -645,9 +647,14 @@ class _Planner:
                 return 512 * (rows + batch.num_samples) * itemsize
             case Contraction.PAIRS:
                 product = batch.factor.num_columns * kept.positions * piece.size * itemsize
+                tiles = 6 * PAIRS_TILE_BYTES
                 if product > PAIRS_TILE_BYTES:  # one tile at a time
-                    return product + 2 * PAIRS_TILE_BYTES
-                return 6 * PAIRS_TILE_BYTES
+                    tiles = product + 2 * PAIRS_TILE_BYTES
+                patch = self.route.uses[piece.unit.uses[0]].saved["input"][1] * kept.kernel
+                patches = batch.num_samples * kept.positions * patch * itemsize
+                if patches > batch.working_bytes // 2:  # made again for every tile
+                    return tiles
+                return patches + max(patches, tiles)
             case Contraction.CHUNKS:
                 own = kept.divisor if kept.divisor > 1 else piece.size
                 channel = (rows * own + batch.num_samples * kept.positions) * kept.kernel * itemsize

@@ -65,6 +65,26 @@ class Certificate:
 
 
 @dataclass(frozen=True)
+class Dropped:
+    """Columns of V that were left out because they cannot matter."""
+
+    num_columns: int
+    """How many, of ``BatchInfo.num_columns``; none where too few are small to be worth it."""
+    trace: float
+    """Sum of their squared norms. No eigenvalue of the GGN, or of a diagonal block, is smaller
+    than stated, nor larger by more than this (Weyl), beside the rounding of the result."""
+
+    def line(self, of: int) -> str:
+        """In one line, for people; ``of`` is the number of all columns."""
+        if not self.num_columns:
+            return f"dropped none of {of:,} columns: too few are small enough"
+        return (
+            f"dropped {self.num_columns:,} of {of:,} columns: no eigenvalue is larger than stated "
+            f"by more than {self.trace:.2e}, beside rounding"
+        )
+
+
+@dataclass(frozen=True)
 class Spectrum:
     """Non-trivial eigenvalues of the GGN (or of its diagonal blocks)."""
 
@@ -73,13 +93,15 @@ class Spectrum:
     """[min(num_columns, D)], descending; of all blocks together if there are blocks.
     The remaining eigenvalues of the GGN are exactly zero."""
     trace: float
-    """Trace of the GGN, from the Gram matrix's diagonal."""
+    """Trace of the GGN, from the Gram matrix's diagonal; with that of dropped columns."""
     blocks: dict[str, Tensor] = field(default_factory=dict)
     """Layer name -> its block's eigenvalues, descending; empty for the full GGN."""
     gradient: list[Tensor] | None = None
     """Gradient of the loss in the format of a step; None unless asked for."""
     certificate: Certificate | None = None
     """None if it was switched off."""
+    dropped: Dropped | None = None
+    """None unless asked for."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +119,8 @@ class DirectionalDerivatives:
     """Gradient of the loss in parameter format; None unless asked for."""
     certificate: Certificate | None = None
     """None if it was switched off."""
+    dropped: Dropped | None = None
+    """None unless asked for."""
 
 
 @dataclass(frozen=True)

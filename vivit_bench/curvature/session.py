@@ -1,5 +1,6 @@
 """From a call's arguments to a finished result: attempts, each with a plan and its checks."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -20,6 +21,7 @@ from vivit_bench.curvature.minibatch import (
 from vivit_bench.curvature.options import Approximation, Blocks, Memory, memory_of
 from vivit_bench.curvature.passes import Sweep, sweep_curvature
 from vivit_bench.curvature.plan import Goal, Leanest, Plan, leanest_peak, make_plan
+from vivit_bench.curvature.results import Dropped
 from vivit_bench.curvature.route import Route, find_route
 from vivit_bench.curvature.slopes import Work
 from vivit_bench.curvature.square import check_room
@@ -45,9 +47,12 @@ class Request:
     working_bytes: int = WORKING_BYTES
     memory: int | Memory | None = None
     goal: Goal = Goal.EIGENVALUES
+    drop_trace: float | None = None
 
     def __post_init__(self) -> None:
         memory_of(self.memory)
+        if self.drop_trace is not None:
+            check_drop_trace(self.drop_trace, self.memory)
         if self.certify not in (True, False, "all"):
             raise UsageError(f"certify is {self.certify!r}; use True, False or 'all'")
 
@@ -81,6 +86,25 @@ def check_cutoff(cutoff: float) -> None:
     check_number("cutoff", cutoff)
     if not cutoff >= 0:
         raise UsageError(f"cutoff is {cutoff}; eigenvalues are compared with a number >= 0")
+
+
+def check_drop_trace(trace: float, memory: int | Memory | None) -> None:
+    """Refuse what columns cannot be dropped by.
+
+    Raises:
+        UsageError: It is no number, negative, infinite or NaN, or there is a bound on memory.
+    """
+    check_number("drop_trace", trace)
+    if not 0 <= trace < math.inf:
+        raise UsageError(
+            f"drop_trace is {trace}; it bounds what dropped columns change: give a number >= 0, "
+            "such as a tenth of the cutoff"
+        )
+    if memory is not None:
+        raise UsageError(
+            f"drop_trace {trace} and a bound on memory exclude each other: columns are dropped "
+            "where all are held at once; leave one of them out"
+        )
 
 
 def plan_request(request: Request) -> tuple[MiniBatch, Plan]:
@@ -135,8 +159,13 @@ def run(
                 batch = replace(batch, working_bytes=plan.working_bytes)
                 check_room(max(block.size for block in plan.blocks), batch.device)
                 sweep = sweep_curvature(batch, plan, with_gradient=with_gradient)
+                dropped = None
+                if request.drop_trace is not None:
+                    kept = sweep.drop(request.drop_trace)
+                    dropped = Dropped(0, 0.0) if kept is None else kept.dropped
+                    batch = replace(batch, kept=kept)
                 checks = _checks(request, batch, plan, sweep, notes)
-                return compute(Work(batch, plan, checks), sweep)
+                return compute(Work(batch, plan, checks, dropped), sweep)
             except LayersDisagree as found:
                 notes += found.notes
                 plain = plain | found.parameters if not attempt else frozenset(batch.parameters)
@@ -183,5 +212,9 @@ def _checks(
         samples = list(range(count))
     else:
         generator = torch.Generator().manual_seed(batch.approximation.seed)
-        samples = sorted(torch.randperm(count, generator=generator)[:2].tolist())
+        order = torch.randperm(count, generator=generator)
+        if batch.kept is not None:  # those that keep columns: the others are zero
+            empty = ~batch.kept.mask.any(1).cpu()
+            order = order[empty[order].int().argsort(stable=True)]
+        samples = sorted(order[:2].tolist())
     return Certifier(batch, plan, sweep, samples, request.certify == "all", notes)

@@ -16,6 +16,7 @@ from vivit_bench.curvature.kernels import columns_of_lower, times_lower
 from vivit_bench.curvature.minibatch import MiniBatch
 from vivit_bench.curvature.passes import Sweep, complete, sweep_gradients
 from vivit_bench.curvature.plan import Piece, Plan
+from vivit_bench.curvature.results import Dropped
 from vivit_bench.curvature.units import BlockPlan
 
 
@@ -26,6 +27,8 @@ class Work:
     batch: MiniBatch
     plan: Plan
     checks: Checks
+    dropped: Dropped | None = None
+    """Columns of V that were left out; None: not asked for."""
 
 
 class Slopes(ABC):

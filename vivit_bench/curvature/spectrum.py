@@ -38,6 +38,7 @@ def eigenvalues(
     certify: Certify = True,
     working_bytes: int = WORKING_BYTES,
     memory: int | Memory | None = None,
+    drop_trace: float | None = None,
 ) -> Spectrum:
     """Eigenvalues of the mini-batch GGN, G = V V^T, or of its diagonal blocks.
 
@@ -63,9 +64,13 @@ def eigenvalues(
         working_bytes: Memory target of one micro-batch's backpropagation.
         memory: Bytes that the computation may take over what the process holds; it then trades
             time for memory, or is refused. None: as much as the fastest way takes.
+        drop_trace: Leave out the columns of V of smallest norm, as many as have no more than
+            this trace together: no eigenvalue becomes smaller by more than their trace (see
+            ``Dropped``). Most columns of a trained network are tiny. None: all are used.
 
     Returns:
-        The non-trivial eigenvalues; all others are exactly zero.
+        The non-trivial eigenvalues; all others are exactly zero. Those of dropped columns are
+        given as zeros.
 
     Raises:
         UsageError: The request cannot be computed; in one line.
@@ -83,6 +88,7 @@ def eigenvalues(
         working_bytes,
         memory,
         Goal.EIGENVALUES,
+        drop_trace,
     )
 
     def compute(work: Work, sweep: Sweep) -> Spectrum:
@@ -91,7 +97,7 @@ def eigenvalues(
             block.name: torch.zeros(block.num_eigenvalues, dtype=torch.float64)
             for block in work.plan.blocks
         }
-        trace = 0.0
+        trace = work.dropped.trace if work.dropped else 0.0
         shared = shared_gradient(work, sweep, with_gradient)
         for formed in form_systems(work, sweep, NoSlopes(), shared.for_factors):
             trace += formed.system.trace
@@ -107,6 +113,7 @@ def eigenvalues(
             blocks=found if work.plan.diagonal else {},
             gradient=in_parameter_format(work.batch, totals.gradient),
             certificate=work.checks.result(totals),
+            dropped=work.dropped,
         )
 
     return run(request, compute, with_gradient=with_gradient)

@@ -226,8 +226,12 @@ class GramSystem(System):
 
     def curvatures(self, values: Tensor, vectors: Tensor) -> Tensor:
         """lambda_nk = N l_k ||u_k[n]||^2."""
-        n = self.work.batch.num_samples
-        squares = torch.stack([part.square().sum(0) for part in vectors.chunk(n)])
+        n, kept = self.work.batch.num_samples, self.work.batch.kept
+        if kept is not None:
+            squares = vectors.new_zeros(n, vectors.shape[1])
+            squares.index_add_(0, kept.samples, vectors.square())
+        else:
+            squares = torch.stack([part.square().sum(0) for part in vectors.chunk(n)])
         return squares.mul_(values * n)
 
     def _lift(self, weights: Tensor) -> list[Direction]:
@@ -271,7 +275,7 @@ class ParameterSystem(System):
     ) -> None:
         super().__init__(work, block, square, slopes)
         self._v = v
-        """[N, c, D], where curvatures of single samples are wanted."""
+        """[N, c, D], where curvatures of single samples are wanted; of kept columns [K, 1, D]."""
 
     def scales(self, values: Tensor) -> Tensor:  # noqa: D102
         return torch.ones_like(values)
@@ -284,7 +288,11 @@ class ParameterSystem(System):
         for start in range(0, n, step):
             products = self._v[start : start + step].double() @ vectors
             squares[start : start + step] = products.square().sum(1)
-        return squares * n
+        batch = self.work.batch
+        if batch.kept is not None:
+            by_sample = squares.new_zeros(batch.num_samples, squares.shape[1])
+            squares = by_sample.index_add_(0, batch.kept.samples, squares)
+        return squares * batch.num_samples
 
     def _lift(self, weights: Tensor) -> list[Direction]:
         parameters = [p for unit in self.block.units for p in unit.parameters]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from vivit_bench.arguments import DEFAULT_CUTOFF, check_cutoff
+from vivit_bench.arguments import DEFAULT_CUTOFF, check_cutoff, check_drop_columns
 from vivit_bench.curvature.options import Approximation
 from vivit_bench.errors import UsageError
 from vivit_bench.hardware import parse_device
@@ -45,6 +45,8 @@ class Choices:
     cutoff: float = DEFAULT_CUTOFF
     per_sample: bool = False
     device: str = "cpu"
+    drop_columns: float | None = None
+    """Share of the cutoff; see `Settings`."""
 
     def __post_init__(self) -> None:
         # Plain strings are equal to, but are not, members.
@@ -60,6 +62,7 @@ def check_choices(choices: Choices) -> torch.device:
         UsageError: With the value and what to give instead.
     """
     check_cutoff(choices.cutoff)
+    check_drop_columns(choices.drop_columns)
     if not 0 <= choices.seed < 2**63:
         raise UsageError(f"--seed {choices.seed}: must lie in 0 .. 2^63 - 1")
     if choices.approximation is not None and choices.approximation.seed != choices.seed:
@@ -128,4 +131,5 @@ def resolve(
         cutoff=choices.cutoff,
         per_sample=choices.per_sample,
         device=choices.device,
+        drop_columns=choices.drop_columns,
     )

@@ -1,5 +1,6 @@
 """Run a monitored training durably: interrupted, the same call goes on."""
 
+import io
 import statistics
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 
 from vivit_bench.arguments import DEFAULT_RESULTS_DIR, problem_slug
-from vivit_bench.errors import VivitBenchError
+from vivit_bench.errors import UsageError, VivitBenchError
 from vivit_bench.noise.choices import Choices, check_choices, resolve
 from vivit_bench.noise.data import RunData, load_run_data, training_seed
 from vivit_bench.noise.records import EXPERIMENT, OWNS, STATE, NoiseRun, Records, read_run
@@ -16,7 +17,20 @@ from vivit_bench.noise.training import Diverged, Listener, Training
 from vivit_bench.problems import Problem, default_source, load_problem
 from vivit_bench.problems.sampling import seeded
 from vivit_bench.problems.workload import batch_fingerprint, model_fingerprint
-from vivit_bench.store import Identity, Run, State, StoredRun, check_name, environment, open_run
+from vivit_bench.store import (
+    Identity,
+    Run,
+    State,
+    StoredRun,
+    check_name,
+    environment,
+    open_run,
+    write_output,
+)
+from vivit_bench.store.files import sha256
+
+SAVED = "saved_model"
+"""Result of a run whose last weights were written to a file: their SHA-256."""
 
 _ROOMS = ("noise", "curvature", "problems", "trees", "errors")
 """Code that can change a run's numbers."""
@@ -30,6 +44,7 @@ def run_noise(
     name: str | None = None,
     fresh: bool = False,
     listener: Listener | None = None,
+    save_model: Path | None = None,
 ) -> NoiseRun:
     """Train a problem and record what a held-out mini-batch shows at every checkpoint.
 
@@ -39,6 +54,8 @@ def run_noise(
         name: Of the run's folder; default: problem, optimizer and a hash of the settings.
         fresh: Start over, and replace whatever run is there.
         listener: Told of every step.
+        save_model: File for the last weights and running statistics, which `load_checkpoint`
+            reads. A run keeps none when it is finished, so that they are written at its end.
 
     Returns:
         The finished run. A run that is finished already is returned as it is.
@@ -68,6 +85,8 @@ def run_noise(
     with open_run(results_dir, identity, name=name, fresh=fresh, note=listener.note) as run:
         if run.is_returned:
             run.remove(STATE)  # a kill right after the end leaves it
+            if save_model is not None:
+                _check_saved(run, save_model)
             return read_run(run.stored)
         sizes = _sizes(settings, problem, data)
         run.update(sizes=sizes)
@@ -77,7 +96,7 @@ def run_noise(
             training = Training(problem, data, settings, Records(run), listener, device)
             if training.resume():
                 listener.note(f"going on from step {training.step} of {training.total}")
-            return read_run(_train(training, run, sizes))
+            return read_run(_train(training, run, sizes, save_model))
 
 
 def monitoring_cost(run: NoiseRun) -> dict[str, float]:
@@ -101,13 +120,31 @@ def monitoring_cost(run: NoiseRun) -> dict[str, float]:
     }
 
 
-def _train(training: Training, run: Run, sizes: dict[str, int]) -> StoredRun:
+def _check_saved(run: Run, file: Path) -> None:
+    """Refuse a finished run whose weights are wanted, unless they are in the file already.
+
+    Raises:
+        UsageError: They are not.
+    """
+    saved = run.stored.results.get(SAVED)
+    if saved is None or not file.is_file() or sha256(file.read_bytes()) != saved:
+        raise UsageError(
+            f"--save-model {file}: {run.folder} is finished, and its weights are not in this file "
+            "nor anywhere else: --fresh trains again"
+        )
+
+
+def _train(
+    training: Training, run: Run, sizes: dict[str, int], save_model: Path | None
+) -> StoredRun:
     """Train to the end, which is written down.
 
     Raises:
         VivitBenchError: The loss became NaN or infinite.
     """
     results: dict[str, Any] = {"sizes": sizes}
+    if training.settings.drop_columns is not None:
+        results["dropped"] = training.dropped
     try:
         training.run()
     except Diverged as diverged:
@@ -124,6 +161,12 @@ def _train(training: Training, run: Run, sizes: dict[str, int]) -> StoredRun:
         training.records.finish(results, State.FAILED)
         raise VivitBenchError(f"{failure} ({run.folder})") from None
     results["timing"] = training.timing.record()
+    if save_model is not None:  # before the end: killed here, the run still has its state
+        content = io.BytesIO()
+        torch.save({n: t.cpu() for n, t in training.model.state_dict().items()}, content)
+        write_output(save_model, content.getvalue())
+        results[SAVED] = sha256(content.getvalue())
+        training.listener.note(f"wrote {save_model}")
     return training.records.finish(results, State.FINISHED)
 
 

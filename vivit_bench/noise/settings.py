@@ -61,6 +61,8 @@ class Settings:
     per_sample: bool
     """Whether gamma_nk and lambda_nk are stored."""
     device: str
+    drop_columns: float | None = None
+    """Share of the cutoff that the trace of left out columns of V may be; None: all are used."""
 
     def record(self) -> dict[str, Any]:
         """The settings, flat and JSON-ready."""
@@ -69,8 +71,8 @@ class Settings:
             value = getattr(self, field.name)
             if isinstance(value, Approximation):
                 record |= value.record()
-            else:
-                record[field.name] = _plain(value)
+            elif field.name != "drop_columns" or value is not None:
+                record[field.name] = _plain(value)  # runs without it keep their address
         return record
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vivit_bench.arguments import drop_trace
 from vivit_bench.errors import CertificateError, VivitBenchError, describe
 from vivit_bench.noise.data import RunData, chunks
 from vivit_bench.noise.measurement import Measurement, evaluation_mode, measure
@@ -96,6 +97,8 @@ class Training:
         self.monitor_batch = self._move(*data.monitor_batch(settings.monitor_batch_size))
         self.step, self._resumed = 0, False
         self.timing = Timing()
+        self.dropped: dict[str, dict[str, Any]] = {}
+        """Step -> columns that the monitor left out there, and their trace."""
 
     def resume(self) -> bool:
         """Go on from a saved state, if there is one, else from the start.
@@ -110,6 +113,7 @@ class Training:
         if progress is None:
             return False
         self.step, self.timing = progress["step"], Timing(**progress["timing"])
+        self.dropped = progress["dropped"]
         self._resumed = True
         return True
 
@@ -168,11 +172,17 @@ class Training:
             seen = self._measure()
             summary = {**place, **seen.summary()}
             self.timing.monitor_seconds[str(self.step)] = seen.seconds
+            if seen.derivatives.dropped is not None:
+                self.dropped[str(self.step)] = asdict(seen.derivatives.dropped)
             self.records.add_measurement(summary, seen, self.settings.per_sample)
             self.listener.measured(summary, seen.seconds)
         self.records.add_curves(row)
         self.listener.evaluated(row)
-        progress = {"step": self.step, "timing": asdict(self.timing)}
+        progress = {
+            "step": self.step,
+            "timing": asdict(self.timing),
+            "dropped": self.dropped,
+        }
         self.records.save_state(self.model, self.optimizer, progress)
 
     def _measure(self) -> Measurement:
@@ -193,6 +203,7 @@ class Training:
                 *self.monitor_batch,
                 self.settings.approximation,
                 cutoff=self.settings.cutoff,
+                drop_trace=drop_trace(self.settings.drop_columns, self.settings.cutoff),
             )
         except CertificateError as error:
             raise CertificateError(

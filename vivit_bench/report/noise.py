@@ -167,6 +167,12 @@ def _notes(run: NoiseRun) -> list[str]:
         "directions of largest curvature. Zero var.: directions in which all samples have the "
         "same gamma or lambda, so that its SNR is infinite or undefined.",
     ]
+    if dropped := run.stored.results.get("dropped"):
+        largest = max(found["trace"] for found in dropped.values())
+        notes.append(
+            "Columns of V were dropped: no eigenvalue is larger than stated by more than "
+            f"{largest:.2e}."
+        )
     if note := state_note(run):
         notes.append(f"{note[0].upper()}{note[1:]}.")
     return notes

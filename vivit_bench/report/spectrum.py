@@ -28,6 +28,10 @@ _SPECTRUM = (
     Column("certificate_error", "check error", ".0e"),
     Column("folder", "stored", left=True),
 )
+_DROPPED = (
+    Column("dropped_num_columns", "columns dropped", ","),
+    Column("dropped_trace", "error at most", ".2e"),
+)
 _OF_THE_RECORD = (
     *("num_params", "num_outputs", "num_columns", "num_above_cutoff", "num_zeros"),
     *("trace", "loss", "solver_dtype", "compute_seconds", "folder"),
@@ -37,7 +41,11 @@ _IN_A_SWEEP = ("variant", "largest_eigenvalue", "num_above_cutoff", "num_zeros",
 
 def spectrum_table(record: SpectrumRecord) -> Table:
     """What is worth knowing of one spectrum."""
-    return Table(_SPECTRUM, [_row(record)], is_record=True)
+    row = _row(record)
+    if not record.dropped:
+        return Table(_SPECTRUM, [row], is_record=True)
+    row |= {f"dropped_{name}": value for name, value in record.dropped.items()}
+    return Table((*_SPECTRUM[:-1], *_DROPPED, _SPECTRUM[-1]), [row], is_record=True)
 
 
 def sweep_table(records: Iterable[SpectrumRecord]) -> Table:

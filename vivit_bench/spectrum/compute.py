@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vivit_bench.arguments import DEFAULT_CUTOFF, check_cutoff
+from vivit_bench.arguments import DEFAULT_CUTOFF, check_cutoff, drop_trace
 from vivit_bench.curvature.options import Approximation, Blocks, Curvature, Precision, Samples
 from vivit_bench.errors import VivitBenchError
 from vivit_bench.hardware import cpu_threads, memory_errors
@@ -37,6 +37,7 @@ def compute_spectrum(
     blocks: Blocks | dict[str, list[str]] = Blocks.NONE,
     params: list[str] | None = None,
     cutoff: float = DEFAULT_CUTOFF,
+    drop_columns: float | None = None,
     certify: "Certify" = True,
     data: "DataSource | None" = None,
     data_dir: Path | None = None,
@@ -57,6 +58,7 @@ def compute_spectrum(
         blocks: The full GGN or its diagonal blocks, one a layer, or block name -> patterns.
         params: Patterns of the names of the parameters that count.
         cutoff: Eigenvalues above it are counted as directions.
+        drop_columns: Leave out columns of V whose trace is at most this share of the cutoff.
         certify: Check the result by plain autograd on two samples, on ``"all"``, or not.
         data: Data source; None for the problem's real data.
         data_dir: Folder of the data sets.
@@ -79,7 +81,9 @@ def compute_spectrum(
     check_cutoff(cutoff)
     with cpu_threads(threads):
         workload = load_workload(spec)
-        settings = SpectrumSettings(workload.spec, approximation, blocks, params, cutoff)
+        settings = SpectrumSettings(
+            workload.spec, approximation, blocks, params, cutoff, drop_columns
+        )
         return compute_on(workload, settings, certify)
 
 
@@ -110,6 +114,7 @@ def compute_on(
             blocks=settings.blocks,
             params=settings.params,
             certify=certify,
+            drop_trace=drop_trace(settings.drop_columns, settings.cutoff),
         )
     seconds = time.perf_counter() - start
     _check_finite(settings, spectrum)
@@ -127,6 +132,7 @@ def compute_on(
         threads=torch.get_num_threads(),
         compute_seconds=seconds,
         certificate=asdict(spectrum.certificate) if spectrum.certificate else {},
+        dropped=asdict(spectrum.dropped) if spectrum.dropped else {},
     )
 
 

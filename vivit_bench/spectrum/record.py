@@ -62,6 +62,9 @@ class SpectrumRecord:
     certificate: dict[str, Any]
     """What was compared with plain autograd: ``samples``, ``errors``, ``tolerance``, ``notes``,
     ``seconds``; empty if it was switched off."""
+    dropped: dict[str, Any] = field(default_factory=dict)
+    """Of columns that were left out ``num_columns`` and ``trace``, by which no eigenvalue is
+    larger than stated; empty if that was not asked for."""
     blocks: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     """Layer name -> eigenvalues of its diagonal block, descending; empty for the full GGN."""
     folder: Path | None = None
@@ -106,6 +109,8 @@ class SpectrumRecord:
             "num_above_cutoff": self.num_above_cutoff,
             "num_zeros": self.num_zeros,
         }
+        if self.dropped:
+            facts["dropped"] = self.dropped
         if self.settings.is_blocked:
             facts["blocks"] = {
                 name: {
@@ -161,6 +166,7 @@ def _parse(stored: StoredRun, table: str) -> SpectrumRecord:
         settings=settings,
         eigenvalues=eigenvalues,
         blocks=blocks,
+        dropped=dict(stored.results.get("dropped", {})),
         folder=stored.folder,
         computed_on=str(stored.provenance["started_at"])[:10],
         **{name: kind(stored.results[name]) for name, kind in _FACTS.items()},

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vivit_bench.arguments import DEFAULT_CUTOFF, check_cutoff
+from vivit_bench.arguments import DEFAULT_CUTOFF, check_cutoff, check_drop_columns
 from vivit_bench.curvature.options import Approximation, Blocks, Curvature, Samples
 from vivit_bench.errors import UsageError
 from vivit_bench.problems.workload import WorkloadSpec
@@ -30,9 +30,12 @@ class SpectrumSettings:
     """Patterns of the names of the parameters that count; None: all trainable ones."""
     cutoff: float = DEFAULT_CUTOFF
     """Eigenvalues above it are counted as directions."""
+    drop_columns: float | None = None
+    """Share of the cutoff that the trace of left out columns of V may be; None: all are used."""
 
     def __post_init__(self) -> None:
         check_cutoff(self.cutoff)
+        check_drop_columns(self.drop_columns)
         if self.workload.batch_size is None or self.workload.data is None:
             raise UsageError(
                 f"{self.problem}: settings need a batch size and a data source; take the spec of "
@@ -79,16 +82,23 @@ class SpectrumSettings:
         if isinstance(self.blocks, dict):
             blocks = f", blocks {', '.join(self.blocks)}"
         params = f", of {', '.join(self.params)}" if self.params else ""
-        return f"{self.approximation.label}{blocks}{params}"
+        dropped = "" if self.drop_columns is None else ", columns dropped"
+        return f"{self.approximation.label}{blocks}{params}{dropped}"
 
     def to_json(self) -> dict[str, Any]:
-        """Return the settings as a flat dictionary of plain JSON types."""
+        """Return the settings as a flat dictionary of plain JSON types.
+
+        ``drop_columns`` is one where columns are dropped, so that other spectra keep the address
+        that they have without it.
+        """
+        dropped = {} if self.drop_columns is None else {"drop_columns": self.drop_columns}
         return {
             **self.workload.record(),
             **self.approximation.record(),
             "blocks": self.blocks.value if isinstance(self.blocks, Blocks) else self.blocks,
             "params": self.params,
             "cutoff": self.cutoff,
+            **dropped,
         }
 
     @classmethod
@@ -109,6 +119,7 @@ class SpectrumSettings:
             left.pop("curvature"), left.pop("samples"), left.pop("mc_samples"), chosen["seed"]
         )
         rest = {name: left.pop(name) for name in ("blocks", "params", "cutoff")}
+        rest["drop_columns"] = left.pop("drop_columns", None)
         if left:
             raise TypeError(f"settings: {', '.join(left)} unknown")
         chosen["checkpoint"] = None if checkpoint is None else Path(checkpoint)
@@ -117,4 +128,5 @@ class SpectrumSettings:
     def differences(self, other: "SpectrumSettings") -> dict[str, tuple[Any, Any]]:
         """Settings in which two spectra differ, as name -> (mine, theirs)."""
         mine, theirs = self.to_json(), other.to_json()
-        return {key: (mine[key], theirs[key]) for key in mine if mine[key] != theirs[key]}
+        values = {key: (mine.get(key), theirs.get(key)) for key in mine | theirs}
+        return {key: (a, b) for key, (a, b) in values.items() if a != b}

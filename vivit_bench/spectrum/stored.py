@@ -69,11 +69,12 @@ def identity_of(workload: Workload, settings: SpectrumSettings) -> Identity:
     changes the rounding alone.
     """
     params = "_params" if settings.params else ""
+    dropped = "" if settings.drop_columns is None else "_dropped"
     on_device = () if settings.workload.device == "cpu" else ("gpu",)
     return Identity(
         experiment=EXPERIMENT,
         label=f"{problem_slug(settings.problem)}_{settings.curvature}_{settings.samples}"
-        f"{_structure(settings)}{params}_n{settings.batch_size}",
+        f"{_structure(settings)}{params}{dropped}_n{settings.batch_size}",
         settings={**settings.to_json(), "model": workload.model_fingerprint},
         environment=environment(
             _ROOMS, (*_LIBRARIES, *on_device), batch=workload.batch_fingerprint
@@ -298,6 +299,7 @@ def _is_variant(run: StoredRun, problem: str, mc_samples: int, chosen: Mapping[s
         run.is_finished
         and settings["problem"] == problem
         and settings["params"] is None
+        and settings.get("drop_columns") is None
         and (settings["curvature"] == Curvature.EXACT or settings["mc_samples"] == mc_samples)
         and all(settings[name] == value for name, value in chosen.items() if value is not None)
     )
@@ -330,7 +332,7 @@ def _different_settings(runs: Sequence[StoredRun]) -> dict[str, list[str]]:
 def _different(records: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     values = {
         name: list(dict.fromkeys(str(record.get(name)) for record in records))
-        for name in records[0]
+        for name in {name: None for record in records for name in record}
     }
     return {name: found for name, found in values.items() if len(found) > 1}
 
