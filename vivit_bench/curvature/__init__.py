@@ -21,15 +21,30 @@ if TYPE_CHECKING:
     )
     from vivit_bench.curvature.explanation import Explanation, explain
     from vivit_bench.curvature.newton import inverse_product, newton_step
-    from vivit_bench.curvature.options import Approximation, Blocks, Curvature, Samples
+    from vivit_bench.curvature.options import (
+        Approximation,
+        Blocks,
+        Curvature,
+        Memory,
+        Method,
+        Samples,
+    )
     from vivit_bench.curvature.results import (
         BatchInfo,
         Certificate,
+        Choice,
         DirectionalDerivatives,
+        Iterations,
+        LeadingEigenvalues,
         NewtonStep,
         Spectrum,
     )
-    from vivit_bench.curvature.spectrum import Eigenbasis, eigenvalues, eigenvectors
+    from vivit_bench.curvature.spectrum import (
+        Eigenbasis,
+        eigenvalues,
+        eigenvectors,
+        leading_eigenvalues,
+    )
 
 _HOMES = {
     "Approximation": "options",
@@ -37,13 +52,17 @@ _HOMES = {
     "Blocks": "options",
     "BootstrapDamping": "damping",
     "Certificate": "results",
+    "Choice": "results",
     "ConstantDamping": "damping",
     "Curvature": "options",
     "DampingPolicy": "damping",
     "DirectionalDerivatives": "results",
     "Eigenbasis": "spectrum",
     "Explanation": "explanation",
+    "Iterations": "results",
+    "LeadingEigenvalues": "results",
     "Memory": "options",
+    "Method": "options",
     "NewtonStep": "results",
     "Samples": "options",
     "Spectrum": "results",
@@ -53,6 +72,7 @@ _HOMES = {
     "explain": "explanation",
     "has_zero_variance": "directional",
     "inverse_product": "newton",
+    "leading_eigenvalues": "spectrum",
     "newton_step": "newton",
     "signal_to_noise": "directional",
 }
@@ -63,13 +83,17 @@ __all__ = [
     "Blocks",
     "BootstrapDamping",
     "Certificate",
+    "Choice",
     "ConstantDamping",
     "Curvature",
     "DampingPolicy",
     "DirectionalDerivatives",
     "Eigenbasis",
     "Explanation",
+    "Iterations",
+    "LeadingEigenvalues",
     "Memory",
+    "Method",
     "NewtonStep",
     "Samples",
     "Spectrum",
@@ -79,6 +103,7 @@ __all__ = [
     "explain",
     "has_zero_variance",
     "inverse_product",
+    "leading_eigenvalues",
     "newton_step",
     "signal_to_noise",
 ]

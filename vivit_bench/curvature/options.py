@@ -45,6 +45,17 @@ class Blocks(StrEnum):
     """One block per layer, weight and bias together (appendix C.2)."""
 
 
+class Method(StrEnum):
+    """What a quantity is computed from."""
+
+    AUTO = "auto"
+    """The Gram matrix where it fits into memory, else products with the GGN."""
+    GRAM = "gram"
+    """The Gram matrix, or the GGN itself where that is the smaller one."""
+    LANCZOS = "lanczos"
+    """Products with the GGN alone: Lanczos iterations, or conjugate gradients."""
+
+
 MOST_DRAWS = 2**31 - 1
 """Sizes of tensors overflow for absurd numbers of draws."""
 

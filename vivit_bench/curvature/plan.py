@@ -44,6 +44,18 @@ MARGIN = 0.92
 leanest plan is run whatever is predicted for it."""
 
 
+class DoesNotFit(UsageError):  # noqa: N818
+    """A computation takes more than the memory it may take.
+
+    Attributes:
+        least: Bytes that would do.
+    """
+
+    def __init__(self, message: str, least: int) -> None:
+        super().__init__(message)
+        self.least = least
+
+
 class Goal(StrEnum):
     """What is computed from the matrices."""
 
@@ -187,8 +199,8 @@ def make_plan(
         certified: The result is checked.
 
     Raises:
-        UsageError: Blocks that are unknown, empty or do not cover the parameters; or the memory
-            does not suffice even for the leanest plan.
+        UsageError: Blocks that are unknown, empty or do not cover the parameters.
+        DoesNotFit: The memory does not suffice even for the leanest plan.
     """
     blocks = plan_blocks(batch, route, structure)
     diagonal = structure != Blocks.NONE
@@ -215,10 +227,11 @@ def make_plan(
     # The fastest of those that take no more.
     plan = plan_within(plan.peak.bytes)
     if memory.strict and plan.peak.bytes > memory.bytes:
-        raise UsageError(
-            f"memory of {_mib(memory.bytes)} does not suffice for N = {batch.batch_size}: the "
-            f"leanest plan takes {_mib(plan.peak.bytes)}, at '{plan.peak.name}'; give as much, a "
-            "smaller batch, or fewer curvature samples"
+        raise DoesNotFit(
+            f"memory of {mib(memory.bytes)} does not suffice for N = {batch.batch_size}: the "
+            f"leanest plan takes {mib(plan.peak.bytes)}, at '{plan.peak.name}'; give as much, a "
+            "smaller batch, or fewer curvature samples",
+            plan.peak.bytes,
         )
     return plan
 
@@ -232,7 +245,8 @@ def _halved(most: int) -> Iterator[int]:
     yield min(most, 1)
 
 
-def _mib(size: int) -> str:
+def mib(size: int) -> str:
+    """Bytes for people, rounded up."""
     return f"{ceil(size / 2**20):,} MiB"
 
 
