@@ -1,4 +1,4 @@
-"""``vivit-bench curvature``: Newton steps, directions and eigenvectors of one mini-batch."""
+"""``vivit-bench curvature``: Newton steps, directions and eigenpairs of one mini-batch."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +8,7 @@ import typer
 from vivit_bench.arguments import DEFAULT_CUTOFF, check_cutoff, parse_blocks
 from vivit_bench.cli.options import (
     APPROXIMATION,
+    MACHINE,
     OUTPUT,
     BatchSizeOption,
     BlocksOption,
@@ -20,9 +21,12 @@ from vivit_bench.cli.options import (
     DataOption,
     DeviceOption,
     DtypeOption,
+    EngineMemoryOption,
     FormatOption,
+    MaxProductsOption,
     McSamplesOption,
     MemoryDataOption,
+    MethodOption,
     OutputOption,
     ParamsOption,
     ProblemArgument,
@@ -30,19 +34,27 @@ from vivit_bench.cli.options import (
     SamplesOption,
     SeedOption,
     ThreadsOption,
+    ToleranceOption,
     engine_on,
     examples,
+    parse_engine_memory,
     print_certificate,
+    print_method,
 )
 from vivit_bench.cli.output import check_table_file, check_tensor_file, hand_out, save_tensors
-from vivit_bench.curvature.options import Approximation, Curvature, Precision, Samples
+from vivit_bench.curvature.options import Approximation, Curvature, Method, Precision, Samples
 from vivit_bench.problems.workload import WorkloadSpec
 from vivit_bench.report.tables import TableFormat
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Quantities of one mini-batch's GGN: Newton steps, directions, eigenvectors.",
+    help="Quantities of one mini-batch's GGN: Newton steps, directions, eigenvalues, eigenvectors.",
 )
+
+TopOption = Annotated[
+    int,
+    typer.Option("--top", min=1, help="How many, by eigenvalue.", rich_help_panel=APPROXIMATION),
+]
 
 
 @app.command(
@@ -75,6 +87,19 @@ def newton(
     dtype: DtypeOption = Precision.FLOAT32,
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
+    engine_memory: EngineMemoryOption = None,
+    method: MethodOption = Method.AUTO,
+    tolerance: ToleranceOption = None,
+    max_products: MaxProductsOption = None,
+    max_directions: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Directions that iterations may find above the cutoff.",
+            show_default="200, or as many as --engine-memory has room for",
+            rich_help_panel=MACHINE,
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -101,6 +126,7 @@ def newton(
     structure = parse_blocks(blocks or [])
     check_tensor_file(output)
     policy = damping_policy(damping, seed)
+    memory = parse_engine_memory(engine_memory)
     with engine_on(problem, device, threads):
         model, loss, inputs, targets = load_workload(spec).request
         result = newton_step(
@@ -114,6 +140,11 @@ def newton(
             blocks=structure,
             params=params,
             certify=certify.certify,
+            memory=memory,
+            method=method,
+            tolerance=tolerance,
+            max_products=max_products,
+            max_directions=max_directions,
         )
         named = named_parameters(model, params)
         with torch.no_grad():
@@ -131,6 +162,7 @@ def newton(
         num_directions=result.info.num_params if whole_space else directions,
     )
     hand_out(table, format)
+    print_method(result, quiet)
     print_certificate(result.certificate, quiet)
 
 
@@ -156,6 +188,7 @@ def directional(
     dtype: DtypeOption = Precision.FLOAT32,
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
+    engine_memory: EngineMemoryOption = None,
     output: OutputOption = None,
     format: FormatOption = TableFormat.TABLE,
     quiet: QuietOption = False,
@@ -174,6 +207,7 @@ def directional(
     approximation = Approximation(curvature, samples, mc_samples, seed)
     check_cutoff(cutoff)
     check_table_file(output)
+    memory = parse_engine_memory(engine_memory)
     with engine_on(problem, device, threads):
         result = directional_derivatives(
             *load_workload(spec).request,
@@ -182,10 +216,75 @@ def directional(
             params=params,
             with_gradient=True,
             certify=certify.certify,
+            memory=memory,
         )
     squared = sum(float(part.double().square().sum()) for part in result.gradient or [])
     rows = direction_table(result, squared).to_dict("records")
     hand_out(directions_table(rows), format, output, quiet)
+    print_certificate(result.certificate, quiet)
+
+
+@app.command(
+    epilog=examples(
+        "curvature eigenvalues mnist_2c2d --data mnist5k --top 5",
+        "curvature eigenvalues net.py:make --batch-size 4096 --engine-memory 2GiB",
+    )
+)
+def eigenvalues(
+    problem: ProblemArgument,
+    k: TopOption = 10,
+    curvature: CurvatureOption = Curvature.EXACT,
+    samples: SamplesOption = Samples.FULL,
+    mc_samples: McSamplesOption = 1,
+    blocks: BlocksOption = None,
+    params: ParamsOption = None,
+    certify: CertifyOption = Check.TWO,
+    batch_size: BatchSizeOption = None,
+    data: DataOption = None,
+    data_dir: DataDirOption = None,
+    seed: SeedOption = 0,
+    checkpoint: CheckpointOption = None,
+    dtype: DtypeOption = Precision.FLOAT32,
+    device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
+    engine_memory: EngineMemoryOption = None,
+    method: MethodOption = Method.AUTO,
+    tolerance: ToleranceOption = None,
+    max_products: MaxProductsOption = None,
+    output: OutputOption = None,
+    format: FormatOption = TableFormat.TABLE,
+    quiet: QuietOption = False,
+) -> None:
+    """Print the leading GGN eigenvalues, also where the Gram matrix does not fit into memory.
+
+    Columns: direction from 1, eigenvalue, residual (|G u - l u| over the largest eigenvalue, of
+    iterations). For all eigenvalues, stored, see spectrum compute.
+    """
+    from vivit_bench.curvature import leading_eigenvalues
+    from vivit_bench.problems.workload import load_workload
+    from vivit_bench.report.curvature import eigenvalues_table
+
+    spec = WorkloadSpec(problem, batch_size, data, data_dir, seed, checkpoint, dtype, device)
+    approximation = Approximation(curvature, samples, mc_samples, seed)
+    structure = parse_blocks(blocks or [])
+    check_table_file(output)
+    memory = parse_engine_memory(engine_memory)
+    with engine_on(problem, device, threads):
+        result = leading_eigenvalues(
+            *load_workload(spec).request,
+            approximation,
+            k=k,
+            method=method,
+            blocks=structure,
+            params=params,
+            certify=certify.certify,
+            memory=memory,
+            tolerance=tolerance,
+            max_products=max_products,
+        )
+    table = eigenvalues_table(result.eigenvalues, result.residuals)
+    hand_out(table, format, output, quiet)
+    print_method(result, quiet)
     print_certificate(result.certificate, quiet)
 
 
@@ -202,12 +301,7 @@ def eigenvectors(
             rich_help_panel=OUTPUT,
         ),
     ],
-    k: Annotated[
-        int,
-        typer.Option(
-            "--top", min=1, help="How many, by eigenvalue.", rich_help_panel=APPROXIMATION
-        ),
-    ] = 10,
+    k: TopOption = 10,
     curvature: CurvatureOption = Curvature.EXACT,
     samples: SamplesOption = Samples.FULL,
     mc_samples: McSamplesOption = 1,
@@ -222,6 +316,7 @@ def eigenvectors(
     dtype: DtypeOption = Precision.FLOAT32,
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
+    engine_memory: EngineMemoryOption = None,
     format: FormatOption = TableFormat.TABLE,
     quiet: QuietOption = False,
 ) -> None:
@@ -234,10 +329,11 @@ def eigenvectors(
     approximation = Approximation(curvature, samples, mc_samples, seed)
     check_cutoff(cutoff)
     check_tensor_file(output)
+    memory = parse_engine_memory(engine_memory)
     with engine_on(problem, device, threads):
         work = load_workload(spec)
         settings = SpectrumSettings(work.spec, approximation, params=params, cutoff=cutoff)
-        vectors, certificate = leading_eigenvectors(work, settings, k, certify.certify)
+        vectors, certificate = leading_eigenvectors(work, settings, k, certify.certify, memory)
     save_tensors(vectors, output, quiet)
     hand_out(eigenvalues_table(vectors["eigenvalues"]), format)
     print_certificate(certificate, quiet)
@@ -264,6 +360,7 @@ def explain(
     dtype: DtypeOption = Precision.FLOAT32,
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
+    engine_memory: EngineMemoryOption = None,
     output: OutputOption = None,
     format: FormatOption = TableFormat.TABLE,
     quiet: QuietOption = False,

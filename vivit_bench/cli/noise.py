@@ -12,6 +12,7 @@ from vivit_bench.cli.options import (
     DataDirOption,
     DataOption,
     DeviceOption,
+    EngineMemoryOption,
     FormatOption,
     FreshOption,
     McSamplesOption,
@@ -24,6 +25,7 @@ from vivit_bench.cli.options import (
     complete_stored,
     engine_on,
     examples,
+    parse_engine_memory,
     progress_console,
 )
 from vivit_bench.cli.output import hand_out
@@ -127,6 +129,7 @@ def run(
     seed: SeedOption = 0,
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
+    engine_memory: EngineMemoryOption = None,
     name: Annotated[
         str | None,
         typer.Option(
@@ -166,6 +169,7 @@ def run(
         cutoff=cutoff,
         per_sample=per_sample,
         device=device,
+        memory=parse_engine_memory(engine_memory),
     )
     progress = TrainingProgress(progress_console(quiet))
     try:

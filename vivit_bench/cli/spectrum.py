@@ -28,6 +28,7 @@ from vivit_bench.cli.options import (
     DataOption,
     DeviceOption,
     DtypeOption,
+    EngineMemoryOption,
     FormatOption,
     FreshOption,
     McSamplesOption,
@@ -43,6 +44,7 @@ from vivit_bench.cli.options import (
     complete_stored,
     engine_on,
     examples,
+    parse_engine_memory,
     print_certificate,
     progress_console,
 )
@@ -115,6 +117,7 @@ def compute(
     dtype: DtypeOption = Precision.FLOAT32,
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
+    engine_memory: EngineMemoryOption = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -172,6 +175,7 @@ def compute(
     if eigenvectors is None and top is not None:
         raise UsageError(f"--top {top}: counts eigenvectors; add --eigenvectors FILE.pt")
     check_tensor_file(eigenvectors)
+    memory = parse_engine_memory(engine_memory)
     progress = progress_console(quiet)
     with engine_on(problem, device, threads), progress.status(f"{problem}: {approximation.label}"):
         workload = load_workload(spec)
@@ -181,6 +185,7 @@ def compute(
             settings,
             results_dir,
             certify=certify.certify,
+            memory=memory,
             name=name,
             fresh=fresh,
             note=lambda text: progress.print(text, soft_wrap=True, markup=False),
@@ -189,7 +194,7 @@ def compute(
             write_output(output, record.table())
         if eigenvectors is not None:
             number = top or DEFAULT_TOP
-            vectors, _ = leading_eigenvectors(workload, settings, number, certify.certify)
+            vectors, _ = leading_eigenvectors(workload, settings, number, certify.certify, memory)
             save_tensors(vectors, eigenvectors, quiet)
     hand_out(spectrum_table(record), format)
     print_certificate(Certificate(**record.certificate) if record.certificate else None, quiet)
@@ -213,6 +218,7 @@ def sweep(
     dtype: DtypeOption = Precision.FLOAT32,
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
+    engine_memory: EngineMemoryOption = None,
     results_dir: ResultsDirOption = DEFAULT_RESULTS_DIR,
     fresh: FreshOption = False,
     format: FormatOption = TableFormat.TABLE,
@@ -233,6 +239,7 @@ def sweep(
     spec = WorkloadSpec(problem, batch_size, data, data_dir, seed, checkpoint, dtype, device)
     Approximation(Curvature.MC, Samples.FULL, mc_samples, seed)
     check_cutoff(cutoff)
+    memory = parse_engine_memory(engine_memory)
     console = progress_console(quiet)
     stored = []
     with (
@@ -248,6 +255,7 @@ def sweep(
             blocks=blocks,
             cutoff=cutoff,
             results_dir=results_dir,
+            memory=memory,
             fresh=fresh,
             note=lambda text: progress.console.print(text, soft_wrap=True, markup=False),
         ):

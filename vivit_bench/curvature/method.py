@@ -78,8 +78,8 @@ def compute_by(
     except DoesNotFit as error:
         least = min(gram, error.least)
         raise DoesNotFit(
-            f"{there} do not suffice: from the Gram matrix it takes {mib(gram)}, from products "
-            f"with the GGN {mib(error.least)}; give {mib(least)}, or a smaller batch or params",
+            f"{there}: too little, from the Gram matrix it takes {mib(gram)}, from products with "
+            f"the GGN {mib(error.least)}; give {mib(least)}, or use a smaller batch or params",
             least,
         ) from error
     reason = f"the Gram matrix and its solver take {mib(gram)}, more than {there}"

@@ -68,6 +68,7 @@ def measure(
     approximation: Approximation | None = None,
     *,
     cutoff: float = 1e-4,
+    memory: int | None = None,
 ) -> Measurement:
     """Slopes, curvatures, alignment and signal-to-noise ratios on one mini-batch (B.2).
 
@@ -82,6 +83,7 @@ def measure(
         approximation: Of the GGN; None for the exact one. Gammas and the gradient are those
             of the whole batch, whichever samples carry the curvature.
         cutoff: Directions have eigenvalues above it.
+        memory: Bytes that the look may take; see `directional_derivatives`.
 
     Raises:
         UsageError: The engine cannot compute the request.
@@ -97,6 +99,7 @@ def measure(
             approximation,
             cutoff=cutoff,
             with_gradient=True,
+            memory=memory,
         )
     assert derivatives.gradient is not None
     squared = sum(float(g.double().square().sum()) for g in derivatives.gradient)

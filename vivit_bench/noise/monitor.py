@@ -31,6 +31,7 @@ class NoiseMonitor:
             and now.
         approximation: As for `measure`.
         cutoff: As there.
+        memory: As there.
 
     Raises:
         UsageError: A negative step, or what the engine cannot compute.
@@ -47,9 +48,10 @@ class NoiseMonitor:
         *,
         approximation: Approximation | None = None,
         cutoff: float = 1e-4,
+        memory: int | None = None,
     ) -> None:
         self._request = (model, loss, inputs, targets)
-        self._approximation, self._cutoff = approximation, cutoff
+        self._approximation, self._cutoff, self._memory = approximation, cutoff, memory
         self._at = None if at is None else frozenset(at)
         if self._at and min(self._at) < 0:
             raise UsageError(f"at has step {min(self._at)}: steps are counted from 0, the start")
@@ -83,6 +85,8 @@ class NoiseMonitor:
     def _look(self) -> Measurement | None:
         if self._at is not None and self.steps not in self._at:
             return None
-        seen = measure(*self._request, self._approximation, cutoff=self._cutoff)
+        seen = measure(
+            *self._request, self._approximation, cutoff=self._cutoff, memory=self._memory
+        )
         self.measurements[self.steps] = seen
         return seen

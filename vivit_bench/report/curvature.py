@@ -41,11 +41,17 @@ def directions_table(rows: Iterable[Any]) -> Table:
     return Table(DIRECTION_COLUMNS, list(rows))
 
 
-def eigenvalues_table(eigenvalues: "Tensor") -> Table:
-    """Leading eigenvalues [k], descending."""
-    values = enumerate(eigenvalues.tolist(), 1)
-    rows = [{"direction": number, "eigenvalue": value} for number, value in values]
-    return Table(DIRECTION_COLUMNS[:2], rows)
+def eigenvalues_table(eigenvalues: "Tensor", residuals: "Tensor | None" = None) -> Table:
+    """Leading eigenvalues [k], descending, and how good they are where that is known, [k]."""
+    rows = [
+        {"direction": number, "eigenvalue": value}
+        for number, value in enumerate(eigenvalues.tolist(), 1)
+    ]
+    if residuals is None:
+        return Table(DIRECTION_COLUMNS[:2], rows)
+    columns = (*DIRECTION_COLUMNS[:2], Column("residual", shown=".1e"))
+    pairs = zip(rows, residuals.tolist(), strict=True)
+    return Table(columns, [row | {"residual": value} for row, value in pairs])
 
 
 def explanation_table(explanation: "Explanation") -> Table:

@@ -45,6 +45,7 @@ def compute_spectrum(
     dtype: Precision = Precision.FLOAT32,
     device: str = "cpu",
     threads: int | None = None,
+    memory: int | None = None,
 ) -> SpectrumRecord:
     """Compute all non-trivial GGN eigenvalues of a problem on one mini-batch.
 
@@ -65,6 +66,7 @@ def compute_spectrum(
         dtype: Precision of model, data and matrix products.
         device: ``cpu`` or ``cuda[:i]``.
         threads: CPU threads; None leaves PyTorch's choice.
+        memory: Bytes that the computation may take; see `vivit_bench.curvature.eigenvalues`.
 
     Returns:
         The spectrum; it is not stored (`store_spectrum` does).
@@ -80,11 +82,14 @@ def compute_spectrum(
     with cpu_threads(threads):
         workload = load_workload(spec)
         settings = SpectrumSettings(workload.spec, approximation, blocks, params, cutoff)
-        return compute_on(workload, settings, certify)
+        return compute_on(workload, settings, certify, memory)
 
 
 def compute_on(
-    workload: Workload, settings: SpectrumSettings, certify: "Certify" = True
+    workload: Workload,
+    settings: SpectrumSettings,
+    certify: "Certify" = True,
+    memory: int | None = None,
 ) -> SpectrumRecord:
     """Compute one variant's spectrum on a loaded workload.
 
@@ -92,6 +97,7 @@ def compute_on(
         workload: Model and mini-batch.
         settings: Those of ``workload.spec``.
         certify: See ``compute_spectrum``.
+        memory: As there.
 
     Raises:
         UsageError: A model the engine cannot handle.
@@ -110,6 +116,7 @@ def compute_on(
             blocks=settings.blocks,
             params=settings.params,
             certify=certify,
+            memory=memory,
         )
     seconds = time.perf_counter() - start
     _check_finite(settings, spectrum)
@@ -131,7 +138,11 @@ def compute_on(
 
 
 def leading_eigenvectors(
-    workload: Workload, settings: SpectrumSettings, k: int, certify: "Certify" = True
+    workload: Workload,
+    settings: SpectrumSettings,
+    k: int,
+    certify: "Certify" = True,
+    memory: int | None = None,
 ) -> "tuple[dict[str, Tensor], Certificate | None]":
     """The leading eigenvectors of a loaded workload's full GGN, as they are stored.
 
@@ -140,6 +151,7 @@ def leading_eigenvectors(
         settings: Those of ``workload.spec``; their ``blocks`` are ignored.
         k: How many at the most; fewer if fewer eigenvalues are above the cutoff.
         certify: See ``compute_spectrum``.
+        memory: As there.
 
     Returns:
         ``eigenvalues`` [K], float64, descending, and for each trainable parameter, by its
@@ -162,6 +174,7 @@ def leading_eigenvectors(
             cutoff=settings.cutoff,
             params=settings.params,
             certify=certify,
+            memory=memory,
         )
         trainable = named_parameters(workload.model, settings.params)
         count = len(basis.eigenvalues)
