@@ -42,7 +42,7 @@ from vivit_bench.cli.options import (
     print_method,
 )
 from vivit_bench.cli.output import check_table_file, check_tensor_file, hand_out, save_tensors
-from vivit_bench.curvature.options import Approximation, Curvature, Method, Precision, Samples
+from vivit_bench.curvature.options import Approximation, Curvature, Goal, Method, Precision, Samples
 from vivit_bench.problems.workload import WorkloadSpec
 from vivit_bench.report.tables import TableFormat
 
@@ -342,11 +342,19 @@ def eigenvectors(
 @app.command(
     epilog=examples(
         "curvature explain cifar10_3c3d",
-        "curvature explain net.py:make --batch-size 32 --blocks layer --format json",
+        "curvature explain net.py:make --quantity newton --blocks layer --engine-memory 512MiB",
     )
 )
 def explain(
     problem: ProblemArgument,
+    quantity: Annotated[
+        Goal,
+        typer.Option(
+            help="What would be computed; newton-policy is newton --damping bootstrap, inverse "
+            "is newton --whole-space.",
+            rich_help_panel=APPROXIMATION,
+        ),
+    ] = Goal.EIGENVALUES,
     curvature: CurvatureOption = Curvature.EXACT,
     samples: SamplesOption = Samples.FULL,
     mc_samples: McSamplesOption = 1,
@@ -365,7 +373,12 @@ def explain(
     format: FormatOption = TableFormat.TABLE,
     quiet: QuietOption = False,
 ) -> None:
-    """Show how the engine would compute each layer, and why, without computing."""
+    """Show how the engine would compute a quantity: passes, memory, FLOPs, expected seconds.
+
+    A row a pass over the mini-batch, a layer (its contraction), a solver, the passes for gradients
+    and steps, and all together (kind in CSV and JSON: pass, layer, solver, gradient, all).
+    Nothing is computed; the seconds rest on one micro-batch and two small products, timed now.
+    """
     from vivit_bench.curvature import explain as plan
     from vivit_bench.problems.workload import load_workload
     from vivit_bench.report.curvature import explanation_table
@@ -374,8 +387,14 @@ def explain(
     approximation = Approximation(curvature, samples, mc_samples, seed)
     structure = parse_blocks(blocks or [])
     check_table_file(output)
+    memory = parse_engine_memory(engine_memory)
     with engine_on(problem, device, threads):
         found = plan(
-            *load_workload(spec, "memory").request, approximation, blocks=structure, params=params
+            *load_workload(spec, "memory").request,
+            approximation,
+            quantity=quantity,
+            blocks=structure,
+            params=params,
+            memory=memory,
         )
     hand_out(explanation_table(found), format, output, quiet)

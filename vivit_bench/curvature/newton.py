@@ -19,12 +19,12 @@ from vivit_bench.curvature.minibatch import (
 from vivit_bench.curvature.options import (
     Approximation,
     Blocks,
+    Goal,
     Memory,
     Method,
     approximation_of,
 )
 from vivit_bench.curvature.passes import Sweep, complete
-from vivit_bench.curvature.plan import Goal
 from vivit_bench.curvature.results import NewtonStep
 from vivit_bench.curvature.session import Request, check_cutoff, check_number, run
 from vivit_bench.curvature.slopes import (

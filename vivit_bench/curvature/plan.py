@@ -15,7 +15,6 @@ Memory is counted over what the process holds when a call begins.
 import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from itertools import pairwise
 from math import ceil
 
@@ -29,7 +28,7 @@ from vivit_bench.curvature.factors import (
     Factor,
 )
 from vivit_bench.curvature.minibatch import MiniBatch
-from vivit_bench.curvature.options import Blocks, Memory
+from vivit_bench.curvature.options import Blocks, Goal, Memory
 from vivit_bench.curvature.route import Route
 from vivit_bench.curvature.units import (
     BlockPatterns,
@@ -54,29 +53,6 @@ class DoesNotFit(UsageError):  # noqa: N818
     def __init__(self, message: str, least: int) -> None:
         super().__init__(message)
         self.least = least
-
-
-class Goal(StrEnum):
-    """What is computed from the matrices."""
-
-    EIGENVALUES = "eigenvalues"
-    EIGENVECTORS = "eigenvectors"
-    DERIVATIVES = "directional derivatives"
-    STEP = "Newton step"
-    """With a constant damping along the directions above the cutoff."""
-    POLICY_STEP = "Newton step with a damping policy"
-    INVERSE = "product with the inverse"
-    """Or a step over the whole space."""
-
-    @property
-    def per_sample(self) -> bool:
-        """Whether slopes and curvatures of every sample are needed."""
-        return self in (Goal.DERIVATIVES, Goal.POLICY_STEP)
-
-    @property
-    def lifts(self) -> bool:
-        """Whether vectors in parameter space are made of coordinates."""
-        return self not in (Goal.EIGENVALUES, Goal.DERIVATIVES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,6 +149,11 @@ class Plan:
     def pieces(self, unit: UnitPlan) -> list[Piece]:
         """Of a unit, in the order in which they are collected."""
         return self._pieces[unit]
+
+    def solver_name(self, block: BlockPlan) -> str:
+        """Of the stage that solves a block's matrix."""
+        name = "eigenvalues" if self.goal is Goal.EIGENVALUES else "solver"
+        return f"{name} of {block.name}" if block.name else name
 
     @property
     def peak(self) -> Stage:
@@ -427,8 +408,7 @@ class _Planner:
                 if not plan.keeps_factors:
                     held -= self._kept(piece)
                 if solved:
-                    name = "eigenvalues" if self.goal is Goal.EIGENVALUES else "solver"
-                    name = f"{name} of {block.name}" if block.name else name
+                    name = plan.solver_name(block)
                     size = self._solving(block, block in plan.in_place)
                     yield Stage(name, base + held + size)
                     started = None

@@ -17,9 +17,9 @@ from vivit_bench.curvature.minibatch import (
     check_request,
     undisturbed,
 )
-from vivit_bench.curvature.options import Approximation, Blocks, Memory, memory_of
+from vivit_bench.curvature.options import Approximation, Blocks, Goal, Memory, memory_of
 from vivit_bench.curvature.passes import Sweep, sweep_curvature
-from vivit_bench.curvature.plan import Goal, Plan, make_plan
+from vivit_bench.curvature.plan import Plan, make_plan
 from vivit_bench.curvature.route import Route, find_route
 from vivit_bench.curvature.slopes import Work
 from vivit_bench.curvature.square import check_room
@@ -83,12 +83,20 @@ def check_cutoff(cutoff: float) -> None:
         raise UsageError(f"cutoff is {cutoff}; eigenvalues are compared with a number >= 0")
 
 
-def plan_request(request: Request) -> tuple[MiniBatch, Plan]:
-    """How a request would be computed, without computing it."""
+def plan_request(
+    request: Request, plain: frozenset[nn.Parameter] = frozenset()
+) -> tuple[MiniBatch, Plan]:
+    """How a request would be computed, without computing it.
+
+    Args:
+        request: The call.
+        plain: Parameters that plain autograd computes.
+    """
     with undisturbed(request.model):
         batch, outputs = checked(request)
-        route = find_route(batch, outputs, batch.factor.num_columns, frozenset())
-        return batch, _plan(request, batch, route)
+        route = find_route(batch, outputs, batch.factor.num_columns, plain)
+        plan = _plan(request, batch, route)
+        return replace(batch, working_bytes=plan.working_bytes), plan
 
 
 def run(

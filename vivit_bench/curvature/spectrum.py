@@ -14,12 +14,12 @@ from vivit_bench.curvature.minibatch import WORKING_BYTES, Patterns, undisturbed
 from vivit_bench.curvature.options import (
     Approximation,
     Blocks,
+    Goal,
     Memory,
     Method,
     approximation_of,
 )
 from vivit_bench.curvature.passes import Sweep, complete
-from vivit_bench.curvature.plan import Goal
 from vivit_bench.curvature.results import BatchInfo, Certificate, LeadingEigenvalues, Spectrum
 from vivit_bench.curvature.session import Request, check_count, check_cutoff, run
 from vivit_bench.curvature.slopes import NoSlopes, Work, in_parameter_format, shared_gradient
