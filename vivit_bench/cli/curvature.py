@@ -360,6 +360,7 @@ def explain(
     mc_samples: McSamplesOption = 1,
     blocks: BlocksOption = None,
     params: ParamsOption = None,
+    certify: CertifyOption = Check.TWO,
     batch_size: BatchSizeOption = None,
     data: MemoryDataOption = None,
     data_dir: DataDirOption = None,
@@ -395,6 +396,7 @@ def explain(
             quantity=quantity,
             blocks=structure,
             params=params,
+            certify=certify.certify,
             memory=memory,
         )
     hand_out(explanation_table(found), format, output, quiet)

@@ -7,8 +7,8 @@ Operations are those of matrix products and convolutions, two for a multiplicati
   computed whole, and what every part of a layer does anew counts several times;
 * a solver by its leading term in the number of rows.
 
-Seconds extrapolate what is measured for a fraction of a second: one micro-batch of the first pass,
-a matrix product, and the solver on few rows. The check by plain autograd is not counted.
+Seconds extrapolate what is measured for about a second: one micro-batch of passes that go back
+equally far, a matrix product, and the solver on few rows. The check by plain autograd is not counted.
 """
 
 import warnings
@@ -35,6 +35,9 @@ from vivit_bench.curvature.rates import (
     timed,
 )
 from vivit_bench.curvature.units import PAIRS_WEIGHT, BlockPlan
+
+TIMED_SECONDS = 0.5
+"""After so long no further micro-batch is timed."""
 
 
 @dataclass(frozen=True)
@@ -96,23 +99,8 @@ class _Counter:
 
     def costs(self) -> Costs:
         batch, plan = self.batch, self.plan
-        n, total = batch.num_samples, len(plan.passes)
-        # Many passes collect parts of one layer: they go back equally far.
-        known: dict[tuple[int, ...], float] = {}
-        backward = []
-        for pieces in plan.passes:
-            uses = _uses(pieces)
-            if uses not in known:
-                known[uses] = self._backward_flops(pieces)
-            backward.append(known[uses])
-        flops = [n * (self._forward + batch.factor.num_columns * b) for b in backward]
-        step, width, seconds = self._time_micro_batch()
-        micro = step * (self._forward + width * (backward[0] if backward else 0.0))
-        rate = micro / seconds if micro else float("inf")
-        passes = tuple(
-            Cost(f"pass {i} of {total}" if total > 1 else "pass over the mini-batch", f, f / rate)
-            for i, f in enumerate(flops, 1)
-        )
+        passes, timed_ones = self._passes()
+        rate = passes[-1].flops / passes[-1].seconds if passes else float("inf")
         gemm = gemm_rate(batch.dtype, batch.device, torch.get_num_threads())
         contractions, solvers, rates = [], [], []
         for block in plan.blocks:
@@ -126,15 +114,14 @@ class _Counter:
                 found, speed = self._solver_flops(block), self._solver_rate(block)
                 solvers.append(Cost(plan.solver_name(block), found, found / speed))
                 rates.append(speed)
-        after = self._after(backward)
+        after = self._after(passes)
         slowest = min(rates, default=float("inf"))
         return Costs(
             passes,
             tuple(contractions),
             tuple(solvers),
             Cost("gradient", after, after / rate),
-            f"seconds: passes as one micro-batch ({step} samples, {width} columns of each in "
-            f"{seconds:.3f} s), contractions at {gemm / 1e9:.0f} GFLOP/s (a product of "
+            f"seconds: passes as {timed_ones} micro-batch(es) of theirs, contractions at {gemm / 1e9:.0f} GFLOP/s (a product of "
             f"{GEMM_ROWS} rows and columns), solvers at {slowest / 1e9:.0f} GFLOP/s (on at most "
             f"{SOLVER_ROWS} rows), all measured just now with {torch.get_num_threads()} thread(s); "
             "the check by plain autograd is not counted",
@@ -177,17 +164,38 @@ class _Counter:
         s = curvature_columns(batch)(outputs.detach(), some)[:, :columns]
         route.backpropagate(outputs, reading, s, uses, plain)
 
-    def _time_micro_batch(self) -> tuple[int, int, float]:
-        """Samples, columns of each, and seconds of one micro-batch of the first pass."""
-        batch, plan = self.batch, self.plan
-        pieces = plan.passes[0] if plan.passes else ()
-        uses = _uses(pieces)
-        columns = batch.factor.num_columns
-        step, width = cut(batch, plan.route, uses, batch.num_samples, columns, True)
-        step = min(max(step, self._samples), batch.num_samples)
-        return step, width, timed(lambda: self._pass(pieces, step, width), batch.device)
+    def _passes(self) -> tuple[tuple[Cost, ...], int]:
+        """The passes, and how many micro-batches were timed."""
+        batch, plan, total = self.batch, self.plan, len(self.plan.passes)
+        n, columns = batch.num_samples, batch.factor.num_columns
+        # Many passes collect parts of one layer: they go back equally far.
+        known: dict[tuple[int, ...], tuple[float, float]] = {}
+        spent, rate, count, found = 0.0, float("inf"), 0, []
+        for number, pieces in enumerate(plan.passes, 1):
+            uses = _uses(pieces)
+            if uses not in known:
+                flops = n * (self._forward + columns * self._backward_flops(pieces))
+                if spent < TIMED_SECONDS:
+                    once, shares = self._time_micro_batch(pieces)
+                    spent, count = spent + 2 * once, count + 1
+                    known[uses] = flops, once * shares
+                    rate = flops / (once * shares)
+                else:
+                    known[uses] = flops, flops / rate
+            name = f"pass {number} of {total}" if total > 1 else "pass over the mini-batch"
+            found.append(Cost(name, *known[uses]))
+        return tuple(found), count
 
-    def _after(self, backward: Sequence[float]) -> float:
+    def _time_micro_batch(self, pieces: Sequence[Piece]) -> tuple[float, float]:
+        """Seconds of one micro-batch, and how many the pass has."""
+        batch, plan = self.batch, self.plan
+        n, columns = batch.num_samples, batch.factor.num_columns
+        step, width = cut(batch, plan.route, _uses(pieces), n, columns, True)
+        step = min(max(step, self._samples), n)
+        seconds = timed(lambda: self._pass(pieces, step, width), batch.device)
+        return seconds, n / step * (columns / width)
+
+    def _after(self, passes: Sequence[Cost]) -> float:
         """Passes that follow the columns', or go with them."""
         batch, plan, goal = self.batch, self.plan, self.plan.goal
         n, ordinary = batch.batch_size, self._ordinary
@@ -198,8 +206,11 @@ class _Counter:
             return flops
         if not goal.per_sample:
             return flops + n * ordinary
+        # A gradient of each sample is one more column of it, and contracted with all others.
         cross = 2.0 * batch.rows * n * batch.num_params
-        return flops + sum(n * (self._forward + b) for b in backward) + cross
+        backward = sum(c.flops for c in passes) - len(passes) * batch.num_samples * self._forward
+        share = n / batch.rows
+        return flops + len(passes) * n * self._forward + share * backward + cross
 
     def _solver_flops(self, block: BlockPlan) -> float:
         m, goal = float(block.size), self.plan.goal

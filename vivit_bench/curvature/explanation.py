@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from vivit_bench.curvature.certificate import Certify
 from vivit_bench.curvature.costs import Costs, costs_of
 from vivit_bench.curvature.minibatch import WORKING_BYTES, Patterns, undisturbed
 from vivit_bench.curvature.options import (
@@ -63,6 +64,7 @@ def explain(
     quantity: Goal | str = Goal.EIGENVALUES,
     blocks: BlockPatterns = Blocks.NONE,
     params: Patterns | None = None,
+    certify: Certify = True,
     working_bytes: int = WORKING_BYTES,
     memory: int | Memory | None = None,
 ) -> Explanation:
@@ -86,6 +88,7 @@ def explain(
             (a product with it, or a step over the whole space).
         blocks: As there.
         params: As there.
+        certify: As there; a check's vectors take memory.
         working_bytes: As there.
         memory: As there.
 
@@ -101,6 +104,7 @@ def explain(
         approximation,
         blocks,
         params,
+        certify=certify,
         working_bytes=working_bytes,
         memory=memory,
         goal=parse_choice(Goal, "quantity", quantity),
