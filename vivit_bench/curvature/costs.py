@@ -8,7 +8,8 @@ Operations are those of matrix products and convolutions, two for a multiplicati
 * a solver by its leading term in the number of rows.
 
 Seconds extrapolate what is measured for about a second: one micro-batch of passes that go back
-equally far, a matrix product, and the solver on few rows. The check by plain autograd is not counted.
+equally far, a matrix product, and the solver on few rows. The check by plain autograd is not
+counted.
 """
 
 import warnings
@@ -121,10 +122,10 @@ class _Counter:
             tuple(contractions),
             tuple(solvers),
             Cost("gradient", after, after / rate),
-            f"seconds: passes as {timed_ones} micro-batch(es) of theirs, contractions at {gemm / 1e9:.0f} GFLOP/s (a product of "
-            f"{GEMM_ROWS} rows and columns), solvers at {slowest / 1e9:.0f} GFLOP/s (on at most "
-            f"{SOLVER_ROWS} rows), all measured just now with {torch.get_num_threads()} thread(s); "
-            "the check by plain autograd is not counted",
+            f"seconds: passes as {timed_ones} micro-batch(es) of theirs, contractions at "
+            f"{gemm / 1e9:.0f} GFLOP/s (a product of {GEMM_ROWS} rows and columns), solvers "
+            f"at {slowest / 1e9:.0f} GFLOP/s (on at most {SOLVER_ROWS} rows), measured just now "
+            f"with {torch.get_num_threads()} thread(s); the check by plain autograd is not counted",
         )
 
     @cached_property
