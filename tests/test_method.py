@@ -100,7 +100,7 @@ def step(**more: Any) -> Any:
 
 
 def directions(**more: Any) -> Any:
-    return newton_step(*wide(), cutoff=0.1, damping=0.1, **more)
+    return newton_step(*wide(), cutoff=0.2, damping=0.1, **more)
 
 
 @pytest.mark.parametrize("compute", [leading, step, directions])
@@ -153,9 +153,9 @@ def test_a_refusal_names_the_least_that_would_do(
 def test_directions_are_as_many_as_the_memory_has_room_for() -> None:
     everything = directions(method="lanczos")
     count = len(everything.eigenvalues[""])
-    assert count > 10
+    assert count > 5
     with pytest.raises(VivitBenchError, match=r"more than \d+ eigenvalues are above.*and memory"):
-        directions(method="lanczos", memory=300_000)
+        directions(method="lanczos", memory=220_000)
     bounded = directions(method="lanczos", memory=SCARCE)
     assert relative_error(flat(bounded.step), flat(everything.step)) < 1e-7
     with pytest.raises(DoesNotFit):

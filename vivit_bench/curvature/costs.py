@@ -7,8 +7,8 @@ Operations are those of matrix products and convolutions, two for a multiplicati
   computed whole, and what every part of a layer does anew counts several times;
 * a solver by its leading term in the number of rows.
 
-Seconds extrapolate what is measured for about a second: one micro-batch of passes that go back
-equally far, a matrix product, and the solver on few rows. The check by plain autograd is not
+Seconds extrapolate what is measured for about a second: one micro-batch of passes over the same
+layers, a matrix product, and the solver on few rows. The check by plain autograd is not
 counted.
 """
 
@@ -25,7 +25,7 @@ from vivit_bench.curvature.factors import PAIRS_TILE_BYTES, Contraction
 from vivit_bench.curvature.kernels import row_block
 from vivit_bench.curvature.minibatch import MiniBatch
 from vivit_bench.curvature.options import Goal
-from vivit_bench.curvature.passes import add_pulled, curvature_columns
+from vivit_bench.curvature.passes import add_pulled, curvature_columns, put
 from vivit_bench.curvature.plan import Piece, Plan, cut
 from vivit_bench.curvature.rates import (
     GEMM_ROWS,
@@ -35,7 +35,7 @@ from vivit_bench.curvature.rates import (
     solver_share,
     timed,
 )
-from vivit_bench.curvature.units import PAIRS_WEIGHT, BlockPlan
+from vivit_bench.curvature.units import PAIRS_WEIGHT, BlockPlan, UnitPlan
 
 TIMED_SECONDS = 0.5
 """After so long no further micro-batch is timed."""
@@ -139,7 +139,7 @@ class _Counter:
         return _counted(lambda: self.batch.forward(slice(0, self._samples))) / self._samples
 
     def _backward_flops(self, pieces: Sequence[Piece]) -> float:
-        """Of one sample's column, back to what the pieces need."""
+        """Of one sample's column, back to what the pieces need; with V where it is kept itself."""
         both = _counted(lambda: self._pass(pieces, self._samples, 1)) / self._samples
         return both - self._forward
 
@@ -163,28 +163,30 @@ class _Counter:
         outputs = batch.forward(some)
         reading = route.read(batch, outputs)
         s = curvature_columns(batch)(outputs.detach(), some)[:, :columns]
-        route.backpropagate(outputs, reading, s, uses, plain)
+        found = route.backpropagate(outputs, reading, s, uses, plain)
+        factors = {piece: piece.factor(route, samples, columns, 1) for piece in pieces}
+        put(route, factors, some, slice(0, columns), reading, found)
 
     def _passes(self) -> tuple[tuple[Cost, ...], int]:
         """The passes, and how many micro-batches were timed."""
         batch, plan, total = self.batch, self.plan, len(self.plan.passes)
         n, columns = batch.num_samples, batch.factor.num_columns
-        # Many passes collect parts of one layer: they go back equally far.
-        known: dict[tuple[int, ...], tuple[float, float]] = {}
+        # Many passes collect parts of the same layers.
+        known: dict[frozenset[UnitPlan], tuple[float, float]] = {}
         spent, rate, count, found = 0.0, float("inf"), 0, []
         for number, pieces in enumerate(plan.passes, 1):
-            uses = _uses(pieces)
-            if uses not in known:
+            units = frozenset(piece.unit for piece in pieces)
+            if units not in known:
                 flops = n * (self._forward + columns * self._backward_flops(pieces))
                 if spent < TIMED_SECONDS:
                     once, shares = self._time_micro_batch(pieces)
                     spent, count = spent + 2 * once, count + 1
-                    known[uses] = flops, once * shares
+                    known[units] = flops, once * shares
                     rate = flops / (once * shares)
                 else:
-                    known[uses] = flops, flops / rate
+                    known[units] = flops, flops / rate
             name = f"pass {number} of {total}" if total > 1 else "pass over the mini-batch"
-            found.append(Cost(name, *known[uses]))
+            found.append(Cost(name, *known[units]))
         return tuple(found), count
 
     def _time_micro_batch(self, pieces: Sequence[Piece]) -> tuple[float, float]:
