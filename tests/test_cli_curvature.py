@@ -148,10 +148,10 @@ def test_engine_memory_is_kept_to_or_refused(
     monkeypatch.chdir(tmp_path)
     command, *options = asked
     several = (command, DIGITS, "--batch-size", 16, *options, "--engine-memory")
-    with pytest.raises(UsageError, match=r"(takes?|the GGN|give) \d+ MiB") as refused:
+    with pytest.raises(UsageError, match=r"(takes?|the GGN|give) \d+KiB") as refused:
         run(*several, "40KiB")
-    least = min(int(size) for size in re.findall(r"(\d+) MiB", str(refused.value))[1:])
-    run(*several, f"{least}MiB")
+    least = min(int(size) for size in re.findall(r"(\d+)KiB", str(refused.value))[1:])
+    run(*several, f"{least}KiB")
     with pytest.raises(UsageError, match="--engine-memory '1 hour': not a size"):
         run(*several, "1 hour")
 

@@ -25,7 +25,7 @@ from vivit_bench.curvature.iterative import (
 )
 from vivit_bench.curvature.minibatch import MiniBatch, undisturbed
 from vivit_bench.curvature.options import memory_of
-from vivit_bench.curvature.plan import DoesNotFit, mib
+from vivit_bench.curvature.plan import DoesNotFit, size_text
 from vivit_bench.curvature.product_checks import ProductCheck
 from vivit_bench.curvature.products import (
     BudgetSpent,
@@ -398,9 +398,9 @@ def _fitted(
     if memory.strict and room < least:
         needed = outputs + sample + least * vector
         raise DoesNotFit(
-            f"memory of {mib(memory.bytes)} does not suffice for D = {batch.num_params:,}: "
-            f"products with the GGN take {mib(needed)}, {least} vectors of D numbers in float64 "
-            "and one sample's activations; give as much, or fewer eigenvalues, directions or "
+            f"memory of {size_text(memory.bytes)} does not suffice for D = {batch.num_params:,}: "
+            f"products with the GGN take {size_text(needed)}, {least} vectors of D numbers in "
+            "float64 and one sample's activations; give as much, or fewer eigenvalues, directions or "
             "params",
             needed,
         )

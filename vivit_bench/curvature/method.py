@@ -9,7 +9,7 @@ from torch import nn
 
 from vivit_bench.curvature.available import available_memory
 from vivit_bench.curvature.options import Memory, Method, memory_of, parse_choice
-from vivit_bench.curvature.plan import DoesNotFit, mib
+from vivit_bench.curvature.plan import DoesNotFit, size_text
 from vivit_bench.curvature.results import Choice, LeadingEigenvalues, NewtonStep
 from vivit_bench.curvature.session import Request
 from vivit_bench.errors import UsageError
@@ -62,9 +62,9 @@ def compute_by(
         return replace(from_gram(request), choice=Choice(Method.GRAM.value, reason))
     if memory is None:
         memory = Memory(max(_available(request.model), 1))
-        there = f"the {mib(memory.bytes)} available now (no --engine-memory is given)"
+        there = f"the {size_text(memory.bytes)} available now (no --engine-memory is given)"
     else:
-        there = f"the {mib(memory.bytes)} of memory given"
+        there = f"the {size_text(memory.bytes)} of memory given"
     bounded = replace(request, memory=memory)
     try:
         found = from_gram(bounded)
@@ -78,11 +78,12 @@ def compute_by(
     except DoesNotFit as error:
         least = min(gram, error.least)
         raise DoesNotFit(
-            f"{there}: too little, from the Gram matrix it takes {mib(gram)}, from products with "
-            f"the GGN {mib(error.least)}; give {mib(least)}, or use a smaller batch or params",
+            f"{there}: too little, from the Gram matrix it takes {size_text(gram)}, from products "
+            f"with the GGN {size_text(error.least)}; give {size_text(least)}, or use a smaller "
+            "batch or params",
             least,
         ) from error
-    reason = f"the Gram matrix and its solver take {mib(gram)}, more than {there}"
+    reason = f"the Gram matrix and its solver take {size_text(gram)}, more than {there}"
     return replace(found, choice=Choice(Method.LANCZOS.value, reason))
 
 

@@ -209,9 +209,9 @@ def make_plan(
     plan = plan_within(plan.peak.bytes)
     if memory.strict and plan.peak.bytes > memory.bytes:
         raise DoesNotFit(
-            f"memory of {mib(memory.bytes)} does not suffice for N = {batch.batch_size}: the "
-            f"leanest plan takes {mib(plan.peak.bytes)}, at '{plan.peak.name}'; give as much, a "
-            "smaller batch, or fewer curvature samples",
+            f"memory of {size_text(memory.bytes)} does not suffice for N = {batch.batch_size}: "
+            f"the leanest plan takes {size_text(plan.peak.bytes)}, at '{plan.peak.name}'; give as "
+            "much, a smaller batch, or fewer curvature samples",
             plan.peak.bytes,
         )
     return plan
@@ -226,9 +226,10 @@ def _halved(most: int) -> Iterator[int]:
     yield min(most, 1)
 
 
-def mib(size: int) -> str:
-    """Bytes for people, rounded up."""
-    return f"{ceil(size / 2**20):,} MiB"
+def size_text(size: int) -> str:
+    """Bytes as people type them, rounded up: what is named as enough is enough."""
+    small = size < 16 * 2**20
+    return f"{ceil(size / 2**10)}KiB" if small else f"{ceil(size / 2**20)}MiB"
 
 
 def sample_bytes(
