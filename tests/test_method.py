@@ -176,6 +176,8 @@ REFUSALS: dict[str, tuple[Callable[[], object], str]] = {
     "products": (lambda: step(method="gram", max_products=3), "max_products is 3"),
     "of a policy": (lambda: directions_with_policy(max_directions=3), "max_directions is 3"),
     "whole space": (lambda: step(max_directions=3), "max_directions is 3: a step over the whole"),
+    "no tolerance": (lambda: leading(tolerance=1), "tolerance is 1; it must lie between 0 and 1"),
+    "no number": (lambda: step(max_products=0), "max_products is 0"),
     "k": (lambda: leading_eigenvalues(*wide(), k=0), "k is 0"),
 }
 

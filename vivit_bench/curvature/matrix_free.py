@@ -40,6 +40,7 @@ from vivit_bench.curvature.session import (
     check_count,
     check_cutoff,
     check_number,
+    check_tolerance,
     checked,
 )
 from vivit_bench.curvature.units import group_parameters, layers_of
@@ -351,9 +352,7 @@ def _started(
     limit = MOST_PRODUCTS if max_products is None else max_products
     check_count("max_products", limit)
     if tolerance is not None:
-        check_number("tolerance", tolerance)
-        if not 0 < tolerance < 1:
-            raise UsageError(f"tolerance is {tolerance}; it must lie between 0 and 1")
+        check_tolerance(tolerance)
     with undisturbed(request.model):
         # What PyTorch says of its own parts, as kernels are chosen, is no news to a user.
         warnings.filterwarnings("ignore", message=".*TF32 acceleration")
@@ -391,6 +390,8 @@ def _fitted(
     memory = memory_of(request.memory)
     if memory is None:
         return batch, most
+    all_pairs = vectors_of(min(batch.rows, batch.num_params))
+    least, most = min(least, all_pairs), min(most, all_pairs)
     vector = 8 * batch.num_params
     outputs = 4 * batch.batch_size * batch.output_shape.numel() * batch.dtype.itemsize
     sample = bytes_of_a_sample(batch, activations)
@@ -400,8 +401,8 @@ def _fitted(
         raise DoesNotFit(
             f"memory of {size_text(memory.bytes)} does not suffice for D = {batch.num_params:,}: "
             f"products with the GGN take {size_text(needed)}, {least} vectors of D numbers in "
-            "float64 and one sample's activations; give as much, or fewer eigenvalues, directions or "
-            "params",
+            "float64 and one sample's activations; give as much, or use fewer eigenvalues, "
+            "directions or params",
             needed,
         )
     vectors = max(min(room, most), least)

@@ -11,7 +11,7 @@ from vivit_bench.curvature.available import available_memory
 from vivit_bench.curvature.options import Memory, Method, memory_of, parse_choice
 from vivit_bench.curvature.plan import DoesNotFit, size_text
 from vivit_bench.curvature.results import Choice, LeadingEigenvalues, NewtonStep
-from vivit_bench.curvature.session import Request
+from vivit_bench.curvature.session import Request, check_count, check_tolerance
 from vivit_bench.errors import UsageError
 
 T = TypeVar("T", LeadingEigenvalues, NewtonStep)
@@ -22,7 +22,7 @@ def compute_by(
     request: Request,
     from_gram: Callable[[Request], T],
     matrix_free: Callable[[Request], T],
-    limits: Mapping[str, object],
+    limits: Mapping[str, float | None],
     needs_gram: str = "",
 ) -> T:
     """Compute a quantity one way or the other; the result says which, and why.
@@ -46,6 +46,9 @@ def compute_by(
         CertificateError: The result failed its check.
     """
     wanted = parse_choice(Method, "method", method)
+    for name, value in limits.items():
+        if value is not None:
+            check_tolerance(value) if name == "tolerance" else check_count(name, value)
     if wanted is Method.LANCZOS:
         return replace(matrix_free(request), choice=Choice(wanted.value, "as asked for"))
     reason = "as asked for" if wanted is Method.GRAM else needs_gram

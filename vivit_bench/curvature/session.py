@@ -72,6 +72,17 @@ def check_count(name: str, value: object) -> None:
         raise UsageError(f"{name} is {value!r}; it must be a whole number, at least 1")
 
 
+def check_tolerance(tolerance: float) -> None:
+    """Refuse what residuals cannot be held below.
+
+    Raises:
+        UsageError: It is no number between 0 and 1.
+    """
+    check_number("tolerance", tolerance)
+    if not 0 < tolerance < 1:
+        raise UsageError(f"tolerance is {tolerance}; it must lie between 0 and 1")
+
+
 def check_cutoff(cutoff: float) -> None:
     """Refuse a cutoff that eigenvalues cannot be compared with.
 
