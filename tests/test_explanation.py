@@ -149,6 +149,16 @@ def test_a_network_that_changes_with_its_samples_is_explained_as_it_is_computed(
     assert found.costs.flops > 0
 
 
+@pytest.mark.parametrize("quantity", list(Goal))
+def test_a_network_without_products_is_explained(quantity: Goal) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(7, 3), nn.Flatten())
+    call = (model, nn.MSELoss(), torch.randint(7, (5, 2)), torch.randn(5, 6))
+    costs = explain(*call, quantity=quantity).costs
+    assert costs.passes[0].flops == 0
+    assert 0 < costs.seconds < float("inf")
+
+
 def test_quantities_by_name() -> None:
     with pytest.raises(UsageError, match="quantity is 'newtons'; use 'eigenvalues' or"):
         explain(*mlp(), quantity="newtons")

@@ -101,7 +101,7 @@ class _Counter:
     def costs(self) -> Costs:
         batch, plan = self.batch, self.plan
         passes, timed_ones = self._passes()
-        rate = passes[-1].flops / passes[-1].seconds if passes else float("inf")
+        rate = _rate(passes[-1].flops, passes[-1].seconds) if passes else float("inf")
         gemm = gemm_rate(batch.dtype, batch.device, torch.get_num_threads())
         contractions, solvers, rates = [], [], []
         for block in plan.blocks:
@@ -182,7 +182,7 @@ class _Counter:
                     once, shares = self._time_micro_batch(pieces)
                     spent, count = spent + 2 * once, count + 1
                     known[units] = flops, once * shares
-                    rate = flops / (once * shares)
+                    rate = _rate(flops, once * shares)
                 else:
                     known[units] = flops, flops / rate
             name = f"pass {number} of {total}" if total > 1 else "pass over the mini-batch"
@@ -224,6 +224,11 @@ class _Counter:
         in_place = block in self.plan.in_place
         threads = torch.get_num_threads()
         return solver_rate(block.size, self.plan.goal, in_place, self.batch.device, threads)
+
+
+def _rate(flops: float, seconds: float) -> float:
+    """FLOP/s; of a network without products, which tell nothing of its time, infinite."""
+    return flops / seconds if flops else float("inf")
 
 
 def _uses(pieces: Sequence[Piece]) -> tuple[int, ...]:
