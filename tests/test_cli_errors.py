@@ -228,7 +228,7 @@ def test_a_long_name_does_not_make_a_long_message(run) -> None:
 def test_a_problem_that_prints_still_works(run) -> None:
     outcome = run("curvature explain p.py:prints --batch-size 2 --quiet --format csv")
     assert (outcome.code, outcome.err) == (0, "")
-    assert "layer,type,tier,num_params" in outcome.out
+    assert "kind,name,type,tier,num_params" in outcome.out
 
 
 def test_the_shell_completes_problems_and_stored_results(

@@ -16,10 +16,12 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from vivit_bench.curvature.factors import PAIRS_TILE_BYTES, Contraction
 from vivit_bench.curvature.kernels import row_block
@@ -282,9 +284,29 @@ def _lower(rows: int, block: int) -> int:
     return sum((stop - start) * stop for start, stop in zip([0, *stops], stops, strict=False))
 
 
+class _Products(TorchDispatchMode):
+    """Adds up the operations of PyTorch's table; its own counter hooks into the user's modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        with self:
+            found = func.decompose(*args, **kwargs)
+        if found is not NotImplemented:
+            return found
+        found = func(*args, **kwargs)
+        count = flop_registry.get(func._overloadpacket)
+        if count is not None:
+            self.flops += count(*args, **kwargs, out_val=found)
+        return found
+
+
 def _counted(work: Callable[[], object]) -> float:
     # oneDNN's recurrent layers hide their products; what it says of TF32 is no news to a user.
     warnings.filterwarnings("ignore", message=".*TF32 acceleration")
-    with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter:
+    with torch.backends.mkldnn.flags(enabled=False), _Products() as products:
         work()
-    return float(counter.get_total_flops())
+    return products.flops
