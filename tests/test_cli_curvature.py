@@ -1,6 +1,8 @@
 """The ``curvature`` commands on the example problem."""
 
 import io
+import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -9,7 +11,12 @@ import torch
 from typer.testing import CliRunner
 
 from vivit_bench.cli.curvature import app
-from vivit_bench.curvature import directional_derivatives, signal_to_noise
+from vivit_bench.curvature import (
+    directional_derivatives,
+    eigenvalues,
+    explain,
+    signal_to_noise,
+)
 from vivit_bench.errors import UsageError
 from vivit_bench.problems import load_batch, load_problem
 from vivit_bench.problems.sources import DataSource
@@ -74,6 +81,79 @@ def test_explain_names_every_layer() -> None:
     names = {n.rpartition(".")[0] for n, _ in load_problem(DIGITS).model.named_parameters()}
     rows = [line.split() for line in out.splitlines() if line]
     assert names <= {row[0] for row in rows}
+
+
+def test_explain_prints_what_python_explains() -> None:
+    problem = load_problem(DIGITS)
+    batch = load_batch(problem, 16, DataSource.OWN)
+    found = explain(problem.model, problem.loss, *batch, quantity="newton", memory=4 * 2**20)
+    asked = ("--batch-size", 16, "--quantity", "newton", "--engine-memory", "4MiB", "--data", "own")
+    rows = json.loads(run("explain", DIGITS, *asked, "--format", "json"))
+    kinds = [row["kind"] for row in rows]
+    assert kinds == ["pass"] * len(found.passes) + ["layer"] * 3 + ["solver", "gradient", "all"]
+    assert [row["flops"] for row in rows[:-1]] == [cost.flops for cost in found.costs]
+    everything = rows[-1]
+    assert everything["flops"] == sum(row["flops"] for row in rows[:-1])
+    assert everything["seconds"] == pytest.approx(sum(row["seconds"] for row in rows[:-1]))
+    assert everything["passes"] == len(found.passes)
+    assert everything["peak_bytes"] == found.peak.bytes == max(r["peak_bytes"] for r in rows[:-1])
+    assert everything["peak_at"] == found.peak.name
+    assert everything["working_bytes"] == found.working_bytes
+    assert everything["kept_bytes"] == sum(found.kept_bytes)
+    assert [row["passes"] for row in rows if row["kind"] == "layer"] == list(found.parts)
+    shown = run("explain", DIGITS, *asked)
+    assert "GFLOP/s" in " ".join(shown.split())
+
+
+@pytest.mark.parametrize("method", ["gram", "lanczos"])
+def test_leading_eigenvalues_by_both_methods(method: str) -> None:
+    problem = load_problem(DIGITS)
+    batch = load_batch(problem, 16, DataSource.OWN)
+    expected = eigenvalues(problem.model, problem.loss, *batch).eigenvalues[:4]
+    asked = ("--batch-size", 16, "--top", 4, "--method", method)
+    result = CliRunner().invoke(app, ["eigenvalues", DIGITS, *map(str, asked), *CSV])
+    table = pd.read_csv(io.StringIO(result.stdout))
+    assert table["eigenvalue"].to_numpy() == pytest.approx(expected.numpy(), rel=1e-4)
+    assert ("residual" in table) == (method == "lanczos")
+    lines = result.stderr.splitlines()
+    assert lines[0] == f"method {method}: as asked for"
+    assert lines[-1].startswith("certified by plain autograd")
+    assert len(lines) == (3 if method == "lanczos" else 2)
+    quiet = CliRunner().invoke(app, ["eigenvalues", DIGITS, *map(str, asked), "--quiet"])
+    assert quiet.stderr == ""
+
+
+def test_a_step_takes_the_method_that_fits(tmp_path: Path) -> None:
+    steps = []
+    for memory, method in (("64MiB", "gram"), ("2MiB", "lanczos")):
+        file = tmp_path / f"{method}.pt"
+        asked = ["newton", DIGITS, "--batch-size", "64", "--whole-space", "--output", str(file)]
+        result = CliRunner().invoke(app, [*asked, "--engine-memory", memory])
+        assert f"method {method}: " in result.stderr
+        steps.append(torch.load(file, weights_only=True))
+    for name, part in steps[0].items():
+        assert torch.allclose(part, steps[1][name], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [("newton", "--damping", "bootstrap"), ("newton", "--method", "gram"), ("directional",),
+     ("eigenvectors", "--output", "v.pt"), ("eigenvalues", "--method", "gram"), ("explain",),
+     ("eigenvalues",), ("eigenvalues", "--method", "lanczos")],
+    ids=" ".join,
+)  # fmt: skip
+def test_engine_memory_is_kept_to_or_refused(
+    asked: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command, *options = asked
+    several = (command, DIGITS, "--batch-size", 16, *options, "--engine-memory")
+    with pytest.raises(UsageError, match=r"(takes?|the GGN|give) \d+KiB") as refused:
+        run(*several, "40KiB")
+    least = min(int(size) for size in re.findall(r"(\d+)KiB", str(refused.value))[1:])
+    run(*several, f"{least}KiB")
+    with pytest.raises(UsageError, match="--engine-memory '1 hour': not a size"):
+        run(*several, "1 hour")
 
 
 def test_bad_values_are_usage_errors(tmp_path: Path) -> None:

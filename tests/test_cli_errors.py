@@ -120,6 +120,11 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         (f"curvature newton p.py:ok --output {LONG}.pt", "File name too long"),
         ("curvature directional p.py:ok --output o.txt", "must end in .csv"),
         ("curvature explain p.py:ok --output o.txt", "must end in .csv"),
+        ("curvature eigenvalues p.py:ok --output o.txt", "must end in .csv"),
+        ("curvature eigenvalues p.py:ok --tolerance nan", "tolerance is nan; it must lie"),
+        ("curvature newton p.py:ok --engine-memory 3", "--engine-memory 3: a unit is missing"),
+        ("curvature newton p.py:ok --method gram --max-products 9", "max_products is 9: it is for"),
+        ("curvature newton p.py:ok --batch-size 4 --method lanczos --damping bootstrap", "policy"),
         ("curvature eigenvectors p.py:ok --output o.npy", "must end in .pt"),
         ("curvature newton p.py:ok --checkpoint binary.pt", "cannot be read as tensors"),
         ("curvature newton p.py:ok --checkpoint other.pt", "of another model"),
@@ -223,7 +228,7 @@ def test_a_long_name_does_not_make_a_long_message(run) -> None:
 def test_a_problem_that_prints_still_works(run) -> None:
     outcome = run("curvature explain p.py:prints --batch-size 2 --quiet --format csv")
     assert (outcome.code, outcome.err) == (0, "")
-    assert "layer,type,tier,num_params" in outcome.out
+    assert "kind,name,type,tier,num_params" in outcome.out
 
 
 def test_the_shell_completes_problems_and_stored_results(

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -381,3 +382,24 @@ def test_columns_that_cannot_matter_are_dropped_on_request(run: Run):
     assert "drop_columns" in compared.err + compared.out
     line = refuse(run("compute", DIGITS, "--drop-columns", 2))
     assert "--drop-columns 2" in line
+
+
+def test_engine_memory_bounds_a_spectrum_and_is_no_setting_of_it(run: Run):
+    line = ("compute", DIGITS, "--batch-size", 16)
+    refused = refuse(run(*line, "--engine-memory", "40KiB"))
+    assert "memory of 40KiB does not suffice for N = 16: the leanest plan takes" in refused
+    least = re.findall(r"\d+KiB", refused)[-1]
+    bounded = run(*line, "--engine-memory", least)
+    assert bounded.code == 0, bounded.err
+    values = stored(f"{DIGITS_SLUG}_exact_full_n16").eigenvalues
+    expected = compute_spectrum(DIGITS, batch_size=16).eigenvalues
+    assert values == pytest.approx(expected, abs=1e-6)
+    again = run(*line)
+    assert "finished already" in again.err
+    vectors = run(*line, "--engine-memory", least, "--eigenvectors", "v.pt")
+    assert vectors.code == 2
+    assert "leanest plan takes" in vectors.err
+    sweep = run("sweep", DIGITS, "--batch-size", 8, "--engine-memory", "40KiB")
+    assert sweep.code == 2
+    assert "leanest plan takes" in sweep.err
+    assert len(list(Path("results/spectrum").glob("*/eigenvalues.csv"))) == 1

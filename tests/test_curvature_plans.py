@@ -19,7 +19,7 @@ from vivit_bench.curvature import (
     inverse_product,
     newton_step,
 )
-from vivit_bench.curvature.plan import Goal
+from vivit_bench.curvature.options import Goal
 from vivit_bench.curvature.session import Request, leanest_of, plan_request
 from vivit_bench.curvature.square import Square
 from vivit_bench.errors import UsageError

@@ -17,7 +17,7 @@ import vivit_bench.curvature.products as products
 from vivit_bench.curvature import Approximation, Curvature, Samples, eigenvalues, newton_step
 from vivit_bench.curvature.iterative import Pairs, conjugate_gradients, leading_pairs, pairs_above
 from vivit_bench.curvature.loss_factor import LossFactor
-from vivit_bench.curvature.matrix_free import leading_eigenvalues, newton_step_matrix_free
+from vivit_bench.curvature.matrix_free import lanczos_eigenvalues, newton_step_matrix_free
 from vivit_bench.curvature.session import Request
 from vivit_bench.errors import CertificateError, UsageError, VivitBenchError
 
@@ -61,7 +61,7 @@ def step_above(ggn: Tensor, gradient: Tensor, damping: float, cutoff: float) -> 
 
 
 def check_eigenpairs(call: Request, k: int, ggn: Tensor, tolerance: float) -> Any:
-    found = leading_eigenvalues(call, k, vectors=True)
+    found = lanczos_eigenvalues(call, k, vectors=True)
     expected = spectrum(ggn)
     count = min(k, found.info.num_columns, found.info.num_params)
     assert relative_error(found.eigenvalues, expected[:count]) < tolerance
@@ -148,13 +148,13 @@ def test_blocks(name: str) -> None:
     solved = newton_step_matrix_free(call, damping=0.1, cutoff=None)
     assert relative_error(flat(solved.step), flat(whole.step)) < 1e-6
     expected = eigenvalues(model, loss, x, y, **blocks)
-    found = leading_eigenvalues(call, 2)
+    found = lanczos_eigenvalues(call, 2)
     assert list(found.blocks) == list(expected.blocks)
     for values, right in zip(found.blocks.values(), expected.blocks.values(), strict=True):
         assert relative_error(values, right[:2]) < 1e-9
     assert relative_error(found.eigenvalues, expected.eigenvalues[:2]) < 1e-9
     with pytest.raises(UsageError, match="eigenvectors of blocks"):
-        leading_eigenvalues(call, 2, vectors=True)
+        lanczos_eigenvalues(call, 2, vectors=True)
 
 
 class Transformer(nn.Module):
@@ -292,7 +292,7 @@ def test_losses(name: str, curvature: Curvature) -> None:
         return
     approximation = Approximation(curvature, mc_samples=2, seed=3)
     engine = newton_step(model, loss, x, y, approximation, damping=0.1, cutoff=1e-4)
-    found = leading_eigenvalues(request(model, loss, x, y, approximation), 4)
+    found = lanczos_eigenvalues(request(model, loss, x, y, approximation), 4)
     assert relative_error(found.eigenvalues, engine.eigenvalues[""][:4]) < 1e-9
 
 
@@ -368,7 +368,7 @@ def small(**more: Any) -> Request:
 
 REFUSALS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "products": (
-        lambda: leading_eigenvalues(small(), 5, max_products=10),
+        lambda: lanczos_eigenvalues(small(), 5, max_products=10),
         VivitBenchError,
         "no convergence within max_products = 10",
     ),
@@ -385,12 +385,12 @@ REFUSALS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "cutoff in rounding": (
         lambda: newton_step_matrix_free(small(), cutoff=0.0), UsageError, "the cutoff 0 is only 0",
     ),
-    "k": (lambda: leading_eigenvalues(small(), 0), UsageError, "k is 0"),
+    "k": (lambda: lanczos_eigenvalues(small(), 0), UsageError, "k is 0"),
     "tolerance": (
-        lambda: leading_eigenvalues(small(), 1, tolerance=0), UsageError, "tolerance is 0",
+        lambda: lanczos_eigenvalues(small(), 1, tolerance=0), UsageError, "tolerance is 0",
     ),
     "budget": (
-        lambda: leading_eigenvalues(small(), 1, max_products=True), UsageError, "max_products",
+        lambda: lanczos_eigenvalues(small(), 1, max_products=True), UsageError, "max_products",
     ),
     "damping": (
         lambda: newton_step_matrix_free(small(), damping=0, cutoff=None),
@@ -398,13 +398,13 @@ REFUSALS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         "above 0 over the whole space",
     ),
     "policy": (
-        lambda: newton_step_matrix_free(small(), damping=lambda g, h: h[0]),  # type: ignore[arg-type]
+        lambda: newton_step_matrix_free(small(), damping=lambda g, h: h[0]),
         UsageError,
         "damping policy",
     ),
     "cutoff": (lambda: newton_step_matrix_free(small(), cutoff=-1), UsageError, "cutoff is -1"),
-    "params": (lambda: leading_eigenvalues(small(params="no"), 1), UsageError, "matches no"),
-    "blocks": (lambda: leading_eigenvalues(small(blocks="no"), 1), UsageError, "blocks is 'no'"),
+    "params": (lambda: lanczos_eigenvalues(small(params="no"), 1), UsageError, "matches no"),
+    "blocks": (lambda: lanczos_eigenvalues(small(blocks="no"), 1), UsageError, "blocks is 'no'"),
 }  # fmt: skip
 
 
@@ -424,7 +424,7 @@ def bag() -> tuple[nn.Module, nn.Module, Tensor, Tensor]:
 
 def test_operation_that_cannot_be_differentiated_twice_or_forward() -> None:
     with pytest.raises(UsageError, match=r"no derivative J x: .*_embedding_bag") as caught:
-        leading_eigenvalues(request(*bag()), 2)
+        lanczos_eigenvalues(request(*bag()), 2)
     assert "\n" not in str(caught.value)
     ggn = dense(*bag(), ["1.weight", "1.bias"]).ggn()  # type: ignore[arg-type]
     check_eigenpairs(request(*bag(), params="1.*"), 2, ggn, 1e-9)
@@ -455,7 +455,7 @@ def test_models_without_samples_of_their_own_are_noticed(kind: Any, certify: Any
     model, x = kind(3, 4).double(), torch.randn(6, 3, dtype=torch.float64)
     call = request(model, nn.CrossEntropyLoss(), x, torch.randint(4, (6,)), certify=certify)
     with pytest.raises(CertificateError):
-        leading_eigenvalues(call, 2)
+        lanczos_eigenvalues(call, 2)
     with pytest.raises(CertificateError):
         newton_step_matrix_free(call)
 
@@ -470,7 +470,7 @@ def test_wrong_products_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
                 patch.setattr(factor, "hessian_product", wrong)
                 name = "cnn" if "Cross" in factor.__name__ else "cnn-mse"
                 with pytest.raises(CertificateError, match="loss Hessian"):
-                    leading_eigenvalues(request(*case(name).build(torch.float64)), 1)
+                    lanczos_eigenvalues(request(*case(name).build(torch.float64)), 1)
     model, loss, x, y = case("cnn").build(torch.float64)
     expected = spectrum(dense(model, loss, x, y).ggn())
     way = products.WAYS[0]
@@ -478,7 +478,7 @@ def test_wrong_products_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         products, "WAYS", (dataclasses.replace(way, tangent=off), *products.WAYS[1:])
     )
-    found = leading_eigenvalues(request(model, loss, x, y), 3)
+    found = lanczos_eigenvalues(request(model, loss, x, y), 3)
     assert relative_error(found.eigenvalues, expected[:3]) < 1e-9
     assert found.certificate is not None
     assert "not the adjoint" in found.certificate.line()
@@ -490,7 +490,7 @@ def test_residuals_that_are_too_large_are_refused(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr("vivit_bench.curvature.matrix_free.leading_pairs", skewed)
     with pytest.raises(CertificateError, match="residual of eigenvalue 1"):
-        leading_eigenvalues(small(), 1)
+        lanczos_eigenvalues(small(), 1)
 
 
 def test_conjugate_gradients_say_when_rounding_is_in_the_way() -> None:
@@ -508,9 +508,9 @@ def test_conjugate_gradients_say_when_rounding_is_in_the_way() -> None:
 
 
 def test_the_same_call_gives_the_same_numbers() -> None:
-    first, second = (leading_eigenvalues(small(), 5) for _ in range(2))
+    first, second = (lanczos_eigenvalues(small(), 5) for _ in range(2))
     assert torch.equal(first.eigenvalues, second.eigenvalues)
     assert first.iterations.products == second.iterations.products
-    cut = leading_eigenvalues(small(working_bytes=1, certify=False), 5)
+    cut = lanczos_eigenvalues(small(working_bytes=1, certify=False), 5)
     assert relative_error(cut.eigenvalues, first.eigenvalues) < 1e-12
     assert cut.certificate is None

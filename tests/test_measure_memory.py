@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vivit_bench.arguments import format_size, parse_size
+from vivit_bench.curvature import available
 from vivit_bench.errors import UsageError
 from vivit_bench.hardware import parse_device
-from vivit_bench.measure import budget, meters
+from vivit_bench.measure import meters
 from vivit_bench.measure.budget import MIB, MemoryBudget, default_limit, format_peak
 from vivit_bench.measure.host_memory import MemoryReading, PeakOverIdle, read_memory
 from vivit_bench.measure.meters import DeviceMeter
@@ -76,12 +77,12 @@ def test_a_container_s_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "memory.max").write_text("1000000\n")
     (tmp_path / "memory.current").write_text("400000\n")
     (tmp_path / "memory.stat").write_text("anon 300000\ninactive_file 50000\n")
-    assert budget._cgroup_headroom(tmp_path) == [650_000]
+    assert available._cgroup_headroom(tmp_path) == [650_000]
     (tmp_path / "memory.max").write_text("max\n")
-    assert budget._cgroup_headroom(tmp_path) == []
-    assert budget._cgroup_headroom(tmp_path / "nowhere") == []
-    monkeypatch.setattr(budget, "_cgroup_headroom", lambda root: [1])
-    assert budget.available_memory() == 1
+    assert available._cgroup_headroom(tmp_path) == []
+    assert available._cgroup_headroom(tmp_path / "nowhere") == []
+    monkeypatch.setattr(available, "_cgroup_headroom", lambda root: [1])
+    assert available.available_memory() == 1
 
 
 def test_this_process_s_memory_is_read() -> None:

@@ -189,3 +189,14 @@ def test_progress_on_a_terminal_and_elsewhere(monkeypatch: pytest.MonkeyPatch) -
             assert shown.splitlines()[1:] == [
                 "epoch 2.0 of 5, loss 2, test loss 1.5, about 0:01:00 left"
             ]
+
+
+def test_engine_memory_bounds_the_looks_and_is_no_setting(run: Run) -> None:
+    line = ("run", TINY, *OPTIONS, "--at", "0,end")
+    refused = run(*line, "--engine-memory", "100B")
+    assert refused.code == 2
+    assert "the leanest plan takes" in refused.err.splitlines()[-1]
+    done = run(*line, "--engine-memory", "64MiB")
+    assert done.code == 0, done.err
+    again = run(*line)
+    assert "finished already" in again.err

@@ -14,6 +14,7 @@ from vivit_bench.cli.options import (
     DataOption,
     DeviceOption,
     DropColumnsOption,
+    EngineMemoryOption,
     FormatOption,
     FreshOption,
     McSamplesOption,
@@ -26,6 +27,7 @@ from vivit_bench.cli.options import (
     complete_stored,
     engine_on,
     examples,
+    parse_engine_memory,
     progress_console,
 )
 from vivit_bench.cli.output import check_tensor_file, hand_out
@@ -130,6 +132,7 @@ def run(
     seed: SeedOption = 0,
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
+    engine_memory: EngineMemoryOption = None,
     name: Annotated[
         str | None,
         typer.Option(
@@ -178,6 +181,7 @@ def run(
         per_sample=per_sample,
         device=device,
         drop_columns=drop_columns,
+        memory=parse_engine_memory(engine_memory),
     )
     check_tensor_file(save_model)
     progress = TrainingProgress(progress_console(quiet))

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vivit_bench.arguments import DEFAULT_RESULTS_DIR
-from vivit_bench.curvature.options import Curvature, Precision, Samples
+from vivit_bench.arguments import DEFAULT_RESULTS_DIR, parse_size
+from vivit_bench.curvature.options import Curvature, Method, Precision, Samples
 from vivit_bench.errors import UsageError
 from vivit_bench.problems.sources import DataSource
 from vivit_bench.report.tables import TableFormat
@@ -17,7 +17,7 @@ from vivit_bench.report.tables import TableFormat
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from vivit_bench.curvature import Certificate, Dropped
+    from vivit_bench.curvature import Certificate, Dropped, LeadingEigenvalues, NewtonStep
     from vivit_bench.curvature.certificate import Certify
 
 # Groups of options in a command's help.
@@ -55,6 +55,22 @@ def print_dropped(dropped: "Dropped | None", num_columns: int, quiet: bool = Fal
     """What was left out, in one line on stderr; nothing where it was not asked for."""
     if dropped is not None and not quiet:
         typer.echo(dropped.line(num_columns), err=True)
+
+
+def print_method(result: "LeadingEigenvalues | NewtonStep", quiet: bool) -> None:
+    """From what a result was computed and why, and its iterations, on stderr."""
+    for told in (result.choice, result.iterations):
+        if told is not None and not quiet:
+            typer.echo(told.line(), err=True)
+
+
+def parse_engine_memory(text: str | None) -> int | None:
+    """Bytes that ``--engine-memory`` stands for.
+
+    Raises:
+        UsageError: It is no size.
+    """
+    return None if text is None else parse_size(text, "--engine-memory")
 
 
 def progress_console(quiet: bool) -> "Console":
@@ -239,6 +255,41 @@ ThreadsOption = Annotated[
     int | None,
     typer.Option(
         min=1, help="CPU threads.", show_default="PyTorch's choice", rich_help_panel=MACHINE
+    ),
+]
+EngineMemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Memory that the computation may take over what the process holds, such as 2GiB: "
+        "where it presses, time is traded for it; what cannot keep to it is refused.",
+        show_default="as much as the fastest way takes",
+        rich_help_panel=MACHINE,
+    ),
+]
+MethodOption = Annotated[
+    Method,
+    typer.Option(
+        help="From the Gram matrix, or matrix-free by Lanczos iterations. auto: gram where it "
+        "fits into --engine-memory (into the memory available now, without it).",
+        rich_help_panel=MACHINE,
+    ),
+]
+ToleranceOption = Annotated[
+    float | None,
+    typer.Option(
+        help="Of the iterations' residuals.",
+        show_default="1e-5, 1e-8 in float64",
+        rich_help_panel=MACHINE,
+    ),
+]
+MaxProductsOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Products with the GGN that iterations may use.",
+        show_default="2000",
+        rich_help_panel=MACHINE,
     ),
 ]
 RunThreadsOption = Annotated[

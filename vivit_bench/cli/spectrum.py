@@ -30,6 +30,7 @@ from vivit_bench.cli.options import (
     DeviceOption,
     DropColumnsOption,
     DtypeOption,
+    EngineMemoryOption,
     FormatOption,
     FreshOption,
     McSamplesOption,
@@ -45,6 +46,7 @@ from vivit_bench.cli.options import (
     complete_stored,
     engine_on,
     examples,
+    parse_engine_memory,
     print_certificate,
     print_dropped,
     progress_console,
@@ -119,6 +121,7 @@ def compute(
     dtype: DtypeOption = Precision.FLOAT32,
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
+    engine_memory: EngineMemoryOption = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -177,6 +180,7 @@ def compute(
     if eigenvectors is None and top is not None:
         raise UsageError(f"--top {top}: counts eigenvectors; add --eigenvectors FILE.pt")
     check_tensor_file(eigenvectors)
+    memory = parse_engine_memory(engine_memory)
     progress = progress_console(quiet)
     with engine_on(problem, device, threads), progress.status(f"{problem}: {approximation.label}"):
         workload = load_workload(spec)
@@ -188,6 +192,7 @@ def compute(
             settings,
             results_dir,
             certify=certify.certify,
+            memory=memory,
             name=name,
             fresh=fresh,
             note=lambda text: progress.print(text, soft_wrap=True, markup=False),
@@ -196,7 +201,7 @@ def compute(
             write_output(output, record.table())
         if eigenvectors is not None:
             number = top or DEFAULT_TOP
-            vectors, _ = leading_eigenvectors(workload, settings, number, certify.certify)
+            vectors, _ = leading_eigenvectors(workload, settings, number, certify.certify, memory)
             save_tensors(vectors, eigenvectors, quiet)
     hand_out(spectrum_table(record), format)
     dropped = Dropped(**record.dropped) if record.dropped else None
@@ -222,6 +227,7 @@ def sweep(
     dtype: DtypeOption = Precision.FLOAT32,
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
+    engine_memory: EngineMemoryOption = None,
     results_dir: ResultsDirOption = DEFAULT_RESULTS_DIR,
     fresh: FreshOption = False,
     format: FormatOption = TableFormat.TABLE,
@@ -242,6 +248,7 @@ def sweep(
     spec = WorkloadSpec(problem, batch_size, data, data_dir, seed, checkpoint, dtype, device)
     Approximation(Curvature.MC, Samples.FULL, mc_samples, seed)
     check_cutoff(cutoff)
+    memory = parse_engine_memory(engine_memory)
     console = progress_console(quiet)
     stored = []
     with (
@@ -257,6 +264,7 @@ def sweep(
             blocks=blocks,
             cutoff=cutoff,
             results_dir=results_dir,
+            memory=memory,
             fresh=fresh,
             note=lambda text: progress.console.print(text, soft_wrap=True, markup=False),
         ):

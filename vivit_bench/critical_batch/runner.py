@@ -25,12 +25,12 @@ from vivit_bench.critical_batch.settings import (
     Cell,
     check_bounds,
 )
+from vivit_bench.curvature.available import available_memory
 from vivit_bench.errors import UsageError
 from vivit_bench.measure import Observation, Outcome, Reading, Spec, Trial, measure
 from vivit_bench.measure.budget import (
     DEFAULT_SHARE,
     MemoryBudget,
-    available_memory,
     check_limit,
     default_limit,
 )

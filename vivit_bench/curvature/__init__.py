@@ -21,16 +21,31 @@ if TYPE_CHECKING:
     )
     from vivit_bench.curvature.explanation import Explanation, explain, least_memory
     from vivit_bench.curvature.newton import inverse_product, newton_step
-    from vivit_bench.curvature.options import Approximation, Blocks, Curvature, Samples
+    from vivit_bench.curvature.options import (
+        Approximation,
+        Blocks,
+        Curvature,
+        Memory,
+        Method,
+        Samples,
+    )
     from vivit_bench.curvature.results import (
         BatchInfo,
         Certificate,
+        Choice,
         DirectionalDerivatives,
         Dropped,
+        Iterations,
+        LeadingEigenvalues,
         NewtonStep,
         Spectrum,
     )
-    from vivit_bench.curvature.spectrum import Eigenbasis, eigenvalues, eigenvectors
+    from vivit_bench.curvature.spectrum import (
+        Eigenbasis,
+        eigenvalues,
+        eigenvectors,
+        leading_eigenvalues,
+    )
 
 _HOMES = {
     "Approximation": "options",
@@ -38,6 +53,7 @@ _HOMES = {
     "Blocks": "options",
     "BootstrapDamping": "damping",
     "Certificate": "results",
+    "Choice": "results",
     "ConstantDamping": "damping",
     "Curvature": "options",
     "DampingPolicy": "damping",
@@ -45,7 +61,10 @@ _HOMES = {
     "Dropped": "results",
     "Eigenbasis": "spectrum",
     "Explanation": "explanation",
+    "Iterations": "results",
+    "LeadingEigenvalues": "results",
     "Memory": "options",
+    "Method": "options",
     "NewtonStep": "results",
     "Samples": "options",
     "Spectrum": "results",
@@ -56,6 +75,7 @@ _HOMES = {
     "has_zero_variance": "directional",
     "inverse_product": "newton",
     "least_memory": "explanation",
+    "leading_eigenvalues": "spectrum",
     "newton_step": "newton",
     "signal_to_noise": "directional",
 }
@@ -66,6 +86,7 @@ __all__ = [
     "Blocks",
     "BootstrapDamping",
     "Certificate",
+    "Choice",
     "ConstantDamping",
     "Curvature",
     "DampingPolicy",
@@ -73,7 +94,10 @@ __all__ = [
     "Dropped",
     "Eigenbasis",
     "Explanation",
+    "Iterations",
+    "LeadingEigenvalues",
     "Memory",
+    "Method",
     "NewtonStep",
     "Samples",
     "Spectrum",
@@ -83,6 +107,7 @@ __all__ = [
     "explain",
     "has_zero_variance",
     "inverse_product",
+    "leading_eigenvalues",
     "least_memory",
     "newton_step",
     "signal_to_noise",

@@ -5,9 +5,8 @@ from torch import Tensor, nn
 
 from vivit_bench.curvature.certificate import Certify
 from vivit_bench.curvature.minibatch import WORKING_BYTES, Patterns
-from vivit_bench.curvature.options import Approximation, Memory, approximation_of
+from vivit_bench.curvature.options import Approximation, Goal, Memory, approximation_of
 from vivit_bench.curvature.passes import Sweep, complete
-from vivit_bench.curvature.plan import Goal
 from vivit_bench.curvature.results import DirectionalDerivatives
 from vivit_bench.curvature.session import Request, check_cutoff, run
 from vivit_bench.curvature.slopes import Work, find_slopes, in_parameter_format, shared_gradient

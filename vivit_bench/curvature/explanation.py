@@ -4,15 +4,19 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from vivit_bench.curvature.minibatch import WORKING_BYTES, Patterns
+from vivit_bench.curvature.certificate import Certify
+from vivit_bench.curvature.costs import Costs, costs_of
+from vivit_bench.curvature.minibatch import WORKING_BYTES, Patterns, undisturbed
 from vivit_bench.curvature.options import (
     Approximation,
     Blocks,
+    Goal,
     Memory,
     approximation_of,
     parse_choice,
 )
-from vivit_bench.curvature.plan import Goal, Piece, Stage
+from vivit_bench.curvature.plan import Piece, Stage
+from vivit_bench.curvature.route import GraphChanged
 from vivit_bench.curvature.session import Request, leanest_of, plan_request
 from vivit_bench.curvature.units import BlockPatterns, UnitPlan
 from vivit_bench.trees import Tree
@@ -32,6 +36,8 @@ class Explanation:
     """Memory of each unit's factors."""
     passes: tuple[tuple[str, ...], ...]
     """Names of the layers, or parts of layers, that each pass over the mini-batch collects."""
+    parts: tuple[int, ...]
+    """In how many passes each unit is collected, a part of it in each."""
     in_place: tuple[str, ...]
     """Blocks whose matrix is solved in its own memory."""
     working_bytes: int
@@ -40,6 +46,8 @@ class Explanation:
     """Parts of the computation, with the memory that is held at the height of each."""
     peak: Stage
     """Where most memory is held, over what the process holds before."""
+    costs: Costs
+    """FLOPs and expected seconds of the passes, contractions and solvers."""
 
 
 def explain(
@@ -53,13 +61,17 @@ def explain(
     samples: str | None = None,
     mc_samples: int | None = None,
     seed: int | None = None,
-    goal: Goal | str = Goal.EIGENVALUES,
+    quantity: Goal | str = Goal.EIGENVALUES,
     blocks: BlockPatterns = Blocks.NONE,
     params: Patterns | None = None,
+    certify: Certify = True,
     working_bytes: int = WORKING_BYTES,
     memory: int | Memory | None = None,
 ) -> Explanation:
-    """The tier and contraction of every layer with FLOPs, memory and reason, without computing.
+    """The plan of a request: every layer's contraction, passes, memory, FLOPs, expected seconds.
+
+    Nothing is computed but one micro-batch, which is timed as a matrix product and a solver on few
+    rows are.
 
     Args:
         model: See :func:`~vivit_bench.curvature.eigenvalues`, as for the others.
@@ -71,9 +83,12 @@ def explain(
         samples: As there.
         mc_samples: As there.
         seed: As there.
-        goal: What is to be computed.
+        quantity: What is to be computed: ``eigenvalues``, ``eigenvectors``, ``directional``
+            (derivatives), ``newton``, ``newton-policy`` (with a damping policy) or ``inverse``
+            (a product with it, or a step over the whole space).
         blocks: As there.
         params: As there.
+        certify: As there; a check's vectors take memory.
         working_bytes: As there.
         memory: As there.
 
@@ -81,31 +96,41 @@ def explain(
         UsageError: The request cannot be computed; in one line.
     """
     approximation = approximation_of(approximation, curvature, samples, mc_samples, seed)
-    batch, plan = plan_request(
-        Request(
-            model,
-            loss,
-            inputs,
-            targets,
-            approximation,
-            blocks,
-            params,
-            working_bytes=working_bytes,
-            memory=memory,
-            goal=parse_choice(Goal, "goal", goal),
-        )
+    request = Request(
+        model,
+        loss,
+        inputs,
+        targets,
+        approximation,
+        blocks,
+        params,
+        certify=certify,
+        working_bytes=working_bytes,
+        memory=memory,
+        goal=parse_choice(Goal, "quantity", quantity),
     )
+    notes: tuple[str, ...] = ()
+    batch, plan = plan_request(request)
+    with undisturbed(model):
+        try:
+            costs = costs_of(batch, plan)
+        except GraphChanged:  # as a computation would go on
+            notes = ("the network computes differently for different samples",)
+            batch, plan = plan_request(request, frozenset(batch.parameters))
+            costs = costs_of(batch, plan)
     n, columns = batch.num_samples, batch.factor.num_columns
     return Explanation(
         plan.units,
         plan.route.layouts is None,
-        plan.route.notes,
+        (*plan.route.notes, *notes),
         tuple(Piece(unit).bytes(n, columns) for unit in plan.units),
         tuple(tuple(piece.name for piece in pieces) for pieces in plan.passes),
+        tuple(len(plan.pieces(unit)) for unit in plan.units),
         tuple(block.name or "the full GGN" for block in plan.in_place),
         plan.working_bytes,
         plan.stages,
         plan.peak,
+        costs,
     )
 
 

@@ -123,7 +123,7 @@ def pairs_above(
             f"the cutoff {cutoff:g} is only {cutoff / found.largest:.1g} of the largest "
             "eigenvalue, where products are rounding; use a cutoff above "
             f"{4 * rounding * found.largest:.1g}, "
-            "float64, or cutoff None for a step over the whole space"
+            "float64, or cutoff None (--whole-space) for a step over the whole space"
         )
     runs.resolve(cutoff, rounding, found.largest)
     while found.largest:
@@ -136,8 +136,9 @@ def pairs_above(
         if above > most:
             raise VivitBenchError(
                 f"more than {most} eigenvalues are above the cutoff {cutoff:g} (number {most} is "
-                f"{found.values[most - 1]:.3g}); use a cutoff above that, allow more directions, "
-                "or cutoff None for a step over the whole space"
+                f"{found.values[most - 1]:.3g}); use a cutoff above that, allow more directions "
+                "(--max-directions) and memory, or cutoff None (--whole-space) for a step over the "
+                "whole space"
             )
         if small:
             break

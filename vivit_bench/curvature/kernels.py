@@ -53,6 +53,14 @@ def for_each(work: Callable[[T], None], items: Iterable[T], device: torch.device
             other.result()
 
 
+def row_block(rows: int) -> int:
+    """Rows of a Gram matrix that are computed together.
+
+    Small blocks waste less above the diagonal, large ones run at a higher rate.
+    """
+    return min(max(rows // 8, 128), 512)
+
+
 def add_lower(gram: Tensor, v: Tensor) -> None:
     """Lower triangle of ``gram`` += v v^T, in row blocks (blocks on the diagonal whole).
 
@@ -63,8 +71,7 @@ def add_lower(gram: Tensor, v: Tensor) -> None:
         v: [M, d].
     """
     rows = len(gram)
-    # Small blocks waste less above the diagonal, large ones run at a higher rate.
-    block = min(max(rows // 8, 128), 512)
+    block = row_block(rows)
 
     def add(start: int) -> None:
         stop = min(start + block, rows)

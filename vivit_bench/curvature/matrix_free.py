@@ -1,19 +1,19 @@
 """Leading eigenvalues and Newton steps when the Gram matrix does not fit: by products alone.
 
-Memory is some vectors in parameter space beside one micro-batch: about D (2 K + 25) numbers in
-float64 for K eigenpairs, ten times D for a step over the whole space. No matrix over the columns of
-V and none of N x D is formed.
+Memory is some vectors in parameter space beside one micro-batch: `vectors_of` K eigenpairs, or
+`WHOLE_SPACE`. No matrix over the columns of V and none of N x D is formed.
 """
 
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from vivit_bench.curvature.damping import ConstantDamping, DampingPolicy
 from vivit_bench.curvature.factors import Direction
 from vivit_bench.curvature.iterative import (
     Array,
@@ -23,20 +23,24 @@ from vivit_bench.curvature.iterative import (
     leading_pairs,
     pairs_above,
 )
-from vivit_bench.curvature.minibatch import undisturbed
+from vivit_bench.curvature.minibatch import MiniBatch, undisturbed
+from vivit_bench.curvature.options import memory_of
+from vivit_bench.curvature.plan import DoesNotFit, size_text
 from vivit_bench.curvature.product_checks import ProductCheck
 from vivit_bench.curvature.products import (
     BudgetSpent,
     GgnProducts,
     Progress,
     activations_of_a_sample,
+    bytes_of_a_sample,
 )
-from vivit_bench.curvature.results import BatchInfo, Certificate, NewtonStep
+from vivit_bench.curvature.results import Iterations, LeadingEigenvalues, NewtonStep
 from vivit_bench.curvature.session import (
     Request,
     check_count,
     check_cutoff,
     check_number,
+    check_tolerance,
     checked,
 )
 from vivit_bench.curvature.units import group_parameters, layers_of
@@ -54,68 +58,27 @@ MOST_PRODUCTS = 2000
 curvature."""
 
 MOST_DIRECTIONS = 200
-"""Default limit on directions above a cutoff."""
+"""Default limit on directions above a cutoff; less where the memory has room for fewer."""
+
+WHOLE_SPACE = 16
+"""Vectors [D] in float64 that conjugate gradients hold, with a product's own."""
 
 
-@dataclass(frozen=True)
-class Iterations:
-    """How a matrix-free result came about, and how good it is."""
+def vectors_of(pairs: int) -> int:
+    """Vectors [D] in float64 that Lanczos iterations hold at their height for so many eigenpairs.
 
-    method: str
-    """``"lanczos"`` or ``"conjugate gradients"``."""
-    derivative: str
-    """How J x was computed."""
-    products: int
-    """Products with G that were used, all told."""
-    residual: float
-    """The largest one, by a product of its own: |G u - l u| / l_1 of eigenpairs, or
-    |(G + d I) s + grad L| / |grad L| of a step over the whole space."""
-    tolerance: float
-    """The residual is not above it."""
-    seconds: float
-    """Wall time of everything."""
-
-    def line(self) -> str:
-        """In one line, for people."""
-        return (
-            f"{self.method}, {self.products} products with the GGN ({self.derivative}) in "
-            f"{self.seconds:.2f} s: largest residual {self.residual:.1e}, tolerance "
-            f"{self.tolerance:.0e}"
-        )
+    Measured: 3 K + 46 in ARPACK and around it; the rest is a product's own.
+    """
+    return 3 * pairs + 52
 
 
-@dataclass(frozen=True)
-class LeadingEigenvalues:
-    """The K largest eigenvalues of the GGN (or of its diagonal blocks, all together)."""
-
-    info: BatchInfo
-    eigenvalues: Tensor
-    """[K] float64, descending."""
-    residuals: Tensor
-    """[K] |G u_k - l_k u_k| / l_1: an eigenvalue is within |residual| l_1 of l_k."""
-    iterations: Iterations
-    blocks: dict[str, Tensor] = field(default_factory=dict)
-    """Layer name -> its block's leading eigenvalues, descending; empty for the full GGN."""
-    vectors: list[list[Tensor]] | None = None
-    """For each eigenvalue its eigenvector, one tensor a parameter; None unless asked for."""
-    certificate: Certificate | None = None
-    """None if it was switched off."""
-
-
-@dataclass(frozen=True)
-class IterativeNewtonStep(NewtonStep):
-    """A damped Newton step, and how it came about."""
-
-    iterations: Iterations | None = None
-
-
-def leading_eigenvalues(
+def lanczos_eigenvalues(
     request: Request,
     k: int,
     *,
     vectors: bool = False,
     tolerance: float | None = None,
-    max_products: int = MOST_PRODUCTS,
+    max_products: int | None = None,
 ) -> LeadingEigenvalues:
     """The ``k`` largest eigenvalues of G by Lanczos iterations (of every block, if there are).
 
@@ -128,15 +91,17 @@ def leading_eigenvalues(
         k: How many; fewer are returned where G has fewer that can be other than zero.
         vectors: Return the eigenvectors too; of the full GGN.
         tolerance: Of the residuals; None: 1e-8 in float64, 1e-5 in float32.
-        max_products: Refuse to use more products with G.
+        max_products: Refuse to use more products with G; None: `MOST_PRODUCTS`.
 
     Raises:
         UsageError: The request cannot be computed; in one line.
+        DoesNotFit: It takes more than the request's memory.
         VivitBenchError: The iterations did not converge within ``max_products``.
         CertificateError: The products failed their check.
     """
     check_count("k", k)
-    with _started(request, tolerance, max_products) as work:
+    size = vectors_of(k)
+    with _started(request, tolerance, max_products, size, size) as work:
         if vectors and work.diagonal:
             raise UsageError("eigenvectors of blocks are not available; use blocks 'none'")
         outputs = work.products.outputs()
@@ -167,13 +132,13 @@ def leading_eigenvalues(
 def newton_step_matrix_free(
     request: Request,
     *,
-    damping: float = 1.0,
+    damping: float | DampingPolicy = 1.0,
     cutoff: float | None = 1e-4,
     with_gradient: bool = False,
     tolerance: float | None = None,
-    max_products: int = MOST_PRODUCTS,
-    max_directions: int = MOST_DIRECTIONS,
-) -> IterativeNewtonStep:
+    max_products: int | None = None,
+    max_directions: int | None = None,
+) -> NewtonStep:
     """A damped Newton step (Equation 9) from products with G.
 
     Over the whole space (``cutoff`` None) s = -(G + d I)^-1 grad L by conjugate gradients: the
@@ -182,22 +147,28 @@ def newton_step_matrix_free(
 
     Args:
         request: The call.
-        damping: d; above 0 for a step over the whole space.
+        damping: d, a constant; above 0 for a step over the whole space.
         cutoff: Directions have eigenvalues above it. None: the whole space.
         with_gradient: Return the gradient too.
         tolerance: Of the residuals; None: 1e-8 in float64, 1e-5 in float32.
-        max_products: Refuse to use more products with G.
-        max_directions: Refuse more directions, in any block: each is D numbers in float64.
+        max_products: Refuse to use more products with G; None: `MOST_PRODUCTS`.
+        max_directions: Refuse more directions, in any block; None: `MOST_DIRECTIONS`, or as many
+            as the request's memory has room for.
 
     Raises:
         UsageError: The request cannot be computed; in one line.
+        DoesNotFit: It takes more than the request's memory.
         VivitBenchError: The iterations did not converge within ``max_products``, or more than
             ``max_directions`` eigenvalues are above the cutoff.
         CertificateError: The products failed their check.
     """
-    _check_damping(damping, cutoff)
-    check_count("max_directions", max_directions)
-    with _started(request, tolerance, max_products) as work:
+    constant = _constant(damping, cutoff)
+    if max_directions is not None:
+        check_count("max_directions", max_directions)
+    least, most = vectors_of(max_directions or 1), vectors_of(max_directions or MOST_DIRECTIONS)
+    if cutoff is None:
+        least = most = WHOLE_SPACE
+    with _started(request, tolerance, max_products, least, most) as work:
         whole = work.products
         outputs = whole.outputs()
         check = work.check(outputs)
@@ -209,7 +180,7 @@ def newton_step_matrix_free(
         for name, products in work.blocks.items():
             right = products.flatten(gradient)
             if cutoff is None:
-                solved = conjugate_gradients(products, -right, damping, work.tolerance)
+                solved = conjugate_gradients(products, -right, constant, work.tolerance)
                 found, residual = solved.solution, solved.residual
                 values[name] = torch.empty(0, dtype=torch.float64)
             else:
@@ -217,21 +188,21 @@ def newton_step_matrix_free(
                     _on_arrays(products),
                     products.batch.num_params,
                     cutoff,
-                    max_directions,
+                    work.max_pairs,
                     work.tolerance,
                     ROUNDING[products.batch.dtype],
                     work.seed,
                 )
                 pairs_of_block = work.checked(products, pairs)
                 residual = pairs_of_block.residuals.max().item() if len(pairs) else 0.0
-                found = _along(pairs_of_block, right, damping)
+                found = _along(pairs_of_block, right, constant)
                 values[name] = pairs_of_block.values
-            dampings[name] = torch.full_like(values[name], damping)
+            dampings[name] = torch.full_like(values[name], constant)
             step |= products.split(found)
             worst = max(worst, residual)
         batch = whole.batch
         method = "conjugate gradients" if cutoff is None else "lanczos"
-        return IterativeNewtonStep(
+        return NewtonStep(
             info=batch.info(batch.factor.value(outputs)),
             step=[step[p] for p in batch.parameters],
             eigenvalues=values,
@@ -242,11 +213,19 @@ def newton_step_matrix_free(
         )
 
 
-def _check_damping(damping: float, cutoff: float | None) -> None:
+def _constant(damping: float | DampingPolicy, cutoff: float | None) -> float:
+    """The damping, checked.
+
+    Raises:
+        UsageError: It is no number that makes sense here.
+    """
+    if isinstance(damping, ConstantDamping):
+        damping = damping.value
     if callable(damping):
         raise UsageError(
             "a damping policy needs slopes and curvatures of every sample along every direction, "
-            "which are not computed matrix-free; give a number, or compute from the Gram matrix"
+            "which are not computed matrix-free; give a number, or use method 'gram' "
+            "(--method gram)"
         )
     check_number("damping", damping)
     if cutoff is not None:
@@ -254,6 +233,7 @@ def _check_damping(damping: float, cutoff: float | None) -> None:
     least = "above 0 over the whole space" if cutoff is None else ">= 0"
     if not (damping > 0 if cutoff is None else damping >= 0) or damping == float("inf"):
         raise UsageError(f"damping is {damping}; it must be finite and {least}")
+    return damping
 
 
 def _along(checked: "_Checked", gradient: Tensor, damping: float) -> Tensor:
@@ -303,6 +283,8 @@ class _Work:
     blocks: dict[str, GgnProducts]
     tolerance: float
     start: float
+    max_pairs: int
+    """Eigenpairs that the memory has room for, or that were asked for."""
 
     @property
     def diagonal(self) -> bool:
@@ -354,20 +336,31 @@ class _Work:
 
 
 @contextmanager
-def _started(request: Request, tolerance: float | None, most: int) -> Iterator[_Work]:
-    """Check a request and set its products up; the model is afterwards as it was."""
+def _started(
+    request: Request, tolerance: float | None, max_products: int | None, least: int, most: int
+) -> Iterator[_Work]:
+    """Check a request and set its products up; the model is afterwards as it was.
+
+    Args:
+        request: The call.
+        tolerance: Of the residuals; None: the usual one.
+        max_products: None: the usual number.
+        least: Vectors [D] in float64 that must be held.
+        most: As many as may be.
+    """
     start = time.perf_counter()
-    check_count("max_products", most)
+    limit = MOST_PRODUCTS if max_products is None else max_products
+    check_count("max_products", limit)
     if tolerance is not None:
-        check_number("tolerance", tolerance)
-        if not 0 < tolerance < 1:
-            raise UsageError(f"tolerance is {tolerance}; it must lie between 0 and 1")
+        check_tolerance(tolerance)
     with undisturbed(request.model):
         # What PyTorch says of its own parts, as kernels are chosen, is no news to a user.
         warnings.filterwarnings("ignore", message=".*TF32 acceleration")
         warnings.filterwarnings("ignore", message=".*torch.jit.script. is deprecated")
         batch, outputs = checked(request)
-        products = GgnProducts(batch, activations_of_a_sample(batch, outputs), Progress(most))
+        activations = activations_of_a_sample(batch, outputs)
+        batch, vectors = _fitted(request, batch, activations, least, most)
+        products = GgnProducts(batch, activations, Progress(limit))
         del outputs
         groups = group_parameters(batch, layers_of(batch), request.blocks)
         blocks = {
@@ -376,9 +369,42 @@ def _started(request: Request, tolerance: float | None, most: int) -> Iterator[_
         }
         tolerance = tolerance or DEFAULT_TOLERANCE[batch.dtype]
         try:
-            yield _Work(request, products, blocks, tolerance, start)
+            pairs = (vectors - vectors_of(0)) // (vectors_of(1) - vectors_of(0))
+            yield _Work(request, products, blocks, tolerance, start, pairs)
         except BudgetSpent:
             raise VivitBenchError(
-                f"no convergence within max_products = {most} products with the GGN; allow more, "
-                "or use a larger tolerance, fewer eigenvalues, a larger cutoff or damping"
+                f"no convergence within max_products = {limit} products with the GGN; allow more "
+                "(--max-products), or use a larger tolerance, fewer eigenvalues, a larger cutoff "
+                "or damping"
             ) from None
+
+
+def _fitted(
+    request: Request, batch: MiniBatch, activations: int, least: int, most: int
+) -> tuple[MiniBatch, int]:
+    """The request with micro-batches that keep to its memory, and for how many vectors it has room.
+
+    Raises:
+        DoesNotFit: Not for the least.
+    """
+    memory = memory_of(request.memory)
+    if memory is None:
+        return batch, most
+    all_pairs = vectors_of(min(batch.rows, batch.num_params))
+    least, most = min(least, all_pairs), min(most, all_pairs)
+    vector = 8 * batch.num_params
+    outputs = 4 * batch.batch_size * batch.output_shape.numel() * batch.dtype.itemsize
+    sample = bytes_of_a_sample(batch, activations)
+    room = (memory.bytes - outputs - sample) // vector
+    if memory.strict and room < least:
+        needed = outputs + sample + least * vector
+        raise DoesNotFit(
+            f"memory of {size_text(memory.bytes)} does not suffice for D = {batch.num_params:,}: "
+            f"products with the GGN take {size_text(needed)}, {least} vectors of D numbers in "
+            "float64 and one sample's activations; give as much, or use fewer eigenvalues, "
+            "directions or params",
+            needed,
+        )
+    vectors = max(min(room, most), least)
+    working = memory.bytes - outputs - vectors * vector
+    return replace(batch, working_bytes=max(min(batch.working_bytes, working), 1)), vectors

@@ -8,15 +8,23 @@ from torch import Tensor, nn
 from vivit_bench.curvature.certificate import Certify
 from vivit_bench.curvature.damping import ConstantDamping, DampingPolicy
 from vivit_bench.curvature.factors import Direction
+from vivit_bench.curvature.matrix_free import newton_step_matrix_free
+from vivit_bench.curvature.method import compute_by
 from vivit_bench.curvature.minibatch import (
     WORKING_BYTES,
     MiniBatch,
     Patterns,
     blamed_on_model,
 )
-from vivit_bench.curvature.options import Approximation, Blocks, Memory, approximation_of
+from vivit_bench.curvature.options import (
+    Approximation,
+    Blocks,
+    Goal,
+    Memory,
+    Method,
+    approximation_of,
+)
 from vivit_bench.curvature.passes import Sweep, complete
-from vivit_bench.curvature.plan import Goal
 from vivit_bench.curvature.results import NewtonStep
 from vivit_bench.curvature.session import Request, check_cutoff, check_number, run
 from vivit_bench.curvature.slopes import (
@@ -51,12 +59,17 @@ def newton_step(
     certify: Certify = True,
     working_bytes: int = WORKING_BYTES,
     memory: int | Memory | None = None,
+    method: Method | str = Method.AUTO,
+    tolerance: float | None = None,
+    max_products: int | None = None,
+    max_directions: int | None = None,
 ) -> NewtonStep:
     """The step -sum_k gamma_k / (l_k + d_k) e_k over the directions above the cutoff.
 
     Neither V nor an eigenvector in parameter space is formed: s = V w for weights w from
     the Gram matrix's eigenpairs, one ordinary backward pass (full GGN) or one weight
-    gradient per layer (blocks).
+    gradient per layer (blocks). Matrix-free, no Gram matrix is formed either (see
+    `vivit_bench.curvature.matrix_free`).
 
     Args:
         model: See :func:`~vivit_bench.curvature.eigenvalues`, as for what is not named here.
@@ -78,9 +91,16 @@ def newton_step(
         certify: As there.
         working_bytes: As there.
         memory: As there.
+        method: ``gram``, ``lanczos`` (matrix-free; not with a policy), or ``auto``: ``gram`` where
+            its leanest plan fits into the memory, or into what is available where none is given.
+        tolerance: Of a matrix-free step's residuals; None: 1e-8 in float64, 1e-5 in float32.
+        max_products: With the GGN that a matrix-free step may use; None: 2000.
+        max_directions: Above the cutoff that a matrix-free step may have; None: 200, or as many
+            as the memory has room for.
 
     Raises:
         UsageError: The request cannot be computed; in one line.
+        VivitBenchError: A matrix-free step needs more products or directions.
         CertificateError: The result failed its check.
     """
     if not callable(damping):
@@ -91,6 +111,11 @@ def newton_step(
             raise UsageError(
                 "a step over the whole space needs a constant damping above 0; "
                 "give a number, or a cutoff"
+            )
+        if max_directions is not None:
+            raise UsageError(
+                f"max_directions is {max_directions}: a step over the whole space counts none; "
+                "leave it out, or give a cutoff"
             )
         goal = Goal.INVERSE
     else:
@@ -117,7 +142,26 @@ def newton_step(
             return _whole_space_step(work, sweep, policy.value, with_gradient)
         return _step_along_directions(work, sweep, policy, cutoff, with_gradient)
 
-    return run(request, compute, with_gradient=with_gradient or cutoff is None)
+    return compute_by(
+        method,
+        request,
+        lambda bounded: run(bounded, compute, with_gradient=with_gradient or cutoff is None),
+        lambda bounded: newton_step_matrix_free(
+            bounded,
+            damping=policy,
+            cutoff=cutoff,
+            with_gradient=with_gradient,
+            tolerance=tolerance,
+            max_products=max_products,
+            max_directions=max_directions,
+        ),
+        {
+            "tolerance": tolerance,
+            "max_products": max_products,
+            "max_directions": max_directions,
+        },
+        needs_gram="" if isinstance(policy, ConstantDamping) else "a damping policy needs it",
+    )
 
 
 def _step_along_directions(

@@ -45,6 +45,40 @@ class Blocks(StrEnum):
     """One block per layer, weight and bias together (appendix C.2)."""
 
 
+class Goal(StrEnum):
+    """What is computed."""
+
+    EIGENVALUES = "eigenvalues"
+    EIGENVECTORS = "eigenvectors"
+    DERIVATIVES = "directional"
+    STEP = "newton"
+    """With a constant damping along the directions above the cutoff."""
+    POLICY_STEP = "newton-policy"
+    INVERSE = "inverse"
+    """A product with the damped inverse, or a step over the whole space."""
+
+    @property
+    def per_sample(self) -> bool:
+        """Whether slopes and curvatures of every sample are needed."""
+        return self in (Goal.DERIVATIVES, Goal.POLICY_STEP)
+
+    @property
+    def lifts(self) -> bool:
+        """Whether vectors in parameter space are made of coordinates."""
+        return self not in (Goal.EIGENVALUES, Goal.DERIVATIVES)
+
+
+class Method(StrEnum):
+    """What a quantity is computed from."""
+
+    AUTO = "auto"
+    """The Gram matrix where it fits into memory, else products with the GGN."""
+    GRAM = "gram"
+    """The Gram matrix, or the GGN itself where that is the smaller one."""
+    LANCZOS = "lanczos"
+    """Products with the GGN alone: Lanczos iterations, or conjugate gradients."""
+
+
 MOST_DRAWS = 2**31 - 1
 """Sizes of tensors overflow for absurd numbers of draws."""
 

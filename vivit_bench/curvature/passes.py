@@ -89,7 +89,7 @@ class Sweep:
                 s = self._columns_of(kept[-1], samples)
                 for part in slices:
                     found = route.backpropagate(outputs, reading, s[:, part], uses, plain)
-                    _put(route, factors, samples, part, reading, found)
+                    put(route, factors, samples, part, reading, found)
                 del found, s
                 if gradient is not None:
                     _add_gradient(batch, gradient, outputs, samples)
@@ -132,7 +132,7 @@ def sweep_gradients(batch: MiniBatch, plan: Plan) -> Sweep:
     return Sweep(batch, plan, columns, batch.batch_size, 1, True)
 
 
-def _put(
+def put(
     route: Route,
     factors: dict[Piece, WholeFactor],
     samples: slice,

@@ -15,7 +15,6 @@ Memory is counted over what the process holds when a call begins.
 import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from itertools import pairwise
 from math import ceil
 
@@ -31,7 +30,7 @@ from vivit_bench.curvature.factors import (
     expanding_bytes,
 )
 from vivit_bench.curvature.minibatch import MiniBatch
-from vivit_bench.curvature.options import Blocks, Memory
+from vivit_bench.curvature.options import Blocks, Goal, Memory
 from vivit_bench.curvature.route import Route
 from vivit_bench.curvature.units import (
     BlockPatterns,
@@ -50,27 +49,16 @@ MARGIN = 0.92
 leanest plan is run whatever is predicted for it."""
 
 
-class Goal(StrEnum):
-    """What is computed from the matrices."""
+class DoesNotFit(UsageError):  # noqa: N818
+    """A computation takes more than the memory it may take.
 
-    EIGENVALUES = "eigenvalues"
-    EIGENVECTORS = "eigenvectors"
-    DERIVATIVES = "directional derivatives"
-    STEP = "Newton step"
-    """With a constant damping along the directions above the cutoff."""
-    POLICY_STEP = "Newton step with a damping policy"
-    INVERSE = "product with the inverse"
-    """Or a step over the whole space."""
+    Attributes:
+        least: Bytes that would do.
+    """
 
-    @property
-    def per_sample(self) -> bool:
-        """Whether slopes and curvatures of every sample are needed."""
-        return self in (Goal.DERIVATIVES, Goal.POLICY_STEP)
-
-    @property
-    def lifts(self) -> bool:
-        """Whether vectors in parameter space are made of coordinates."""
-        return self not in (Goal.EIGENVALUES, Goal.DERIVATIVES)
+    def __init__(self, message: str, least: int) -> None:
+        super().__init__(message)
+        self.least = least
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,6 +169,11 @@ class Plan:
         """Of a unit, in the order in which they are collected."""
         return self._pieces[unit]
 
+    def solver_name(self, block: BlockPlan) -> str:
+        """Of the stage that solves a block's matrix."""
+        name = "eigenvalues" if self.goal is Goal.EIGENVALUES else "solver"
+        return f"{name} of {block.name}" if block.name else name
+
     @property
     def peak(self) -> Stage:
         """Where most memory is held."""
@@ -206,8 +199,8 @@ def make_plan(
         certified: The result is checked.
 
     Raises:
-        UsageError: Blocks that are unknown, empty or do not cover the parameters; or the memory
-            does not suffice even for the leanest plan.
+        UsageError: Blocks that are unknown, empty or do not cover the parameters.
+        DoesNotFit: The memory does not suffice even for the leanest plan.
     """
     blocks = plan_blocks(batch, route, structure)
     diagonal = structure != Blocks.NONE
@@ -216,10 +209,11 @@ def make_plan(
 
     least = leanest_peak(batch, route, structure, goal, certified).peak
     if memory.strict and least.bytes > memory.bytes:
-        raise UsageError(
-            f"memory of {_mib(memory.bytes)} does not suffice for N = {batch.batch_size}: the "
-            f"leanest plan takes {_mib(least.bytes)}, at '{least.name}'; give as much, a smaller "
-            "batch, or fewer curvature samples"
+        raise DoesNotFit(
+            f"memory of {size_text(memory.bytes)} does not suffice for N = {batch.batch_size}: "
+            f"the leanest plan takes {size_text(least.bytes)}, at '{least.name}'; give as much, a "
+            "smaller batch, or fewer curvature samples",
+            least.bytes,
         )
     # Where the leanest plan takes more, the fastest of those that take no more than it.
     target = max(int(MARGIN * memory.bytes), least.bytes)
@@ -272,8 +266,10 @@ def _halved(most: int) -> Iterator[int]:
     yield min(most, 1)
 
 
-def _mib(size: int) -> str:
-    return f"{ceil(size / 2**20):,} MiB"
+def size_text(size: int) -> str:
+    """Bytes as people type them, rounded up: what is named as enough is enough."""
+    small = size < 16 * 2**20
+    return f"{ceil(size / 2**10)}KiB" if small else f"{ceil(size / 2**20)}MiB"
 
 
 def sample_bytes(
@@ -520,9 +516,8 @@ class _Planner:
     def _solved(self, plan: Plan, block: BlockPlan, held: int) -> Iterator[Stage]:
         """A block's solver, and the vectors that are made of its coordinates."""
         where = f" of {block.name}" if block.name else ""
-        name = "eigenvalues" if self.goal is Goal.EIGENVALUES else "solver"
         in_place = block in plan.in_place
-        yield Stage(name + where, held + self._solving(block, in_place))
+        yield Stage(plan.solver_name(block), held + self._solving(block, in_place))
         if not self.goal.lifts or block.in_parameter_space:
             return
         matrix = _triangle(block.size, 8, self.batch.device) if in_place else 8 * block.size**2

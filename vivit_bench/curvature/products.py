@@ -178,6 +178,11 @@ def _check_shape(batch: MiniBatch, outputs: Tensor, count: int) -> None:
         )
 
 
+def bytes_of_a_sample(batch: MiniBatch, activations: int) -> int:
+    """Memory of a sample in a micro-batch's passes, whose forward pass computes so many numbers."""
+    return COPIES * max(activations, 1) * batch.dtype.itemsize
+
+
 class GgnProducts:
     """The GGN of a mini-batch over some parameters, as something that multiplies.
 
@@ -197,8 +202,7 @@ class GgnProducts:
     def __init__(self, batch: MiniBatch, activations: int, progress: Progress) -> None:
         self.batch, self.progress = batch, progress
         self._activations = activations
-        each = COPIES * max(activations, 1) * batch.dtype.itemsize
-        self._step = max(batch.working_bytes // each, 1)
+        self._step = max(batch.working_bytes // bytes_of_a_sample(batch, activations), 1)
         noise = batch.factor.noise()
         self._noise = None if noise is None else noise.to(batch.device)
         self._norm = 0.0
@@ -364,7 +368,8 @@ class GgnProducts:
         if not progress.ways:
             raise UsageError(
                 f"the model has no derivative J x: {'; '.join(progress.notes)}; compute from "
-                "the Gram matrix, or leave the operation's parameters out with params"
+                "the Gram matrix (--method gram), or leave the operation's parameters out with "
+                "params"
             )
 
     def outputs(self) -> Tensor:

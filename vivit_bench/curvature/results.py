@@ -85,6 +85,46 @@ class Dropped:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """What a result was computed from."""
+
+    method: str
+    """``"gram"`` or ``"lanczos"``."""
+    reason: str
+
+    def line(self) -> str:
+        """In one line, for people."""
+        return f"method {self.method}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Iterations:
+    """How a matrix-free result came about, and how good it is."""
+
+    method: str
+    """``"lanczos"`` or ``"conjugate gradients"``."""
+    derivative: str
+    """How J x was computed."""
+    products: int
+    """Products with G that were used, all told."""
+    residual: float
+    """The largest one, by a product of its own: |G u - l u| / l_1 of eigenpairs, or
+    |(G + d I) s + grad L| / |grad L| of a step over the whole space."""
+    tolerance: float
+    """The residual is not above it."""
+    seconds: float
+    """Wall time of everything."""
+
+    def line(self) -> str:
+        """In one line, for people."""
+        return (
+            f"{self.method}, {self.products} products with the GGN ({self.derivative}) in "
+            f"{self.seconds:.2f} s: largest residual {self.residual:.1e}, tolerance "
+            f"{self.tolerance:.0e}"
+        )
+
+
+@dataclass(frozen=True)
 class Spectrum:
     """Non-trivial eigenvalues of the GGN (or of its diagonal blocks)."""
 
@@ -102,6 +142,28 @@ class Spectrum:
     """None if it was switched off."""
     dropped: Dropped | None = None
     """None unless asked for."""
+
+
+@dataclass(frozen=True)
+class LeadingEigenvalues:
+    """The K largest eigenvalues of the GGN (or of its diagonal blocks, all together)."""
+
+    info: BatchInfo
+    eigenvalues: Tensor
+    """[K] float64, descending."""
+    blocks: dict[str, Tensor] = field(default_factory=dict)
+    """Layer name -> its block's leading eigenvalues, descending; empty for the full GGN."""
+    residuals: Tensor | None = None
+    """[K] |G u_k - l_k u_k| / l_1: an eigenvalue is within |residual| l_1 of l_k. None from the
+    Gram matrix, whose eigenvalues have no vectors."""
+    vectors: list[list[Tensor]] | None = None
+    """For each eigenvalue its eigenvector, one tensor a parameter; None unless asked for."""
+    iterations: Iterations | None = None
+    """None from the Gram matrix."""
+    choice: Choice | None = None
+    """Of the method."""
+    certificate: Certificate | None = None
+    """None if it was switched off."""
 
 
 @dataclass(frozen=True)
@@ -138,3 +200,7 @@ class NewtonStep:
     """Gradient of the loss in the format of ``step``; None unless asked for."""
     certificate: Certificate | None = None
     """None if it was switched off."""
+    iterations: Iterations | None = None
+    """None from the Gram matrix."""
+    choice: Choice | None = None
+    """Of the method."""

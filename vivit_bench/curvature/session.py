@@ -18,9 +18,9 @@ from vivit_bench.curvature.minibatch import (
     check_request,
     undisturbed,
 )
-from vivit_bench.curvature.options import Approximation, Blocks, Memory, memory_of
+from vivit_bench.curvature.options import Approximation, Blocks, Goal, Memory, memory_of
 from vivit_bench.curvature.passes import Sweep, sweep_curvature
-from vivit_bench.curvature.plan import Goal, Leanest, Plan, leanest_peak, make_plan
+from vivit_bench.curvature.plan import Leanest, Plan, leanest_peak, make_plan
 from vivit_bench.curvature.results import Dropped
 from vivit_bench.curvature.route import Route, find_route
 from vivit_bench.curvature.slopes import Work
@@ -77,6 +77,17 @@ def check_count(name: str, value: object) -> None:
         raise UsageError(f"{name} is {value!r}; it must be a whole number, at least 1")
 
 
+def check_tolerance(tolerance: float) -> None:
+    """Refuse what residuals cannot be held below.
+
+    Raises:
+        UsageError: It is no number between 0 and 1.
+    """
+    check_number("tolerance", tolerance)
+    if not 0 < tolerance < 1:
+        raise UsageError(f"tolerance is {tolerance}; it must lie between 0 and 1")
+
+
 def check_cutoff(cutoff: float) -> None:
     """Refuse a cutoff that eigenvalues cannot be compared with.
 
@@ -107,11 +118,19 @@ def check_drop_trace(trace: float, memory: int | Memory | None) -> None:
         )
 
 
-def plan_request(request: Request) -> tuple[MiniBatch, Plan]:
-    """How a request would be computed, without computing it."""
+def plan_request(
+    request: Request, plain: frozenset[nn.Parameter] = frozenset()
+) -> tuple[MiniBatch, Plan]:
+    """How a request would be computed, without computing it.
+
+    Args:
+        request: The call.
+        plain: Parameters that plain autograd computes.
+    """
     with undisturbed(request.model):
-        batch, route = _routed(request)
-        return batch, _plan(request, batch, route)
+        batch, route = _routed(request, plain)
+        plan = _plan(request, batch, route)
+        return replace(batch, working_bytes=plan.working_bytes), plan
 
 
 def leanest_of(request: Request) -> Leanest:
@@ -122,9 +141,11 @@ def leanest_of(request: Request) -> Leanest:
         return leanest_peak(batch, route, request.blocks, request.goal, certified)
 
 
-def _routed(request: Request) -> tuple[MiniBatch, Route]:
+def _routed(
+    request: Request, plain: frozenset[nn.Parameter] = frozenset()
+) -> tuple[MiniBatch, Route]:
     batch, outputs = checked(request)
-    return batch, find_route(batch, outputs, batch.factor.num_columns, frozenset())
+    return batch, find_route(batch, outputs, batch.factor.num_columns, plain)
 
 
 def run(

@@ -8,11 +8,19 @@ from torch import Tensor, nn
 from vivit_bench.curvature.certificate import Certify, compare_lifted
 from vivit_bench.curvature.checks import Watch
 from vivit_bench.curvature.factors import Direction
+from vivit_bench.curvature.matrix_free import lanczos_eigenvalues
+from vivit_bench.curvature.method import compute_by
 from vivit_bench.curvature.minibatch import WORKING_BYTES, Patterns, undisturbed
-from vivit_bench.curvature.options import Approximation, Blocks, Memory, approximation_of
+from vivit_bench.curvature.options import (
+    Approximation,
+    Blocks,
+    Goal,
+    Memory,
+    Method,
+    approximation_of,
+)
 from vivit_bench.curvature.passes import Sweep, complete
-from vivit_bench.curvature.plan import Goal
-from vivit_bench.curvature.results import BatchInfo, Certificate, Spectrum
+from vivit_bench.curvature.results import BatchInfo, Certificate, LeadingEigenvalues, Spectrum
 from vivit_bench.curvature.session import Request, check_count, check_cutoff, run
 from vivit_bench.curvature.slopes import NoSlopes, Work, in_parameter_format, shared_gradient
 from vivit_bench.curvature.systems import Eigenpairs, form_systems
@@ -90,7 +98,10 @@ def eigenvalues(
         Goal.EIGENVALUES,
         drop_trace,
     )
+    return _spectrum(request, with_gradient)
 
+
+def _spectrum(request: Request, with_gradient: bool) -> Spectrum:
     def compute(work: Work, sweep: Sweep) -> Spectrum:
         # Blocks of unused parameters are zero.
         found: dict[str, Tensor] = {
@@ -117,6 +128,88 @@ def eigenvalues(
         )
 
     return run(request, compute, with_gradient=with_gradient)
+
+
+def leading_eigenvalues(
+    model: nn.Module,
+    loss: nn.Module,
+    inputs: Tree,
+    targets: Tensor,
+    approximation: Approximation | None = None,
+    *,
+    k: int,
+    method: Method | str = Method.AUTO,
+    curvature: str | None = None,
+    samples: str | None = None,
+    mc_samples: int | None = None,
+    seed: int | None = None,
+    blocks: BlockPatterns = Blocks.NONE,
+    params: Patterns | None = None,
+    certify: Certify = True,
+    working_bytes: int = WORKING_BYTES,
+    memory: int | Memory | None = None,
+    tolerance: float | None = None,
+    max_products: int | None = None,
+) -> LeadingEigenvalues:
+    """The ``k`` largest eigenvalues: of the Gram matrix, or matrix-free by Lanczos iterations.
+
+    Args:
+        model: See :func:`eigenvalues`, as for what is not named here.
+        loss: As there.
+        inputs: As there.
+        targets: As there.
+        approximation: As there.
+        k: How many, with blocks of all together; fewer where fewer can be other than zero.
+        method: ``gram``, ``lanczos``, or ``auto``: ``gram`` where its leanest plan fits into the
+            memory, or into what is available where none is given.
+        curvature: As there.
+        samples: As there.
+        mc_samples: As there.
+        seed: As there.
+        blocks: As there.
+        params: As there.
+        certify: As there.
+        working_bytes: As there.
+        memory: As there.
+        tolerance: Of the iterations' residuals; None: 1e-8 in float64, 1e-5 in float32.
+        max_products: With the GGN that iterations may use; None: 2000.
+
+    Raises:
+        UsageError: The request cannot be computed; in one line.
+        VivitBenchError: The iterations do not converge.
+        CertificateError: The result failed its check.
+    """
+    check_count("k", k)
+    request = Request(
+        model,
+        loss,
+        inputs,
+        targets,
+        approximation_of(approximation, curvature, samples, mc_samples, seed),
+        blocks,
+        params,
+        certify,
+        working_bytes,
+        memory,
+        Goal.EIGENVALUES,
+    )
+
+    def from_gram(bounded: Request) -> LeadingEigenvalues:
+        found = _spectrum(bounded, with_gradient=False)
+        blocks = {name: values[:k] for name, values in found.blocks.items()}
+        return LeadingEigenvalues(
+            found.info, found.eigenvalues[:k], blocks, certificate=found.certificate
+        )
+
+    return compute_by(
+        method,
+        request,
+        from_gram,
+        lambda bounded: lanczos_eigenvalues(
+            bounded, k, tolerance=tolerance, max_products=max_products
+        ),
+        {"tolerance": tolerance, "max_products": max_products},
+    )
 
 
 class Eigenbasis:

@@ -66,7 +66,7 @@ class System(ABC):
         checks = self.work.checks
         squares = _squared_norm(self._square.view()) if checks.active else 0.0
         matrix = self._square.widen()
-        with _threads_for(len(matrix), ONE_THREAD_ROWS):
+        with threads_for(len(matrix), ONE_THREAD_ROWS):
             if self._in_place:
                 values = eigenvalues_in_place(matrix).flip(0)
             else:
@@ -80,7 +80,7 @@ class System(ABC):
         rounding = torch.finfo(self.work.batch.dtype).eps
         matrix = self._square.widen()
         # Eigenvectors spend more of their time in matrix products, which gain from threads.
-        with _threads_for(len(matrix), ONE_THREAD_ROWS // 3):
+        with threads_for(len(matrix), ONE_THREAD_ROWS // 3):
             solver = Tridiagonal(matrix) if self._in_place else Diagonalised(matrix)
         values = solver.values
         least = max(cutoff, rounding * values[-1].item()) if len(values) else cutoff
@@ -423,7 +423,7 @@ def _squared_norm(matrix: Tensor) -> float:
 
 
 @contextmanager
-def _threads_for(rows: int, one_thread_rows: int) -> Iterator[None]:
+def threads_for(rows: int, one_thread_rows: int) -> Iterator[None]:
     """Inside, small problems run on one thread."""
     threads = torch.get_num_threads()
     if rows <= one_thread_rows:

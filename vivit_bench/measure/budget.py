@@ -1,4 +1,4 @@
-"""The memory a trial may use, and the memory there is.
+"""The memory a trial may use.
 
 A budget of B bytes means: *over the idle process*. A child process imports the libraries,
 builds the model, reads the data set and does the whole work once with 2 samples. Its memory
@@ -8,9 +8,6 @@ mini-batch of N samples is made afterwards, so it counts, as it would for a user
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
-
-import psutil
 
 from vivit_bench.arguments import format_size
 from vivit_bench.errors import UsageError
@@ -88,11 +85,6 @@ def format_peak(size: int | None) -> str:
     return format_size(size)
 
 
-def available_memory() -> int:
-    """Bytes of memory a new process can use now, under the control group's limit if any."""
-    return min([psutil.virtual_memory().available, *_cgroup_headroom(Path("/sys/fs/cgroup"))])
-
-
 def default_limit(available: int) -> int:
     """The budget without ``--memory-limit``: `DEFAULT_SHARE`, rounded down to 64 MiB.
 
@@ -103,21 +95,3 @@ def default_limit(available: int) -> int:
         Bytes, at least 64 MiB.
     """
     return max(int(available * DEFAULT_SHARE) // _DEFAULT_STEP, 1) * _DEFAULT_STEP
-
-
-def _cgroup_headroom(root: Path) -> list[int]:
-    """Limit minus use of the container, for both versions of control groups."""
-    headroom = []
-    for folder, limit, usage, cache in (
-        (root, "memory.max", "memory.current", "inactive_file"),
-        (root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    ):
-        try:
-            most = int((folder / limit).read_text())
-            used = int((folder / usage).read_text())
-            stat = (folder / "memory.stat").read_text().split()
-        except (OSError, ValueError):  # no such file, or "max"
-            continue
-        reclaimable = int(stat[stat.index(cache) + 1]) if cache in stat else 0
-        headroom.append(max(most - used + reclaimable, 0))
-    return headroom

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vivit_bench.curvature.available import available_memory
 from vivit_bench.errors import VivitBenchError
 from vivit_bench.hardware import thread_environment
-from vivit_bench.measure.budget import MACHINE_RESERVE, MemoryBudget, available_memory
+from vivit_bench.measure.budget import MACHINE_RESERVE, MemoryBudget
 from vivit_bench.measure.host_memory import (
     EXACT_MEMORY,
     MemoryReading,

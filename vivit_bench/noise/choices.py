@@ -47,6 +47,9 @@ class Choices:
     device: str = "cpu"
     drop_columns: float | None = None
     """Share of the cutoff; see `Settings`."""
+    memory: int | None = None
+    """Bytes that a look may take; None: as many as the fastest way takes. It changes the rounding
+    of what is measured alone, and not the training: it is no setting."""
 
     def __post_init__(self) -> None:
         # Plain strings are equal to, but are not, members.

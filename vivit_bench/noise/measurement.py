@@ -69,6 +69,7 @@ def measure(
     *,
     cutoff: float = 1e-4,
     drop_trace: float | None = None,
+    memory: int | None = None,
 ) -> Measurement:
     """Slopes, curvatures, alignment and signal-to-noise ratios on one mini-batch (B.2).
 
@@ -84,6 +85,7 @@ def measure(
             of the whole batch, whichever samples carry the curvature.
         cutoff: Directions have eigenvalues above it.
         drop_trace: See `directional_derivatives`.
+        memory: Bytes that the look may take; see `directional_derivatives`.
 
     Raises:
         UsageError: The engine cannot compute the request.
@@ -100,6 +102,7 @@ def measure(
             cutoff=cutoff,
             with_gradient=True,
             drop_trace=drop_trace,
+            memory=memory,
         )
     assert derivatives.gradient is not None
     squared = sum(float(g.double().square().sum()) for g in derivatives.gradient)

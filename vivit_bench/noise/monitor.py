@@ -32,6 +32,7 @@ class NoiseMonitor:
         approximation: As for `measure`.
         cutoff: As there.
         drop_trace: As there.
+        memory: As there.
 
     Raises:
         UsageError: A negative step, or what the engine cannot compute.
@@ -49,9 +50,10 @@ class NoiseMonitor:
         approximation: Approximation | None = None,
         cutoff: float = 1e-4,
         drop_trace: float | None = None,
+        memory: int | None = None,
     ) -> None:
         self._request = (model, loss, inputs, targets)
-        self._approximation, self._cutoff = approximation, cutoff
+        self._approximation, self._cutoff, self._memory = approximation, cutoff, memory
         self._drop_trace = drop_trace
         self._at = None if at is None else frozenset(at)
         if self._at and min(self._at) < 0:
@@ -87,7 +89,11 @@ class NoiseMonitor:
         if self._at is not None and self.steps not in self._at:
             return None
         seen = measure(
-            *self._request, self._approximation, cutoff=self._cutoff, drop_trace=self._drop_trace
+            *self._request,
+            self._approximation,
+            cutoff=self._cutoff,
+            drop_trace=self._drop_trace,
+            memory=self._memory,
         )
         self.measurements[self.steps] = seen
         return seen

@@ -93,7 +93,9 @@ def run_noise(
         with seeded(training_seed(settings.seed)):
             if device.type == "cuda":
                 torch.cuda.manual_seed_all(training_seed(settings.seed))
-            training = Training(problem, data, settings, Records(run), listener, device)
+            training = Training(
+                problem, data, settings, Records(run), listener, device, choices.memory
+            )
             if training.resume():
                 listener.note(f"going on from step {training.step} of {training.total}")
             return read_run(_train(training, run, sizes, save_model))

@@ -77,6 +77,7 @@ class Training:
         records: Where records go; they are empty, or those that `resume` goes on from.
         listener: Told what happens.
         device: Of model and mini-batches.
+        memory: Bytes that a look through the monitor batch may take; None: no bound.
     """
 
     def __init__(
@@ -87,9 +88,10 @@ class Training:
         records: Records,
         listener: Listener,
         device: torch.device,
+        memory: int | None = None,
     ) -> None:
         self.settings, self.data, self.records, self.listener = settings, data, records, listener
-        self.device = device
+        self.device, self._memory = device, memory
         self.model, self.loss = problem.model.to(device), problem.loss.to(device)
         self.optimizer = make_optimizer(self.model, settings)
         self.steps_per_epoch = data.steps_per_epoch(settings.batch_size)
@@ -204,6 +206,7 @@ class Training:
                 self.settings.approximation,
                 cutoff=self.settings.cutoff,
                 drop_trace=drop_trace(self.settings.drop_columns, self.settings.cutoff),
+                memory=self._memory,
             )
         except CertificateError as error:
             raise CertificateError(

@@ -46,6 +46,7 @@ def compute_spectrum(
     dtype: Precision = Precision.FLOAT32,
     device: str = "cpu",
     threads: int | None = None,
+    memory: int | None = None,
 ) -> SpectrumRecord:
     """Compute all non-trivial GGN eigenvalues of a problem on one mini-batch.
 
@@ -67,6 +68,7 @@ def compute_spectrum(
         dtype: Precision of model, data and matrix products.
         device: ``cpu`` or ``cuda[:i]``.
         threads: CPU threads; None leaves PyTorch's choice.
+        memory: Bytes that the computation may take; see `vivit_bench.curvature.eigenvalues`.
 
     Returns:
         The spectrum; it is not stored (`store_spectrum` does).
@@ -84,11 +86,14 @@ def compute_spectrum(
         settings = SpectrumSettings(
             workload.spec, approximation, blocks, params, cutoff, drop_columns
         )
-        return compute_on(workload, settings, certify)
+        return compute_on(workload, settings, certify, memory)
 
 
 def compute_on(
-    workload: Workload, settings: SpectrumSettings, certify: "Certify" = True
+    workload: Workload,
+    settings: SpectrumSettings,
+    certify: "Certify" = True,
+    memory: int | None = None,
 ) -> SpectrumRecord:
     """Compute one variant's spectrum on a loaded workload.
 
@@ -96,6 +101,7 @@ def compute_on(
         workload: Model and mini-batch.
         settings: Those of ``workload.spec``.
         certify: See ``compute_spectrum``.
+        memory: As there.
 
     Raises:
         UsageError: A model the engine cannot handle.
@@ -115,6 +121,7 @@ def compute_on(
             params=settings.params,
             certify=certify,
             drop_trace=drop_trace(settings.drop_columns, settings.cutoff),
+            memory=memory,
         )
     seconds = time.perf_counter() - start
     _check_finite(settings, spectrum)
@@ -137,7 +144,11 @@ def compute_on(
 
 
 def leading_eigenvectors(
-    workload: Workload, settings: SpectrumSettings, k: int, certify: "Certify" = True
+    workload: Workload,
+    settings: SpectrumSettings,
+    k: int,
+    certify: "Certify" = True,
+    memory: int | None = None,
 ) -> "tuple[dict[str, Tensor], Certificate | None]":
     """The leading eigenvectors of a loaded workload's full GGN, as they are stored.
 
@@ -146,6 +157,7 @@ def leading_eigenvectors(
         settings: Those of ``workload.spec``; their ``blocks`` are ignored.
         k: How many at the most; fewer if fewer eigenvalues are above the cutoff.
         certify: See ``compute_spectrum``.
+        memory: As there.
 
     Returns:
         ``eigenvalues`` [K], float64, descending, and for each trainable parameter, by its
@@ -168,6 +180,7 @@ def leading_eigenvectors(
             cutoff=settings.cutoff,
             params=settings.params,
             certify=certify,
+            memory=memory,
         )
         trainable = named_parameters(workload.model, settings.params)
         count = len(basis.eigenvalues)

@@ -65,8 +65,8 @@ class SweepStep:
 def identity_of(workload: Workload, settings: SpectrumSettings) -> Identity:
     """What a spectrum is determined by, and under which name it is kept.
 
-    The model's fingerprint is part of its address; how many threads computed it is not: it
-    changes the rounding alone.
+    The model's fingerprint is part of its address; how many threads computed it, and in how much
+    memory, is not: that changes the rounding alone.
     """
     params = "_params" if settings.params else ""
     dropped = "" if settings.drop_columns is None else "_dropped"
@@ -89,6 +89,7 @@ def store_spectrum(
     results_dir: Path,
     *,
     certify: "Certify" = True,
+    memory: int | None = None,
     name: str | None = None,
     fresh: bool = False,
     note: Note = lambda text: None,
@@ -101,6 +102,7 @@ def store_spectrum(
         results_dir: Folder of all results.
         certify: See ``compute_spectrum``. A stored spectrum with less of a check than is asked
             for is computed again, and kept until the new one is stored.
+        memory: See there.
         name: Of the run's folder; default: an address of its own for every settings.
         fresh: Compute it again in any case.
         note: Told what is done with a spectrum that is there.
@@ -115,7 +117,14 @@ def store_spectrum(
         StorageError: It cannot be written.
     """
     *_, step = _steps(
-        workload, settings, results_dir, certify=certify, name=name, fresh=fresh, note=note
+        workload,
+        settings,
+        results_dir,
+        certify=certify,
+        memory=memory,
+        name=name,
+        fresh=fresh,
+        note=note,
     )
     assert step.record is not None
     return step.record, step.event is SweepEvent.REUSED
@@ -128,6 +137,7 @@ def sweep_spectra(
     blocks: Blocks = Blocks.NONE,
     cutoff: float = DEFAULT_CUTOFF,
     results_dir: Path,
+    memory: int | None = None,
     fresh: bool = False,
     note: Note = lambda text: None,
 ) -> Iterator[SweepStep]:
@@ -139,6 +149,7 @@ def sweep_spectra(
         blocks: The full GGN or its diagonal blocks, one a layer.
         cutoff: Eigenvalues above it are counted as directions.
         results_dir: Folder of all results.
+        memory: See `store_spectrum`.
         fresh: Compute every variant again.
         note: See `store_spectrum`.
 
@@ -154,7 +165,9 @@ def sweep_spectra(
         approximation = Approximation(curvature, samples, draws, workload.spec.seed)
         settings = SpectrumSettings(workload.spec, approximation, blocks, cutoff=cutoff)
         try:
-            yield from _steps(workload, settings, results_dir, fresh=fresh, note=note)
+            yield from _steps(
+                workload, settings, results_dir, memory=memory, fresh=fresh, note=note
+            )
         except BaseException as error:
             if not isinstance(error, Exception):
                 command = "the same command without --fresh" if fresh else "the same command"
@@ -168,6 +181,7 @@ def _steps(
     results_dir: Path,
     *,
     certify: "Certify" = True,
+    memory: int | None = None,
     name: str | None = None,
     fresh: bool = False,
     note: Note,
@@ -189,7 +203,7 @@ def _steps(
     ) as run:
         if not run.is_returned:
             yield SweepStep(SweepEvent.STARTED, settings)
-            record = compute_on(workload, settings, certify)
+            record = compute_on(workload, settings, certify, memory)
             run.write(EIGENVALUES, record.table())
             run.finish(record.facts(), [EIGENVALUES])
         stored = load_spectrum(run.stored)
