@@ -86,8 +86,8 @@ def test_explain_names_every_layer() -> None:
 def test_explain_prints_what_python_explains() -> None:
     problem = load_problem(DIGITS)
     batch = load_batch(problem, 16, DataSource.OWN)
-    found = explain(problem.model, problem.loss, *batch, quantity="newton", memory=4 * 2**20)
-    asked = ("--batch-size", 16, "--quantity", "newton", "--engine-memory", "4MiB", "--data", "own")
+    found = explain(problem.model, problem.loss, *batch, quantity="newton", memory=8 * 2**20)
+    asked = ("--batch-size", 16, "--quantity", "newton", "--engine-memory", "8MiB", "--data", "own")
     rows = json.loads(run("explain", DIGITS, *asked, "--format", "json"))
     kinds = [row["kind"] for row in rows]
     assert kinds == ["pass"] * len(found.passes) + ["layer"] * 3 + ["solver", "gradient", "all"]
@@ -96,7 +96,8 @@ def test_explain_prints_what_python_explains() -> None:
     assert everything["flops"] == sum(row["flops"] for row in rows[:-1])
     assert everything["seconds"] == pytest.approx(sum(row["seconds"] for row in rows[:-1]))
     assert everything["passes"] == len(found.passes)
-    assert everything["peak_bytes"] == found.peak.bytes == max(r["peak_bytes"] for r in rows[:-1])
+    assert everything["peak_bytes"] == found.peak.bytes
+    assert found.peak.bytes >= max(row["peak_bytes"] or 0 for row in rows[:-1])
     assert everything["peak_at"] == found.peak.name
     assert everything["working_bytes"] == found.working_bytes
     assert everything["kept_bytes"] == sum(found.kept_bytes)

@@ -17,7 +17,8 @@ def test_losses_and_gradients_are_deepobs_own():
         torch.testing.assert_close(ours, theirs)
         gradient = torch.autograd.grad(ours, problem.model.theta.weight)[0].flatten()
         expected = torch.autograd.grad(theirs, net.theta)[0]
-        assert (gradient - expected).abs().max() < 1e-5 * expected.abs().max()
+        # Sums over 1000 samples in float32, in another order.
+        assert (gradient - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
 def test_ggn_is_deepobs_hessian():
