@@ -246,15 +246,15 @@ def pull(
     columns_of, count = curvature_columns(batch), weights.shape[1]
     weights = weights.reshape(batch.num_samples, batch.factor.num_columns, count)
     sums: list[Direction] = [{} for _ in range(count)]
-    for samples in _micro_batches(batch, plan, 0, batch.num_samples):
-        outputs = batch.forward(samples)
-        columns = columns_of(outputs.detach(), samples).double()
-        columns = columns.reshape(*columns.shape[:2], -1)
-        products = torch.einsum("ncf,ncr->rnf", columns, weights[samples])
-        cotangents = products.to(outputs.dtype).view(count, *outputs.shape)
-        for i, (total, cotangent) in enumerate(zip(sums, cotangents, strict=True)):
-            last = i == count - 1
-            with batch.hastened():
+    with batch.hastened():
+        for samples in _micro_batches(batch, plan, 0, batch.num_samples):
+            outputs = batch.forward(samples)
+            columns = columns_of(outputs.detach(), samples).double()
+            columns = columns.reshape(*columns.shape[:2], -1)
+            products = torch.einsum("ncf,ncr->rnf", columns, weights[samples])
+            cotangents = products.to(outputs.dtype).view(count, *outputs.shape)
+            for i, (total, cotangent) in enumerate(zip(sums, cotangents, strict=True)):
+                last = i == count - 1
                 add_pulled(batch, total, outputs, cotangent, keep_graph=not last, only=parameters)
     return sums
 

@@ -14,7 +14,7 @@ from vivit_bench.curvature import (
     least_memory,
     newton_step,
 )
-from vivit_bench.curvature.plan import Goal
+from vivit_bench.curvature.options import Goal
 from vivit_bench.peers.engine import CUTOFF, DAMPING, Quantity, backpropagate_gradient
 from vivit_bench.trees import Tree
 
