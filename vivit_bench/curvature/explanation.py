@@ -141,7 +141,7 @@ def least_memory(
     targets: Tensor,
     approximation: Approximation | None = None,
     *,
-    goal: Goal | str = Goal.EIGENVALUES,
+    quantity: Goal | str = Goal.EIGENVALUES,
     blocks: BlockPatterns = Blocks.NONE,
     params: Patterns | None = None,
     certify: bool = True,
@@ -155,7 +155,7 @@ def least_memory(
         inputs: As there.
         targets: As there.
         approximation: As there; None: exact curvature of all samples.
-        goal: What is to be computed.
+        quantity: What is to be computed; see `explain`.
         blocks: As there.
         params: As there.
         certify: Whether the result is to be checked.
@@ -178,7 +178,7 @@ def least_memory(
         params,
         certify,
         working_bytes,
-        goal=parse_choice(Goal, "goal", goal),
+        goal=parse_choice(Goal, "quantity", quantity),
     )
     found = leanest_of(request)
     return found.peak.bytes, found.mapped_bytes

@@ -89,7 +89,7 @@ class OwnEngine:
         """See `Engine`: what `run` takes by its leanest plan."""
         return least_memory(
             *(model, loss, inputs, targets, approximation),
-            goal=Goal.EIGENVALUES if quantity is Quantity.EIGENVALUES else Goal.STEP,
+            quantity=Goal.EIGENVALUES if quantity is Quantity.EIGENVALUES else Goal.STEP,
             blocks=_blocks(quantity),
             certify=False,
         )
