@@ -166,26 +166,6 @@ def test_the_prediction_is_the_plan_s_own_and_then_what_was_measured(peak: Peak)
         assert predict_critical_batch_size(plan, [faster], LIMIT, 32_768) == alone
 
 
-@given(peaks, st.integers(1, 5_000), st.floats(0.99, 1.01))
-def test_address_space_bounds_a_search_as_memory_does(peak: Peak, most: int, error: float) -> None:
-    """The kernel refuses a matrix of which half would never be touched; no peak is seen then."""
-    fence = MemoryBudget(LIMIT).fence_bytes
-    engine = Engine(peak)
-    critical = min(engine.critical, most)
-
-    def run(n: int, bracket: Bracket) -> Trial:
-        if n <= most:
-            return engine.run(n, bracket)
-        engine.runs.append(n)
-        return replace(trial(n, Outcome.OUT_OF_MEMORY), peak_bytes=MIB)
-
-    sizes = [n for n, _ in plan_of(peak).points]
-    rows = [(n, int(peak(n)), int(error * fence * (n / (most + 0.5)) ** 2) + 1) for n in sizes]
-    result = find_critical_batch_size(run, 32_768, LIMIT, PlannedPeaks.from_rows(rows))
-    assert (result.critical_batch_size, result.stopped_by) == (critical, StoppedBy.MEMORY)
-    assert len(engine.large) <= 12
-
-
 @pytest.mark.parametrize(
     "points", [(), ((1, 5),), ((1, 5), (1, 6)), ((2, 5), (1, 6)), ((1, 0), (2, 5))]
 )

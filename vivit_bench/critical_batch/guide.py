@@ -14,7 +14,6 @@ from itertools import accumulate, pairwise
 from math import exp, log
 
 from vivit_bench.measure import Outcome, Trial
-from vivit_bench.measure.budget import MemoryBudget
 
 LEANEST_SHARE = 0.93
 """Where the leanest plan needs this share of the limit, the trial ran it: faster ones are made for
@@ -27,24 +26,21 @@ class PlannedPeaks:
 
     Args:
         points: (N, bytes), N ascending, all above 0; two at least.
-        mapped: Bytes of address space at each of them; none: it does not matter.
 
     Raises:
         ValueError: They are not.
     """
 
     points: tuple[tuple[int, int], ...]
-    mapped: tuple[int, ...] = ()
 
     @classmethod
     def from_rows(cls, rows: Iterable[Sequence[int]]) -> "PlannedPeaks":
-        """Of (N, bytes, bytes of address space).
+        """Of (N, bytes).
 
         Raises:
             ValueError: They are no such rows.
         """
-        rows = [(n, need, space) for n, need, space in rows]
-        return cls(tuple((n, need) for n, need, _ in rows), tuple(space for *_, space in rows))
+        return cls(tuple((n, need) for n, need in rows))
 
     def __post_init__(self) -> None:
         sizes = [n for n, _ in self.points]
@@ -54,38 +50,21 @@ class PlannedPeaks:
 
     def at(self, n: int) -> float:
         """Bytes at N: between two points, and beyond the last two, a power of N."""
-        return _power(self._needs, n)
-
-    def mapped_at(self, n: int) -> float:
-        """Bytes of address space at N, 0 where it does not matter."""
-        return _power(self._spaces, n) if self.mapped else 0.0
-
-    @cached_property
-    def _needs(self) -> list[tuple[float, float]]:
-        return self._logs([need for _, need in self.points])
+        logs, x = self._logs, log(n)
+        right = min(max(bisect_left(logs, (x, 0.0)), 1), len(logs) - 1)
+        (x0, y0), (x1, y1) = logs[right - 1 : right + 1]
+        return exp(y0 + (y1 - y0) * (x - x0) / (x1 - x0))
 
     @cached_property
-    def _spaces(self) -> list[tuple[float, float]]:
-        return self._logs(self.mapped)
-
-    def _logs(self, sizes: Iterable[int]) -> list[tuple[float, float]]:
-        rising = accumulate(sizes, max)  # whatever a plan says
-        return [(log(n), log(size)) for (n, _), size in zip(self.points, rising, strict=True)]
-
-
-def _power(logs: Sequence[tuple[float, float]], n: int) -> float:
-    x = log(n)
-    right = min(max(bisect_left(logs, (x, 0.0)), 1), len(logs) - 1)
-    (x0, y0), (x1, y1) = logs[right - 1 : right + 1]
-    return exp(y0 + (y1 - y0) * (x - x0) / (x1 - x0))
+    def _logs(self) -> list[tuple[float, float]]:
+        rising = accumulate((need for _, need in self.points), max)  # whatever a plan says
+        return [(log(n), log(need)) for (n, _), need in zip(self.points, rising, strict=True)]
 
 
 def predict_critical_batch_size(
     planned: PlannedPeaks, trials: Iterable[Trial], limit_bytes: int, most: int
 ) -> int:
     """The largest N whose leanest plan is within the limit, as far as is known.
-
-    Its address space must be within what a trial's process may map.
 
     A trial that ran the leanest plan gives the ratio of its measured to its planned peak; between
     two of them the ratio is interpolated, elsewhere it is that of the nearest, and 1 without any.
@@ -105,11 +84,8 @@ def predict_critical_batch_size(
         if _ran_leanest(planned, trial, limit_bytes) and trial.peak_bytes
     )
 
-    fence = MemoryBudget(limit_bytes).fence_bytes
-
     def fits(n: int) -> bool:
-        within = planned.at(n) * _interpolated(ratios, n) <= limit_bytes
-        return within and planned.mapped_at(n) <= fence
+        return planned.at(n) * _interpolated(ratios, n) <= limit_bytes
 
     if not fits(1):
         return 0

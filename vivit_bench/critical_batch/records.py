@@ -23,8 +23,8 @@ _SETTINGS = (
     *("dtype", "memory_limit_bytes", "seed", "threads", "checkpoint"),
 )
 PLANNED = "planned_peaks"
-"""In a search's header what guides it: [[N, bytes, bytes of address space], ...] of the engine's
-leanest plan; an empty list if nothing does."""
+"""In a search's header what guides it: [[N, bytes], ...] of the engine's leanest plan; an empty
+list if nothing does."""
 _INTERNAL = ("limit_chosen_by_user", PLANNED)
 _FACTS = (
     *("cpu", "cores", "ram_bytes", "gpu", "gpu_bytes", "host", "os", "torch", "backpack"),

@@ -146,7 +146,7 @@ def least_memory(
     params: Patterns | None = None,
     certify: bool = True,
     working_bytes: int = WORKING_BYTES,
-) -> tuple[int, int]:
+) -> int:
     """The least ``memory`` with which a request is not refused, without computing.
 
     Args:
@@ -162,8 +162,7 @@ def least_memory(
         working_bytes: As there.
 
     Returns:
-        Bytes over what the process holds, and bytes of address space, of which the part that is
-        never touched takes no memory but counts where a process's data are limited.
+        Bytes over what the process holds.
 
     Raises:
         UsageError: The request cannot be computed; in one line.
@@ -180,5 +179,4 @@ def least_memory(
         working_bytes,
         goal=parse_choice(Goal, "quantity", quantity),
     )
-    found = leanest_of(request)
-    return found.peak.bytes, found.mapped_bytes
+    return leanest_of(request).bytes

@@ -114,17 +114,8 @@ class Stage:
 
     name: str
     bytes: int
-
-
-@dataclass(frozen=True)
-class Leanest:
-    """What no plan of a request does without."""
-
-    peak: Stage
-    """Of the plan that needs least."""
-    mapped_bytes: int
-    """Address space for the largest matrix in float64 and what is held beside it: limits of a
-    process count it whole, also where one triangle alone takes memory."""
+    collects: bool = False
+    """Whether cutting layers makes it leaner."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,6 +165,10 @@ class Plan:
         name = "eigenvalues" if self.goal is Goal.EIGENVALUES else "solver"
         return f"{name} of {block.name}" if block.name else name
 
+    def within(self, collecting: int, most: int) -> bool:
+        """Whether no stage takes more than ``most``, and none that collects more than that."""
+        return all(s.bytes <= (collecting if s.collects else most) for s in self.stages)
+
     @property
     def peak(self) -> Stage:
         """Where most memory is held."""
@@ -202,12 +197,12 @@ def make_plan(
         UsageError: Blocks that are unknown, empty or do not cover the parameters.
         DoesNotFit: The memory does not suffice even for the leanest plan.
     """
-    blocks = plan_blocks(batch, route, structure)
     diagonal = structure != Blocks.NONE
     if memory is None:
+        blocks = plan_blocks(batch, route, structure)
         return _Planner(batch, route, blocks, diagonal, goal, certified, None).plan()
 
-    least = leanest_peak(batch, route, structure, goal, certified).peak
+    least = leanest_peak(batch, route, structure, goal, certified)
     if memory.strict and least.bytes > memory.bytes:
         raise DoesNotFit(
             f"memory of {size_text(memory.bytes)} does not suffice for N = {batch.batch_size}: "
@@ -215,13 +210,20 @@ def make_plan(
             "smaller batch, or fewer curvature samples",
             least.bytes,
         )
-    # Where the leanest plan takes more, the fastest of those that take no more than it.
-    target = max(int(MARGIN * memory.bytes), least.bytes)
-    for working in _halved(batch.working_bytes):
-        smaller = replace(batch, working_bytes=working)
-        plan = _Planner(smaller, route, blocks, diagonal, goal, certified, target).plan()
-        if plan.peak.bytes <= target:
-            return plan
+    comfortable = int(MARGIN * memory.bytes)
+    most = max(comfortable, least.bytes)
+    # Where a solver alone takes more than is comfortable, passes that can do with less keep to it.
+    for target in dict.fromkeys((comfortable, most)):
+        for blocks in _block_plans(batch, route, structure):
+            for working in _halved(batch.working_bytes):
+                smaller = replace(batch, working_bytes=working)
+                planner = _Planner(smaller, route, blocks, diagonal, goal, certified, target)
+                if any(
+                    plan.within(target, most) for plan in (planner.fastest(), planner.leanest())
+                ):
+                    plan = planner.plan()
+                    if plan.within(target, most):
+                        return plan
     raise AssertionError("the leanest plan is within every target")
 
 
@@ -231,8 +233,8 @@ def leanest_peak(
     structure: BlockPatterns = Blocks.NONE,
     goal: Goal = Goal.EIGENVALUES,
     certified: bool = True,
-) -> "Leanest":
-    """What the leanest plan needs, in a time that does not depend on its passes.
+) -> Stage:
+    """The peak of the leanest plan, in a time that does not depend on its passes.
 
     It collects one part of a layer after the other, each as small as can be. How many there are
     does not matter to the peak, so that the largest of each layer stands for all.
@@ -247,14 +249,25 @@ def leanest_peak(
     Raises:
         UsageError: Blocks that are unknown, empty or do not cover the parameters.
     """
-    blocks = plan_blocks(batch, route, structure)
+    diagonal = structure != Blocks.NONE
     peaks = []
-    for working in _halved(batch.working_bytes):
-        smaller = replace(batch, working_bytes=working)
-        planner = _Planner(smaller, route, blocks, structure != Blocks.NONE, goal, certified, None)
-        peaks += [planner.plan().peak, planner.leanest().peak]
-    matrix = 8 * max((block.size for block in blocks), default=0) ** 2
-    return Leanest(min(peaks, key=lambda stage: stage.bytes), planner._beside + matrix)
+    for blocks in _block_plans(batch, route, structure):
+        for working in _halved(batch.working_bytes):
+            smaller = replace(batch, working_bytes=working)
+            planner = _Planner(smaller, route, blocks, diagonal, goal, certified, None)
+            peaks += [planner.plan().peak, planner.leanest().peak]
+    return min(peaks, key=lambda stage: stage.bytes)
+
+
+def _block_plans(
+    batch: MiniBatch, route: Route, structure: BlockPatterns
+) -> Iterator[tuple[BlockPlan, ...]]:
+    """The fast choice of each block's matrix, then the one that takes less memory, if another."""
+    fast = plan_blocks(batch, route, structure)
+    yield fast
+    lean = plan_blocks(batch, route, structure, lean=True)
+    if any(a.in_parameter_space != b.in_parameter_space for a, b in zip(fast, lean, strict=True)):
+        yield lean
 
 
 def _halved(most: int) -> Iterator[int]:
@@ -335,16 +348,20 @@ class _Planner:
 
     def plan(self) -> Plan:
         """The fastest plan for these micro-batches within the target, or else the leanest."""
+        fastest = self.fastest()
+        if self.target is None or fastest.peak.bytes <= self.target:
+            return fastest
+        in_place = self._solved_in_place(self.target)
+        return self._made(self._packed(in_place), in_place, lean=True)
+
+    def fastest(self) -> Plan:
+        """The fastest plan for these micro-batches, whatever it takes."""
         whole = tuple(
             Piece(unit, None, unit.contraction)
             for block in self.blocks
             for unit in block.units[::-1]
         )
-        fastest = self._made([whole], frozenset(), lean=False)
-        if self.target is None or fastest.peak.bytes <= self.target:
-            return fastest
-        in_place = self._solved_in_place(self.target)
-        return self._made(self._packed(in_place), in_place, lean=True)
+        return self._made([whole], frozenset(), lean=False)
 
     def leanest(self) -> Plan:
         """A plan with the peak of the leanest one, that collects a part of each unit alone."""
@@ -485,7 +502,7 @@ class _Planner:
             matrix = 0 if started is None else self._forming(started)
             name = f"pass {number} of {total}" if total > 1 else "pass over the mini-batch"
             there = LIBRARY_BYTES if number == 1 else 0  # not yet
-            yield Stage(name, base - there + matrix + self._sweeping(pieces))
+            yield Stage(name, base - there + matrix + self._sweeping(pieces), collects=True)
             held = sum(map(self._kept, pieces))
             for piece in pieces:
                 block = started = blocks[piece.unit]
@@ -495,7 +512,7 @@ class _Planner:
                 if from_factors:
                     own = max(own, vector + self._combining(piece))
                 name = f"Gram matrix of {piece.unit.name}"
-                yield Stage(name, base + held + matrix + own)
+                yield Stage(name, base + held + matrix + own, collects=True)
                 if from_factors and piece is plan.pieces(piece.unit)[-1]:
                     base += vector
                 solved = piece is plan.pieces(block.units[0])[-1]

@@ -20,7 +20,7 @@ from vivit_bench.curvature.minibatch import (
 )
 from vivit_bench.curvature.options import Approximation, Blocks, Goal, Memory, memory_of
 from vivit_bench.curvature.passes import Sweep, sweep_curvature
-from vivit_bench.curvature.plan import Leanest, Plan, leanest_peak, make_plan
+from vivit_bench.curvature.plan import Plan, Stage, leanest_peak, make_plan
 from vivit_bench.curvature.results import Dropped
 from vivit_bench.curvature.route import Route, find_route
 from vivit_bench.curvature.slopes import Work
@@ -133,8 +133,8 @@ def plan_request(
         return replace(batch, working_bytes=plan.working_bytes), plan
 
 
-def leanest_of(request: Request) -> Leanest:
-    """What the leanest plan of a request needs; the request's own memory does not count."""
+def leanest_of(request: Request) -> Stage:
+    """The peak of the leanest plan of a request; the request's own memory does not count."""
     with undisturbed(request.model):
         batch, route = _routed(request)
         certified = request.certify is not False

@@ -109,8 +109,17 @@ class BlockPlan:
         return min(self.rows, self.num_params)
 
 
-def plan_blocks(batch: MiniBatch, route: Route, blocks: BlockPatterns) -> tuple[BlockPlan, ...]:
+def plan_blocks(
+    batch: MiniBatch, route: Route, blocks: BlockPatterns, lean: bool = False
+) -> tuple[BlockPlan, ...]:
     """Group the parameters that reach the output into blocks and units, and plan each.
+
+    Args:
+        batch: The request.
+        route: How its passes run.
+        blocks: The structure.
+        lean: The D x D matrix is formed only where it and V, of which it is made, take less memory
+            than the Gram matrix, of which V may come in parts.
 
     Raises:
         UsageError: Blocks that are unknown, empty or do not cover the parameters.
@@ -122,7 +131,7 @@ def plan_blocks(batch: MiniBatch, route: Route, blocks: BlockPatterns) -> tuple[
     for name, parameters in groups.items():
         reached = [p for p in parameters if p in used]
         size = sum(p.numel() for p in parameters)
-        in_parameter_space = sum(p.numel() for p in reached) < batch.rows
+        in_parameter_space = (1 + lean) * sum(p.numel() for p in reached) < batch.rows
         units = []
         for layer in dict.fromkeys(layers[p] for p in reached):
             own = [p for p in reached if layers[p] == layer]

@@ -45,11 +45,11 @@ class MemoryBudget:
     def fence_bytes(self) -> int:
         """Data segment over the idle process at which the kernel refuses memory.
 
-        Wider than the watchdog's margin: PyTorch's CPU operations allocate up to 20% more than
-        they ever touch (a multi-layer perceptron's gradient), and what is not touched takes no
-        memory. A tighter fence, not the peak, would decide.
+        Much wider than the watchdog's margin, because what is not touched takes no memory: of a
+        symmetric matrix that is solved where it lies one triangle is, and PyTorch's CPU operations
+        allocate up to 20% more than they ever touch. A tighter fence, not the peak, would decide.
         """
-        return self.limit_bytes + max(64 * MIB, self.limit_bytes // 4)
+        return 2 * self.limit_bytes + 64 * MIB
 
     def resolution_bytes(self, threads: int) -> int:
         """How near to the limit one reading cannot decide.

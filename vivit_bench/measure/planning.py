@@ -17,15 +17,13 @@ class PlanWork(EngineWork):
         """Nothing is measured."""
 
     def run(self, n: int) -> object:
-        """``planned_peaks`` of at most N samples: [[N, bytes, bytes of address space], ...].
+        """``planned_peaks`` of at most N samples: [[N, bytes], ...].
 
         Raises:
             UsageError: The request cannot be computed.
         """
         assert self._memory_bytes is not None
-        mapped: dict[int, int] = {}
-        found = planned_peaks(lambda n: self._need(n, mapped), self._memory_bytes, n)
-        return [[n, size, mapped[n]] for n, size in found]
+        return [list(row) for row in planned_peaks(self._need, self._memory_bytes, n)]
 
     def check(self, result: object) -> str:
         """See `Work`."""
@@ -35,19 +33,17 @@ class PlanWork(EngineWork):
         """See `Work`."""
         return {"planned_peaks": result}
 
-    def _need(self, n: int, mapped: dict[int, int]) -> int | None:
+    def _need(self, n: int) -> int | None:
         from vivit_bench.problems.sampling import TooFewSamplesError
 
         try:
             inputs, targets = self._workload.batch(n)
         except TooFewSamplesError:
             return None
-        leanest, space = self._engine.planned_peak(
+        leanest = self._engine.planned_peak(
             self._quantity, self._model, self._loss, inputs, targets, self._approximation
         )
-        data = num_bytes(inputs, targets)
-        mapped[n] = space + data
-        return leanest + data
+        return leanest + num_bytes(inputs, targets)
 
 
 def planned_peaks(

@@ -109,7 +109,7 @@ class Engine(Protocol):
         inputs: Tree,
         targets: Tensor,
         approximation: Approximation,
-    ) -> tuple[int, int]:
+    ) -> int:
         """What `run` needs at the least beside the mini-batch; nothing is run.
 
         Args:
@@ -121,7 +121,7 @@ class Engine(Protocol):
             approximation: As there.
 
         Returns:
-            Bytes of memory, and of address space.
+            Bytes.
 
         Raises:
             UsageError: If the implementation cannot compute it.
@@ -133,7 +133,7 @@ class PlainEngine:
 
     planned: frozenset[Quantity] = frozenset()
 
-    def planned_peak(self, *_: object, **__: object) -> tuple[int, int]:
+    def planned_peak(self, *_: object, **__: object) -> int:
         """Not to be asked."""
         raise NotImplementedError
 
