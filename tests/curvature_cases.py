@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
+from oracle import Dense, dense
 from torch import Tensor, nn
 
 
@@ -79,6 +81,12 @@ class Case:
             with torch.no_grad():
                 self.adapt(model, inputs, targets)
         return model, loss, inputs, targets
+
+
+@cache
+def reference_of(case: Case, dtype: torch.dtype = torch.float64) -> Dense:
+    """The dense oracle of a case, made once; nobody writes to it."""
+    return dense(*case.build(dtype))
 
 
 def _cnn() -> nn.Module:

@@ -119,6 +119,7 @@ def test_a_sweep_is_one_search_after_the_other(run: Run, monkeypatch: pytest.Mon
 
     monkeypatch.setattr("vivit_bench.measure.trial.measure", fits)
     command = ("sweep", "--table", "b", "--problem", "mnist_logreg", "--no-gradient",
+               "--engine", "vivit-for-pytorch",
                "--max-batch", 1, "--memory-limit", "256MiB")  # fmt: skip
     outcome = run(*command)
     assert outcome.code == 0

@@ -396,7 +396,7 @@ def test_engine_memory_bounds_a_spectrum_and_is_no_setting_of_it(run: Run):
     assert values == pytest.approx(expected, abs=1e-6)
     again = run(*line)
     assert "finished already" in again.err
-    vectors = run(*line, "--engine-memory", least, "--eigenvectors", "v.pt")
+    vectors = run(*line, "--engine-memory", "40KiB", "--eigenvectors", "v.pt")
     assert vectors.code == 2
     assert "leanest plan takes" in vectors.err
     sweep = run("sweep", DIGITS, "--batch-size", 8, "--engine-memory", "40KiB")

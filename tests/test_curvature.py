@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from curvature_cases import CASES, Case, case
+from curvature_cases import CASES, Case, case, reference_of
 from oracle import dense, relative_error
 from torch import Tensor, nn
 
@@ -53,7 +53,7 @@ def newton_reference(g: Tensor, gradient: Tensor, damping: float, cutoff: float)
 @dtypes
 def test_eigenvalues_trace_and_loss(case: Case, dtype: torch.dtype) -> None:
     model, loss, x, y = case.build(dtype)
-    reference = dense(model, loss, x, y)
+    reference = reference_of(case, dtype)
     expected = torch.linalg.eigvalsh(reference.ggn()).flip(0)
     result = eigenvalues(model, loss, x, y)
     count = len(result.eigenvalues)
@@ -76,7 +76,7 @@ def test_the_gradient_comes_along(
     """However the passes share it, it is the whole mini-batch's gradient; ``.grad`` is not set."""
     model, loss, x, y = case.build(dtype)
     options = {"curvature": curvature, "samples": samples, "with_gradient": True}
-    expected = dense(model, loss, x, y).mean_gradient
+    expected = reference_of(case, dtype).mean_gradient
     for cut in (2**20, 1):  # one micro-batch, and one for every sample
         found = eigenvalues(model, loss, x, y, working_bytes=cut, **options).gradient
         assert found is not None
@@ -97,7 +97,7 @@ def test_the_gradient_comes_along(
 @cases
 def test_layer_blocks_are_the_diagonal_blocks(case: Case) -> None:
     model, loss, x, y = case.build(torch.float64)
-    reference = dense(model, loss, x, y)
+    reference = reference_of(case)
     ggn = reference.ggn() * reference.block_mask(layer_blocks(model, loss, x, y))
     expected = torch.linalg.eigvalsh(ggn).flip(0)
     result = eigenvalues(model, loss, x, y, blocks=Blocks.LAYER)
@@ -116,7 +116,7 @@ def test_directional_derivatives(
 ) -> None:
     """Sums over invariant groups: G's eigenvectors have arbitrary signs and rotations."""
     model, loss, x, y = case.build(dtype)
-    reference = dense(model, loss, x, y)
+    reference = reference_of(case, dtype)
     count = samples.size(len(x))
     values, vectors = torch.linalg.eigh(reference.ggn(count))
     keep = values > CUTOFF
@@ -163,7 +163,7 @@ def test_newton_step(
     case: Case, dtype: torch.dtype, blocks: Blocks, samples: Samples, working_bytes: int
 ) -> None:
     model, loss, x, y = case.build(dtype)
-    reference = dense(model, loss, x, y)
+    reference = reference_of(case, dtype)
     ggn = reference.ggn(samples.size(len(x)))
     if blocks is Blocks.LAYER:
         ggn *= reference.block_mask(layer_blocks(model, loss, x, y))
@@ -189,7 +189,7 @@ def test_newton_step(
 @pytest.mark.parametrize("blocks", list(Blocks))
 def test_inverse_product_and_step_over_the_whole_space(case: Case, blocks: Blocks) -> None:
     model, loss, x, y = case.build(torch.float64)
-    reference = dense(model, loss, x, y)
+    reference = reference_of(case)
     ggn = reference.ggn()
     if blocks is Blocks.LAYER:
         ggn *= reference.block_mask(layer_blocks(model, loss, x, y))
@@ -207,7 +207,7 @@ def test_inverse_product_and_step_over_the_whole_space(case: Case, blocks: Block
 @cases
 def test_eigenvectors_are_orthonormal_and_eigen(case: Case) -> None:
     model, loss, x, y = case.build(torch.float64)
-    ggn = dense(model, loss, x, y).ggn()
+    ggn = reference_of(case).ggn()
     basis = eigenvectors(model, loss, x, y, k=4)
     one_at_a_time = basis.chunks(max_bytes=1)
     e = torch.stack([flat(vector) for chunk in one_at_a_time for vector in chunk], 1)
@@ -223,7 +223,7 @@ def test_monte_carlo_converges_to_exact(name: str) -> None:
     """The error of the MC GGN falls like 1 / sqrt(M)."""
     (case,) = [c for c in CASES if c.name == name]
     model, loss, x, y = case.build(torch.float64)
-    ggn = dense(model, loss, x, y).ggn()
+    ggn = reference_of(case).ggn()
     expected = torch.linalg.eigvalsh(ggn).flip(0)
     errors = {}
     for count in (4, 100):

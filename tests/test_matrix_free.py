@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from curvature_cases import CASES, Case, case
+from curvature_cases import CASES, Case, case, reference_of
 from model_zoo import ZOO
 from oracle import dense, relative_error
 from torch import Tensor, nn
@@ -80,7 +80,7 @@ def check_eigenpairs(call: Request, k: int, ggn: Tensor, tolerance: float) -> An
 @dtypes
 def test_leading_eigenpairs_and_loss(case: Case, dtype: torch.dtype) -> None:
     model, loss, x, y = case.build(dtype)
-    reference = dense(model, loss, x, y)
+    reference = reference_of(case, dtype)
     for k in (3, 40) if dtype is torch.float64 else (5,):
         found = check_eigenpairs(request(model, loss, x, y), k, reference.ggn(), TOLERANCE[dtype])
         assert found.info.loss == pytest.approx(reference.loss, rel=1e-6)
@@ -97,7 +97,7 @@ CUT = [(case(name), "full", 2**13) for name in ("cnn-mse", "residual-reused", "t
 )
 def test_newton_steps(case: Case, samples: str, working_bytes: int) -> None:
     model, loss, x, y = case.build(torch.float64)
-    reference = dense(model, loss, x, y)
+    reference = reference_of(case)
     ggn, gradient = reference.ggn(Samples(samples).size(len(x))), reference.mean_gradient
     approximation = Approximation(samples=samples)
     call = request(model, loss, x, y, approximation, working_bytes=working_bytes)

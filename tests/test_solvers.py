@@ -306,7 +306,7 @@ MEMORY = """
         peak.see(read_memory())
         return peak.bytes
 
-    solve(1600)  # libraries' own memory
+    solve(1200)  # libraries' own memory
     print(solve(2000) / (8 * 2000**2))
 """
 

@@ -680,7 +680,7 @@ class _Planner:
         m, itemsize = block.size, self.batch.dtype.itemsize
         whole_blocks = m * min(m, 512) // 2 * itemsize  # on the diagonal
         formed = _triangle(m, itemsize, self.batch.device) + whole_blocks
-        return min(formed, m * m * itemsize)
+        return min(formed, m * m * (8 if self.batch.device.type == "cpu" else itemsize))
 
     def _solving(self, block: BlockPlan, in_place: bool) -> int:
         """Memory of a block's matrix and its solver."""
@@ -706,12 +706,12 @@ _DIRECT = {
 def _triangle(m: int, itemsize: int, device: torch.device) -> int:
     """Memory of an [m, m] matrix of which only the lower triangle is written.
 
-    Pages that are never written take none on the CPU.
+    Pages that are never written take none on the CPU; a row begins and ends within one.
     """
     whole = m * m * itemsize
     if device.type != "cpu":
         return whole
-    return min(whole, whole // 2 + m * (itemsize + mmap.PAGESIZE) // 2)
+    return min(8 * m * m, whole // 2 + m * (itemsize // 2 + mmap.PAGESIZE))
 
 
 def _largest_part(unit: UnitPlan, count: int) -> Piece:

@@ -1,4 +1,4 @@
-"""Memory of a small symmetric matrix, which on the CPU grows from float32 to float64 where it lies.
+"""Memory of a small symmetric matrix, which on the CPU is widened to float64 where it lies.
 
 Only the lower triangle is ever written, and on the CPU pages that are never written take no
 memory: a float64 matrix of 8 m^2 bytes keeps 4 m^2 resident.
@@ -10,9 +10,6 @@ import sys
 import torch
 from torch import Tensor
 
-_CAN_GROW = sys.platform == "linux"
-"""Elsewhere anonymous maps cannot be resized, and the matrix is copied to a larger one."""
-
 
 class Square:
     """An [m, m] matrix of zeros.
@@ -20,60 +17,40 @@ class Square:
     Args:
         m: Rows.
         dtype: float32 or float64.
-        device: On the CPU the matrix lies outside of the allocator's heap.
+        device: On the CPU the matrix lies outside of the allocator's heap, each row at the start of
+            its float64 row, so that widening it touches no page but those that it needs then.
 
     Raises:
         MemoryError: There is no memory for it.
     """
 
     def __init__(self, m: int, dtype: torch.dtype, device: torch.device) -> None:
-        self._m, self._dtype = m, dtype
-        self._tensor: Tensor | None = None
+        self._memory: mmap.mmap | None = None
         if device.type == "cpu" and m:
-            self._memory = _map(dtype.itemsize * m * m)
+            self._memory = _map(8 * m * m)
+            self._tensor = self._rows(dtype, m)
         else:
             self._tensor = torch.zeros(m, m, dtype=dtype, device=device)
 
-    def view(self) -> Tensor:
-        """The matrix; no view may be alive when it is widened."""
-        return (
-            self._tensor if self._tensor is not None else self._flat(self._dtype).view(-1, self._m)
-        )
+    def _rows(self, dtype: torch.dtype, m: int) -> Tensor:
+        assert self._memory is not None
+        return torch.frombuffer(self._memory, dtype=dtype).view(m, -1)[:, :m]
 
-    def _flat(self, dtype: torch.dtype) -> Tensor:
-        return torch.frombuffer(self._memory, dtype=dtype)
+    def view(self) -> Tensor:
+        """The matrix, of which the lower triangle counts."""
+        return self._tensor
 
     def widen(self) -> Tensor:
-        """Its lower triangle in float64, in the same memory; no other view may be alive.
-
-        Raises:
-            BufferError: A view is alive.
-            MemoryError: There is no memory to grow.
-        """
-        if self._tensor is not None:
+        """Its lower triangle in float64, on the CPU in the same memory; earlier views are void."""
+        if self._memory is None:
             self._tensor = self._tensor.double()
-        elif self._dtype != torch.float64:
-            self._grow(8 * self._m**2)
-            single, double = self._flat(torch.float32), self._flat(torch.float64)
-            # From the last row on: a row of doubles begins behind all rows of floats before it.
-            for row in range(self._m - 1, 0, -1):
-                start = row * self._m
-                double[start : start + row + 1] = single[start : start + row + 1]
-            double[0] = single[0].item()
-        self._dtype = torch.float64
-        return self.view()
-
-    def _grow(self, size: int) -> None:
-        if _CAN_GROW:
-            try:
-                self._memory.resize(size)
-            except OSError as error:
-                raise MemoryError(f"cannot grow a matrix to {size} bytes: {error}") from error
-            return
-        larger = _map(size)
-        larger[: len(self._memory)] = self._memory[:]
-        self._memory.close()
-        self._memory = larger
+        elif self._tensor.dtype != torch.float64:
+            single, m = self._tensor, len(self._tensor)
+            double = self._rows(torch.float64, m)
+            for row in range(m):
+                double[row, : row + 1] = single[row, : row + 1].double()
+            self._tensor = double
+        return self._tensor
 
 
 def check_room(m: int, device: torch.device) -> None:
