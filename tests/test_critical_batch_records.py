@@ -137,9 +137,9 @@ def test_a_search_is_guided_by_the_plan_it_began_with(
     first.interrupt_after = survived
     if survived < 3:
         with pytest.raises(KeyboardInterrupt):
-            search(first, plan=planning([[1, 1_000, 1], [64, 64_000, 1]]))
+            search(first, plan=planning([[1, 1_000], [64, 64_000]]))
     else:
-        search(first, plan=planning([[1, 1_000, 1], [64, 64_000, 1]]))
+        search(first, plan=planning([[1, 1_000], [64, 64_000]]))
     finished = search(rest, plan=not_to_be_asked)
     assert first.runs + rest.runs == [1, 21, 22]
     assert finished.result.critical_batch_size == 21
