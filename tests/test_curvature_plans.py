@@ -1,6 +1,5 @@
 """Every quantity under every kind of plan: the same numbers, and no more memory than foreseen."""
 
-import itertools
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -121,18 +120,11 @@ def test_the_leanest_need_in_closed_form_is_that_of_cutting_everything(
             model, loss, x[:n], y[:n], approximation, blocks, certify=False, goal=goal
         )
         batch, plan = plan_request(request)
-        ways = itertools.product(
-            plan_module._block_plans(batch, plan.route, blocks),
-            plan_module._halved(batch.working_bytes),
-            (None, 0),
-        )
-        peaks = []
-        for found, working, target in ways:
-            smaller = replace(batch, working_bytes=working)
-            planner = plan_module._Planner(
-                smaller, plan.route, found, plan.diagonal, goal, False, target
-            )
-            peaks.append(planner.plan().peak.bytes)
+        peaks = [
+            planner.plan().peak.bytes
+            for target in (None, 0)
+            for planner in plan_module._planners(batch, plan.route, blocks, goal, False, target)
+        ]
         with monkeypatch.context() as patch:
             patch.setattr(plan_module, "_cut_unit", None)
             assert leanest_of(request).bytes == min(peaks)

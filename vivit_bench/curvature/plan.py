@@ -197,10 +197,12 @@ def make_plan(
         UsageError: Blocks that are unknown, empty or do not cover the parameters.
         DoesNotFit: The memory does not suffice even for the leanest plan.
     """
-    diagonal = structure != Blocks.NONE
+
+    def planners(target: int | None) -> Iterator[_Planner]:
+        return _planners(batch, route, structure, goal, certified, target)
+
     if memory is None:
-        blocks = plan_blocks(batch, route, structure)
-        return _Planner(batch, route, blocks, diagonal, goal, certified, None).plan()
+        return next(planners(None)).plan()
 
     least = leanest_peak(batch, route, structure, goal, certified)
     if memory.strict and least.bytes > memory.bytes:
@@ -214,16 +216,12 @@ def make_plan(
     most = max(comfortable, least.bytes)
     # Where a solver alone takes more than is comfortable, passes that can do with less keep to it.
     for target in dict.fromkeys((comfortable, most)):
-        for blocks in _block_plans(batch, route, structure):
-            for working in _halved(batch.working_bytes):
-                smaller = replace(batch, working_bytes=working)
-                planner = _Planner(smaller, route, blocks, diagonal, goal, certified, target)
-                if any(
-                    plan.within(target, most) for plan in (planner.fastest(), planner.leanest())
-                ):
-                    plan = planner.plan()
-                    if plan.within(target, most):
-                        return plan
+        for planner in planners(target):
+            bounds = planner.fastest(), planner.leanest()  # made without cutting every layer
+            if any(plan.within(target, most) for plan in bounds):
+                plan = planner.plan()
+                if plan.within(target, most):
+                    return plan
     raise AssertionError("the leanest plan is within every target")
 
 
@@ -249,14 +247,26 @@ def leanest_peak(
     Raises:
         UsageError: Blocks that are unknown, empty or do not cover the parameters.
     """
-    diagonal = structure != Blocks.NONE
     peaks = []
+    for planner in _planners(batch, route, structure, goal, certified, None):
+        peaks += [planner.fastest().peak, planner.leanest().peak]
+    return min(peaks, key=lambda stage: stage.bytes)
+
+
+def _planners(
+    batch: MiniBatch,
+    route: Route,
+    structure: BlockPatterns,
+    goal: Goal,
+    certified: bool,
+    target: int | None,
+) -> Iterator["_Planner"]:
+    """From the fastest choice of matrices and micro-batches to the leanest."""
+    diagonal = structure != Blocks.NONE
     for blocks in _block_plans(batch, route, structure):
         for working in _halved(batch.working_bytes):
             smaller = replace(batch, working_bytes=working)
-            planner = _Planner(smaller, route, blocks, diagonal, goal, certified, None)
-            peaks += [planner.plan().peak, planner.leanest().peak]
-    return min(peaks, key=lambda stage: stage.bytes)
+            yield _Planner(smaller, route, blocks, diagonal, goal, certified, target)
 
 
 def _block_plans(
