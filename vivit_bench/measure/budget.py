@@ -45,11 +45,13 @@ class MemoryBudget:
     def fence_bytes(self) -> int:
         """Data segment over the idle process at which the kernel refuses memory.
 
-        Much wider than the watchdog's margin, because what is not touched takes no memory: of a
-        symmetric matrix that is solved where it lies one triangle is, and PyTorch's CPU operations
-        allocate up to 20% more than they ever touch. A tighter fence, not the peak, would decide.
+        Much wider than the watchdog's margin, because what is not touched takes no memory: a
+        symmetric matrix that is solved where it lies has one triangle that is, so that of a full
+        budget twice as much is allocated, beside the buffers of passes; and PyTorch's CPU
+        operations allocate up to 20% more than they ever touch. A tighter fence, not the peak,
+        would decide: eigenvalues under 2 GiB ask for 4.4 GiB.
         """
-        return 2 * self.limit_bytes + 64 * MIB
+        return 3 * self.limit_bytes + 64 * MIB
 
     def resolution_bytes(self, threads: int) -> int:
         """How near to the limit one reading cannot decide.
