@@ -17,6 +17,7 @@ from vivit_bench.curvature.loss_factor import LossFactor, loss_factor
 from vivit_bench.curvature.options import Approximation
 from vivit_bench.curvature.results import BatchInfo
 from vivit_bench.errors import UsageError, VivitBenchError, describe, is_out_of_memory
+from vivit_bench.precision import ieee_float32
 from vivit_bench.trees import Tree, leaves, map_tree, num_samples
 
 WORKING_BYTES = 48 * 2**20
@@ -411,7 +412,8 @@ def _let_allocator_keep_memory() -> None:
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Leave no trace in a model: buffers and random states are afterwards as they were.
 
-    Also after an exception. Compiled models run as they were written; gradients are off.
+    Also after an exception. Compiled models run as they were written; gradients are off; float32
+    is not rounded to fewer bits.
 
     Raises:
         UsageError: It is no module.
@@ -430,11 +432,13 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         for module in model.modules()
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None
     ]
-    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    devices = {p.device for p in model.parameters()}
+    on_cuda = [device for device in devices if device.type == "cuda"]
     with ExitStack() as stack:
+        stack.enter_context(ieee_float32(device.type for device in devices))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
-        stack.enter_context(torch.random.fork_rng(devices=devices))
+        stack.enter_context(torch.random.fork_rng(devices=on_cuda))
         stack.enter_context(warnings.catch_warnings())
         # Operations without a batching rule of their own are noticed, and are no news to a user.
         warnings.filterwarnings("ignore", message="There is a performance drop")

@@ -165,22 +165,27 @@ class EngineWork(Work):
     def run(self, n: int) -> object:
         """See `Work`; returns the engine's named tensors. They are not checked.
 
+        All engines multiply float32 numbers as such.
+
         Raises:
             TooFewSamplesError: The data end before.
         """
+        from vivit_bench.precision import ieee_float32
+
         inputs, targets = self._workload.batch(n)
         memory = self._memory_bytes
         if memory is not None:
             memory -= num_bytes(inputs, targets)
-        result = self._engine.run(
-            self._quantity,
-            self._model,
-            self._loss,
-            inputs,
-            targets,
-            self._approximation,
-            memory,
-        )
+        with ieee_float32([self._workload.spec.device.partition(":")[0]]):
+            result = self._engine.run(
+                self._quantity,
+                self._model,
+                self._loss,
+                inputs,
+                targets,
+                self._approximation,
+                memory,
+            )
         if self._workload.spec.device != "cpu":
             import torch
 
