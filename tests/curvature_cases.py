@@ -1,12 +1,14 @@
 """The one table of networks and batches that every curvature quantity is tested on."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
 from oracle import Dense, dense
 from torch import Tensor, nn
+
+from vivit_bench.curvature import tuning
 
 
 class Residual(nn.Module):
@@ -218,3 +220,8 @@ def case(name: str) -> Case:
 def small_mlp() -> nn.Module:
     """Three inputs, three outputs: where the network is not the point."""
     return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3))
+
+
+def tuned(**sizes: float) -> tuple[str, tuning.Tuning]:
+    """Target and value for monkeypatch: other sizes on the CPU."""
+    return "vivit_bench.curvature.tuning.CPU", replace(tuning.CPU, **sizes)  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from curvature_cases import CASES
+from curvature_cases import CASES, tuned
 from torch import Tensor, nn
 
 import vivit_bench.curvature.factors as factors
@@ -152,7 +152,7 @@ def test_a_broken_contraction_is_noticed(
 ) -> None:
     request = batch("large")
     expected = eigenvalues(*request).eigenvalues
-    monkeypatch.setattr("vivit_bench.curvature.units.PAIRS_WEIGHT", weight)
+    monkeypatch.setattr(*tuned(pairs_weight=weight))
     torch.testing.assert_close(eigenvalues(*request).eigenvalues, expected)
     affine = factors.AffineFactor
     if fault == "patches":

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from curvature_cases import CASES, Case, case, reference_of
+from curvature_cases import CASES, Case, case, reference_of, tuned
 from oracle import dense, relative_error
 from torch import Tensor, nn
 
@@ -268,7 +268,7 @@ def test_contractions_compute_the_same_gram_matrix(
 ) -> None:
     model, loss, x, y = case("cnn").build(torch.float64)
     expected = torch.linalg.eigvalsh(dense(model, loss, x, y).ggn()).flip(0)
-    monkeypatch.setattr("vivit_bench.curvature.units.PAIRS_WEIGHT", weight)
+    monkeypatch.setattr(*tuned(pairs_weight=weight))
     found = eigenvalues(model, loss, x, y).eigenvalues
     assert relative_error(found, expected[: len(found)]) < 1e-10
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from curvature_cases import small_mlp
+from curvature_cases import small_mlp, tuned
 from oracle import dense, relative_error, tree_len
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -544,7 +544,7 @@ def _check_convolution(
     reference = torch.linalg.eigvalsh(dense(model, nn.CrossEntropyLoss(), x, y).ggn()).flip(0)
     for weight in (1e-9, 1.0, 1e9):  # sample pairs, the cheaper, chunks
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("vivit_bench.curvature.units.PAIRS_WEIGHT", weight)
+            patch.setattr(*tuned(pairs_weight=weight))
             found = eigenvalues(model, nn.CrossEntropyLoss(), x, y, certify="all")
         error = relative_error(found.eigenvalues, reference[: len(found.eigenvalues)])
         assert error < TIGHT, (dims, size, kernel, stride, padding, dilation, groups, mode)

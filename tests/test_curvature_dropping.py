@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from curvature_cases import CASES, Case, case
+from curvature_cases import CASES, Case, case, tuned
 from oracle import Dense, dense, relative_error
 from torch import Tensor, nn
 
@@ -16,7 +16,6 @@ from vivit_bench.curvature import (
     Samples,
     directional_derivatives,
     eigenvalues,
-    factors,
 )
 from vivit_bench.curvature.factors import AffineFactor, Contraction
 from vivit_bench.curvature.grouped import keep_columns
@@ -225,7 +224,7 @@ def test_factors_of_samples_with_different_numbers_of_columns(
     rule: Contraction, tile: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whichever way a layer is contracted, and between groups, as the oracle's columns say."""
-    monkeypatch.setattr(factors, "PAIRS_TILE_BYTES", tile)
+    monkeypatch.setattr(*tuned(tile_bytes=tile))
     request = confident(case("cnn"))
     reference, roots = dense(*request), loss_roots(*request)
     whole = columns_of_v(reference, roots)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from curvature_cases import case
+from curvature_cases import case, tuned
 from oracle import dense
 from torch import Tensor
 
@@ -55,7 +55,7 @@ def test_many_tiles_of_sample_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[Tensor] = []
     for rule in (factors.Contraction.PAIRS, factors.Contraction.CHUNKS):
         for tile in (1, 2000, 2**21):
-            monkeypatch.setattr(factors, "PAIRS_TILE_BYTES", tile)
+            monkeypatch.setattr(*tuned(tile_bytes=tile))
             found.append(_gram_of_convolution(rule))
     for gram in found[1:]:
         torch.testing.assert_close(gram, found[0])

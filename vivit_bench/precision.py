@@ -60,7 +60,7 @@ def _is_reduced(setting: Any) -> bool:
 
 
 def _settings(device: str) -> list[tuple[str, Any]]:
-    """Objects whose ``fp32_precision`` counts on a device, by what they are about; products first."""
+    """Objects whose ``fp32_precision`` counts on a device, by their names; products first."""
     backends: Any = torch.backends
     if device == "cpu":
         new = hasattr(backends.mkldnn, "conv")

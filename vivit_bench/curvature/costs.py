@@ -23,8 +23,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from vivit_bench.curvature.factors import PAIRS_TILE_BYTES, Contraction
-from vivit_bench.curvature.kernels import row_block
+from vivit_bench.curvature.factors import Contraction
+from vivit_bench.curvature.kernels import product_block, row_block
 from vivit_bench.curvature.minibatch import MiniBatch
 from vivit_bench.curvature.options import Goal
 from vivit_bench.curvature.passes import add_pulled, curvature_columns, put
@@ -37,7 +37,8 @@ from vivit_bench.curvature.rates import (
     solver_share,
     timed,
 )
-from vivit_bench.curvature.units import PAIRS_WEIGHT, BlockPlan, UnitPlan
+from vivit_bench.curvature.tuning import tile_bytes, tuning
+from vivit_bench.curvature.units import BlockPlan, UnitPlan
 
 TIMED_SECONDS = 0.5
 """After so long no further micro-batch is timed."""
@@ -110,7 +111,8 @@ class _Counter:
             for unit in block.units:
                 pieces = plan.pieces(unit)
                 found = sum(contraction_flops(batch, block, piece) for piece in pieces)
-                slower = PAIRS_WEIGHT if pieces[0].contraction is Contraction.PAIRS else 1.0
+                weight = tuning(batch.device).pairs_weight
+                slower = weight if pieces[0].contraction is Contraction.PAIRS else 1.0
                 name = f"Gram matrix of {unit.name}"
                 contractions.append(Cost(name, found, slower * found / gemm))
             if block.units:
@@ -249,18 +251,19 @@ def contraction_flops(batch: MiniBatch, block: BlockPlan, piece: Piece) -> float
     n, c, rows = batch.num_samples, batch.factor.num_columns, batch.rows
     if piece.contraction is Contraction.EXPLICIT:
         if block.in_parameter_space:  # one product for all units
-            return 2.0 * rows * _lower(block.size, row_block(block.size)) * piece.size / block.size
-        return 2.0 * piece.size * _lower(rows, row_block(rows))
+            return 2.0 * rows * _triangle(block.size, batch) * piece.size / block.size
+        return 2.0 * piece.size * _triangle(rows, batch)
     outputs, positions = piece.size, kept.positions
     patch = kept.repeated_flops / (n * positions) ** 2
     if piece.contraction is Contraction.CHUNKS:
         size = unit.num_params * outputs / kept.divisible
-        return 2.0 * rows * outputs * positions * patch + 2.0 * size * _lower(rows, row_block(rows))
+        return 2.0 * rows * outputs * positions * patch + 2.0 * size * _triangle(rows, batch)
     if piece.contraction is Contraction.GRAM_PRODUCT:
-        return 2.0 * _lower(n, max(512 // max(c, 1), 1)) * (patch + c * c * outputs)
+        return 2.0 * _lower(n, product_block(c, batch.device)) * (patch + c * c * outputs)
     product = c * outputs * positions * unit.itemsize
-    high = max(PAIRS_TILE_BYTES // product, 1)
-    wide = max(PAIRS_TILE_BYTES // int(positions * max(high * positions, patch) * unit.itemsize), 1)
+    tile = tile_bytes(batch.device, batch.working_bytes)
+    high = max(tile // product, 1)
+    wide = max(tile // int(positions * max(high * positions, patch) * unit.itemsize), 1)
     flops = 0.0
     for start in range(0, n, wide):
         stop = min(start + wide, n)
@@ -276,6 +279,11 @@ def contraction_flops(batch: MiniBatch, block: BlockPlan, piece: Piece) -> float
 def _pair(c: int, outputs: int, positions: int) -> float:
     """Of two samples' block of the Gram matrix, once their inputs' product is there."""
     return 2.0 * c * outputs * positions * (positions + c)
+
+
+def _triangle(rows: int, batch: MiniBatch) -> int:
+    """Entries of a Gram matrix that are computed."""
+    return _lower(rows, row_block(rows, batch.device))
 
 
 def _lower(rows: int, block: int) -> int:

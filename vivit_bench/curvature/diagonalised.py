@@ -56,3 +56,25 @@ class Diagonalised:
         vectors = self._vectors[:, first:]
         along = vectors.t() @ x
         return torch.stack([vectors @ (f.unsqueeze(1) * along) for f in coefficients])
+
+
+class Elsewhere:
+    """A matrix that the CPU has solved, for what goes on on another device.
+
+    Args:
+        solver: On the CPU.
+        device: Where its results are wanted.
+    """
+
+    def __init__(self, solver: Solver, device: torch.device) -> None:
+        self._solver, self._device = solver, device
+        self.values = solver.values.to(device)
+
+    def vectors(self, first: int, last: int) -> Iterator[tuple[slice, Tensor]]:
+        """See :class:`Solver`."""
+        for columns, vectors in self._solver.vectors(first, last):
+            yield columns, vectors.to(self._device)
+
+    def functions(self, first: int, coefficients: Tensor, x: Tensor) -> Tensor:
+        """See :class:`Solver`."""
+        return self._solver.functions(first, coefficients.cpu(), x.cpu()).to(self._device)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from vivit_bench.curvature.certificate import Certify
-from vivit_bench.curvature.minibatch import WORKING_BYTES, Patterns
+from vivit_bench.curvature.minibatch import Patterns
 from vivit_bench.curvature.options import Approximation, Goal, Memory, approximation_of
 from vivit_bench.curvature.passes import Sweep, complete
 from vivit_bench.curvature.results import DirectionalDerivatives
@@ -29,7 +29,7 @@ def directional_derivatives(
     params: Patterns | None = None,
     with_gradient: bool = False,
     certify: Certify = True,
-    working_bytes: int = WORKING_BYTES,
+    working_bytes: int | None = None,
     memory: int | Memory | None = None,
     drop_trace: float | None = None,
 ) -> DirectionalDerivatives:

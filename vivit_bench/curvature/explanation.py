@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from vivit_bench.curvature.certificate import Certify
 from vivit_bench.curvature.costs import Costs, costs_of
-from vivit_bench.curvature.minibatch import WORKING_BYTES, Patterns, undisturbed
+from vivit_bench.curvature.minibatch import Patterns, undisturbed
 from vivit_bench.curvature.options import (
     Approximation,
     Blocks,
@@ -65,7 +65,7 @@ def explain(
     blocks: BlockPatterns = Blocks.NONE,
     params: Patterns | None = None,
     certify: Certify = True,
-    working_bytes: int = WORKING_BYTES,
+    working_bytes: int | None = None,
     memory: int | Memory | None = None,
 ) -> Explanation:
     """The plan of a request: every layer's contraction, passes, memory, FLOPs, expected seconds.
@@ -145,7 +145,7 @@ def least_memory(
     blocks: BlockPatterns = Blocks.NONE,
     params: Patterns | None = None,
     certify: bool = True,
-    working_bytes: int = WORKING_BYTES,
+    working_bytes: int | None = None,
 ) -> int:
     """The least ``memory`` with which a request is not refused, without computing.
 

@@ -24,20 +24,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.grad import conv1d_weight, conv2d_weight, conv3d_weight
 
-from vivit_bench.curvature.kernels import add_lower, for_each, unfold
+from vivit_bench.curvature.kernels import add_lower, for_each, product_block, unfold
 from vivit_bench.curvature.route import GraphChanged, UseShape
 from vivit_bench.curvature.rules import LINEAR, Saved
+from vivit_bench.curvature.tuning import expand_bytes, tile_bytes
 
 Direction = dict[nn.Parameter, Tensor]
 """A vector in parameter space, parameter -> tensor of its shape."""
-
-PAIRS_TILE_BYTES = 2 * 2**20
-"""Size of each of the sample-pair contraction's intermediates, per thread; smaller ones are
-slower (conv3 of 3c3d: 0.5 MiB 0.59 s, 1 MiB 0.38 s, 2 MiB 0.33 s, 4 MiB 0.36 s)."""
-
-
-EXPAND_BYTES = 4 * 2**20
-"""What expanding cotangents into V takes beside them, unless one sample takes more."""
 
 
 class Contraction(StrEnum):
@@ -131,6 +124,7 @@ class ExplicitFactor(WholeFactor):
         num_samples: N.
         num_columns: c.
         uses: The unit's.
+        chunk_bytes: Bounds what expanding cotangents takes.
         part: Entries of the unit's parameters, in their order; None: all.
     """
 
@@ -140,10 +134,12 @@ class ExplicitFactor(WholeFactor):
         num_samples: int,
         num_columns: int,
         uses: Sequence[UseShape],
+        chunk_bytes: int,
         part: slice | None = None,
     ):
         super().__init__(parameters, num_samples, num_columns)
         self._uses = uses
+        self._chunk_bytes = chunk_bytes
         self._entries: dict[nn.Parameter, slice] = {}
         """Of each parameter that has any in the part."""
         self._slices: dict[nn.Parameter, slice] = {}
@@ -166,7 +162,8 @@ class ExplicitFactor(WholeFactor):
         use = self._uses[number]
         roles = {name: role for name, role in use.roles.items() if role.parameter in self._slices}
         count = len(cotangents)
-        step = max(EXPAND_BYTES // expanding_bytes(self.parameters, use, cotangents.shape[1]), 1)
+        most = expand_bytes(cotangents.device, 2 * self._chunk_bytes)
+        step = max(most // expanding_bytes(self.parameters, use, cotangents.shape[1]), 1)
         for first in range(0, count, step):
             few = slice(first, min(first + step, count))
             tensors = {k: t if len(t) < count else t[few] for k, t in saved.tensors.items()}
@@ -419,7 +416,7 @@ class AffineFactor(WholeFactor):
         """
         bias = float(self._has_bias)
         c, d = self.num_columns, other.num_columns
-        block = max(512 // max(c, 1), 1)
+        block = product_block(c, out.device)
         u, patches = self._unfolded(slice(None)).flatten(1), other._unfolded(slice(None)).flatten(1)
         s = other.s.flatten(1).view(other.rows, -1)
         for start in range(0, self.num_samples, block):
@@ -438,7 +435,7 @@ class AffineFactor(WholeFactor):
         """
         outputs, positions = self.s.shape[2:]
         n, m = self.num_samples, other.num_samples
-        itemsize, target = self.s.element_size(), PAIRS_TILE_BYTES
+        itemsize, target = self.s.element_size(), tile_bytes(out.device, 2 * self.chunk_bytes)
         product_bytes = other.num_columns * outputs * positions * itemsize
         columns = max(target // product_bytes, 1)
         patch = self._channels * self._kernel

@@ -14,6 +14,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from vivit_bench.curvature.tuning import tuning
+
 T = TypeVar("T")
 
 
@@ -53,12 +55,18 @@ def for_each(work: Callable[[T], None], items: Iterable[T], device: torch.device
             other.result()
 
 
-def row_block(rows: int) -> int:
+def row_block(rows: int, device: torch.device) -> int:
     """Rows of a Gram matrix that are computed together.
 
     Small blocks waste less above the diagonal, large ones run at a higher rate.
     """
-    return min(max(rows // 8, 128), 512)
+    fewest, most = tuning(device).row_block
+    return min(max(rows // 8, fewest), most)
+
+
+def product_block(columns: int, device: torch.device) -> int:
+    """Samples, of so many columns each, whose rows of a Gram matrix are computed together."""
+    return max(tuning(device).row_block[1] // max(columns, 1), 1)
 
 
 def add_lower(gram: Tensor, v: Tensor) -> None:
@@ -71,7 +79,7 @@ def add_lower(gram: Tensor, v: Tensor) -> None:
         v: [M, d].
     """
     rows = len(gram)
-    block = row_block(rows)
+    block = row_block(rows, gram.device)
 
     def add(start: int) -> None:
         stop = min(start + block, rows)

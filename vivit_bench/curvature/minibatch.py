@@ -16,13 +16,10 @@ from vivit_bench.curvature.loss_checks import check_loss, check_targets
 from vivit_bench.curvature.loss_factor import LossFactor, loss_factor
 from vivit_bench.curvature.options import Approximation
 from vivit_bench.curvature.results import BatchInfo
+from vivit_bench.curvature.tuning import default_working_bytes
 from vivit_bench.errors import UsageError, VivitBenchError, describe, is_out_of_memory
 from vivit_bench.precision import ieee_float32
 from vivit_bench.trees import Tree, leaves, map_tree, num_samples
-
-WORKING_BYTES = 48 * 2**20
-"""Default working-memory target of one micro-batch's backpropagation; a chunk of V
-takes at most half of it."""
 
 Patterns = str | Sequence[str]
 """Names of parameters, with ``*`` and ``?`` as in a shell."""
@@ -176,7 +173,7 @@ def check_request(
     approximation: Approximation,
     *,
     params: Patterns | None = None,
-    working_bytes: int = WORKING_BYTES,
+    working_bytes: int | None = None,
 ) -> tuple[MiniBatch, Tensor]:
     """Check a request, with one forward pass of one sample.
 
@@ -187,7 +184,7 @@ def check_request(
         targets: [N, ...].
         approximation: Which GGN.
         params: Names of the parameters that count; None: all that require gradients.
-        working_bytes: Memory target of one micro-batch.
+        working_bytes: Memory target of one micro-batch; None: the device's.
 
     Returns:
         The request, and the first sample's output with its graph.
@@ -200,7 +197,9 @@ def check_request(
     _check_model(model, names)
     first = next(iter(names))
     inputs, targets = _check_data(inputs, targets, first)
-    if isinstance(working_bytes, bool) or not isinstance(working_bytes, int) or working_bytes < 1:
+    if working_bytes is None:
+        working_bytes = default_working_bytes(first.device)
+    elif isinstance(working_bytes, bool) or not isinstance(working_bytes, int) or working_bytes < 1:
         raise UsageError(f"working_bytes is {working_bytes!r}; it must be a whole number above 0")
     if first.device.type == "cpu":
         _let_allocator_keep_memory()

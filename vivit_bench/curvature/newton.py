@@ -11,7 +11,6 @@ from vivit_bench.curvature.factors import Direction
 from vivit_bench.curvature.matrix_free import newton_step_matrix_free
 from vivit_bench.curvature.method import compute_by
 from vivit_bench.curvature.minibatch import (
-    WORKING_BYTES,
     MiniBatch,
     Patterns,
     blamed_on_model,
@@ -57,7 +56,7 @@ def newton_step(
     params: Patterns | None = None,
     with_gradient: bool = False,
     certify: Certify = True,
-    working_bytes: int = WORKING_BYTES,
+    working_bytes: int | None = None,
     memory: int | Memory | None = None,
     method: Method | str = Method.AUTO,
     tolerance: float | None = None,
@@ -278,7 +277,7 @@ def inverse_product(
     blocks: BlockPatterns = Blocks.NONE,
     params: Patterns | None = None,
     certify: Certify = True,
-    working_bytes: int = WORKING_BYTES,
+    working_bytes: int | None = None,
     memory: int | Memory | None = None,
 ) -> list[list[Tensor]]:
     """(G + d I)^-1 x = 1/d [x - V (d I + Gt)^-1 V^T x] for some vectors x.

@@ -3,7 +3,8 @@
 Without a bound the fastest way is taken: one pass over the mini-batch collects all layers, and
 dense solvers work on copies. Where memory presses, in this order:
 
-* eigenproblems are solved in the Gram matrix's own memory (one core less, several times slower);
+* eigenproblems are solved in the Gram matrix's own memory (one core less, several times slower),
+  which for a GPU's matrix is the CPU's: the device holds it once, where its solver holds six;
 * layers are collected in several passes over the mini-batch, each as much as fits; a layer that
   does not fit alone is cut at its output channels, because V^T V is a sum over parameters. The
   passes' cost grows in proportion to what is kept over what there is room for;
@@ -21,8 +22,6 @@ from math import ceil
 import torch
 
 from vivit_bench.curvature.factors import (
-    EXPAND_BYTES,
-    PAIRS_TILE_BYTES,
     AffineFactor,
     Contraction,
     ExplicitFactor,
@@ -32,6 +31,7 @@ from vivit_bench.curvature.factors import (
 from vivit_bench.curvature.minibatch import MiniBatch
 from vivit_bench.curvature.options import Blocks, Goal, Memory
 from vivit_bench.curvature.route import Route
+from vivit_bench.curvature.tuning import expand_bytes, largest_rows, tile_bytes, tuning
 from vivit_bench.curvature.units import (
     BlockPatterns,
     BlockPlan,
@@ -96,7 +96,9 @@ class Piece:
         unit = self.unit
         shapes = [route.uses[number] for number in unit.uses]
         if self.contraction is Contraction.EXPLICIT:
-            return ExplicitFactor(unit.parameters, num_samples, num_columns, shapes, self.part)
+            return ExplicitFactor(
+                unit.parameters, num_samples, num_columns, shapes, chunk_bytes, self.part
+            )
         return AffineFactor(
             unit.parameters,
             num_samples,
@@ -132,7 +134,7 @@ class Plan:
     working_bytes: int
     """Memory target of one micro-batch; a chunk of V takes at most half of it."""
     in_place: frozenset[BlockPlan] = frozenset()
-    """Blocks whose matrix is solved in its own memory."""
+    """Blocks whose matrix is solved in its own memory, by the CPU."""
     lean: bool = False
     """Factors are freed as soon as their Gram matrix is formed: gradients, and vectors V w of
     diagonal blocks, come from passes of their own."""
@@ -164,6 +166,13 @@ class Plan:
         """Of the stage that solves a block's matrix."""
         name = "eigenvalues" if self.goal is Goal.EIGENVALUES else "solver"
         return f"{name} of {block.name}" if block.name else name
+
+    @property
+    def rows_on_cpu(self) -> int:
+        """Of the largest matrix that is ever in the CPU's memory."""
+        here = [unit.parameters[0].device.type == "cpu" for unit in self.units[:1]]
+        blocks = self.blocks if all(here) else self.in_place
+        return max((block.size for block in blocks), default=0)
 
     def within(self, collecting: int, most: int) -> bool:
         """Whether no stage takes more than ``most``, and none that collects more than that."""
@@ -371,7 +380,7 @@ class _Planner:
             for block in self.blocks
             for unit in block.units[::-1]
         )
-        return self._made([whole], frozenset(), lean=False)
+        return self._made([whole], self._solved_in_place(None), lean=False)
 
     def leanest(self) -> Plan:
         """A plan with the peak of the leanest one, that collects a part of each unit alone."""
@@ -387,15 +396,21 @@ class _Planner:
                     passes.append((replace(largest),))
         return self._made(passes, self._solved_in_place(0), lean=True)
 
-    def _solved_in_place(self, target: int) -> frozenset[BlockPlan]:
-        """Blocks whose solver's copies do not fit, and that take less in their own memory."""
-        if self.batch.device.type != "cpu":
-            return frozenset()
+    def _solved_in_place(self, target: int | None) -> frozenset[BlockPlan]:
+        """Blocks whose solver's copies do not fit, and that take less in their own memory.
+
+        And those that are too large for a device's solver.
+        """
+        most = largest_rows(self.batch.device)
         return frozenset(
             block
             for block in self.blocks
-            if self._beside + self._solving(block, False) > target
-            and self._solving(block, True) < self._solving(block, False)
+            if block.size > most
+            or (
+                target is not None
+                and self._beside + self._solving(block, False) > target
+                and self._solving(block, True) < self._solving(block, False)
+            )
         )
 
     def _made(
@@ -466,6 +481,10 @@ class _Planner:
                 break
             count = max(count + 1, int(count * 1.1))
         return _cut_unit(unit, count)
+
+    @property
+    def _on_cpu(self) -> bool:
+        return self.batch.device.type == "cpu"
 
     @property
     def _base(self) -> int:
@@ -547,7 +566,10 @@ class _Planner:
         yield Stage(plan.solver_name(block), held + self._solving(block, in_place))
         if not self.goal.lifts or block.in_parameter_space:
             return
-        matrix = _triangle(block.size, 8, self.batch.device) if in_place else 8 * block.size**2
+        if not in_place:
+            matrix = 8 * block.size**2
+        else:
+            matrix = _triangle(block.size, 8, self.batch.device) if self._on_cpu else 0
         if plan.keeps_factors:
             pieces = [piece for unit in block.units for piece in plan.pieces(unit)]
             lifting = self._vectors(block) + max(map(self._combining, pieces))
@@ -592,7 +614,8 @@ class _Planner:
         for piece in explicit:
             for number in piece.unit.uses:
                 one = expanding_bytes(piece.unit.parameters, route.uses[number], width)
-                expanding = min(max(EXPAND_BYTES // one, 1), step) * one
+                most = expand_bytes(batch.device, batch.working_bytes)
+                expanding = min(max(most // one, 1), step) * one
                 putting = max(putting, graph + step * width * self._output(number) + expanding)
         found = max(written + max(self._forward(step), backward), kept + putting)
         if self._comes_along or (self.goal.lifts and not batch.gradients_in_range):
@@ -666,12 +689,14 @@ class _Planner:
             case Contraction.EXPLICIT:
                 return 0
             case Contraction.GRAM_PRODUCT:
-                return 512 * (rows + batch.num_samples) * itemsize
+                most = tuning(batch.device).row_block[1]
+                return most * (rows + batch.num_samples) * itemsize
             case Contraction.PAIRS:
                 product = batch.factor.num_columns * kept.positions * piece.size * itemsize
-                tiles = 6 * PAIRS_TILE_BYTES
-                if product > PAIRS_TILE_BYTES:  # one tile at a time
-                    tiles = product + 2 * PAIRS_TILE_BYTES
+                tile = tile_bytes(batch.device, batch.working_bytes)
+                tiles = 6 * tile
+                if product > tile:  # one tile at a time
+                    tiles = product + 2 * tile
                 patch = self.route.uses[piece.unit.uses[0]].saved["input"][1] * kept.kernel
                 patches = batch.num_samples * kept.positions * patch * itemsize
                 if patches > batch.working_bytes // 2:  # made again for every tile
@@ -688,13 +713,18 @@ class _Planner:
     def _forming(self, block: BlockPlan) -> int:
         """Memory of a block's matrix before it is solved."""
         m, itemsize = block.size, self.batch.dtype.itemsize
-        whole_blocks = m * min(m, 512) // 2 * itemsize  # on the diagonal
+        widest = tuning(self.batch.device).row_block[1]
+        whole_blocks = m * min(m, widest) // 2 * itemsize  # on the diagonal
         formed = _triangle(m, itemsize, self.batch.device) + whole_blocks
-        return min(formed, m * m * (8 if self.batch.device.type == "cpu" else itemsize))
+        return min(formed, m * m * (8 if self._on_cpu else itemsize))
 
     def _solving(self, block: BlockPlan, in_place: bool) -> int:
         """Memory of a block's matrix and its solver."""
         m = block.size
+        if not self._on_cpu:
+            if in_place:
+                return m * m * self.batch.dtype.itemsize
+            return int((16.5 if self.goal is Goal.INVERSE else _DIRECT_ON_DEVICE) * m * m)
         if not in_place:
             return int(_DIRECT[self.goal] * m * m)
         if self.goal is Goal.EIGENVALUES:
@@ -711,6 +741,9 @@ _DIRECT = {
     Goal.INVERSE: 20.0,
 }
 """Bytes over m^2 that a matrix and its solver take, where the solver may make copies."""
+_DIRECT_ON_DEVICE = 48.2
+"""The same of cuSOLVER's syevd under PyTorch 2.11, with and without eigenvectors (measured at
+m = 1,152 to 33,000)."""
 
 
 def _triangle(m: int, itemsize: int, device: torch.device) -> int:

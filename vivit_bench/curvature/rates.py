@@ -62,14 +62,14 @@ def solver_rate(rows: int, goal: Goal, in_place: bool, device: torch.device, thr
     Args:
         rows: Of the matrix that is to be solved.
         goal: What it is solved for.
-        in_place: In its own memory.
+        in_place: In its own memory, by the CPU.
         device: Where it is.
         threads: CPU threads.
     """
     few = min(rows, SOLVER_ROWS)
     generator = torch.Generator().manual_seed(0)
     v = torch.randn(few, few, generator=generator, dtype=torch.float64)
-    matrix = (v @ v.t() / few).to(device)
+    matrix = (v @ v.t() / few).to("cpu" if in_place else device)
     right = matrix[:, :1].clone()
 
     def solve() -> None:

@@ -12,7 +12,6 @@ from vivit_bench.curvature.capture import GraphChanged
 from vivit_bench.curvature.certificate import Certifier, Certify, LayersDisagree
 from vivit_bench.curvature.checks import Checks
 from vivit_bench.curvature.minibatch import (
-    WORKING_BYTES,
     MiniBatch,
     Patterns,
     check_request,
@@ -44,7 +43,7 @@ class Request:
     blocks: BlockPatterns = Blocks.NONE
     params: Patterns | None = None
     certify: Certify = True
-    working_bytes: int = WORKING_BYTES
+    working_bytes: int | None = None
     memory: int | Memory | None = None
     goal: Goal = Goal.EIGENVALUES
     drop_trace: float | None = None
@@ -178,7 +177,7 @@ def run(
                 del outputs
                 plan = _plan(request, batch, route)
                 batch = replace(batch, working_bytes=plan.working_bytes)
-                check_room(max(block.size for block in plan.blocks), batch.device)
+                check_room(plan.rows_on_cpu)
                 sweep = sweep_curvature(batch, plan, with_gradient=with_gradient)
                 dropped = None
                 if request.drop_trace is not None:

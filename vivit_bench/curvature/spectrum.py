@@ -10,7 +10,7 @@ from vivit_bench.curvature.checks import Watch
 from vivit_bench.curvature.factors import Direction
 from vivit_bench.curvature.matrix_free import lanczos_eigenvalues
 from vivit_bench.curvature.method import compute_by
-from vivit_bench.curvature.minibatch import WORKING_BYTES, Patterns, undisturbed
+from vivit_bench.curvature.minibatch import Patterns, undisturbed
 from vivit_bench.curvature.options import (
     Approximation,
     Blocks,
@@ -44,7 +44,7 @@ def eigenvalues(
     params: Patterns | None = None,
     with_gradient: bool = False,
     certify: Certify = True,
-    working_bytes: int = WORKING_BYTES,
+    working_bytes: int | None = None,
     memory: int | Memory | None = None,
     drop_trace: float | None = None,
 ) -> Spectrum:
@@ -69,7 +69,8 @@ def eigenvalues(
         with_gradient: Also return the gradient of the loss.
         certify: Check the result by plain autograd on two samples (True), on all, holding a
             vector of D numbers for each (``"all"``), or not at all (False).
-        working_bytes: Memory target of one micro-batch's backpropagation.
+        working_bytes: Memory target of one micro-batch's backpropagation. None: 48 MiB on the
+            CPU; on CUDA 1 GiB, or a sixteenth of a smaller card's.
         memory: Bytes that the computation may take over what the process holds; it then trades
             time for memory, or is refused. None: as much as the fastest way takes.
         drop_trace: Leave out the columns of V of smallest norm, as many as have no more than
@@ -146,7 +147,7 @@ def leading_eigenvalues(
     blocks: BlockPatterns = Blocks.NONE,
     params: Patterns | None = None,
     certify: Certify = True,
-    working_bytes: int = WORKING_BYTES,
+    working_bytes: int | None = None,
     memory: int | Memory | None = None,
     tolerance: float | None = None,
     max_products: int | None = None,
@@ -288,7 +289,7 @@ def eigenvectors(
     seed: int | None = None,
     params: Patterns | None = None,
     certify: Certify = True,
-    working_bytes: int = WORKING_BYTES,
+    working_bytes: int | None = None,
     memory: int | Memory | None = None,
 ) -> Eigenbasis:
     """Eigenvectors of the ``k`` leading eigenvalues above the cutoff (all if ``k`` is None).

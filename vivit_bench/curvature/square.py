@@ -1,4 +1,4 @@
-"""Memory of a small symmetric matrix, which on the CPU is widened to float64 where it lies.
+"""Memory of a small symmetric matrix, which the CPU widens to float64 where it lies.
 
 Only the lower triangle is ever written, and on the CPU pages that are never written take no
 memory: a float64 matrix of 8 m^2 bytes keeps 4 m^2 resident.
@@ -9,6 +9,9 @@ import sys
 
 import torch
 from torch import Tensor
+
+_ROWS = 256
+"""Rows that leave a device at a time."""
 
 
 class Square:
@@ -52,19 +55,32 @@ class Square:
             self._tensor = double
         return self._tensor
 
+    def widen_on_cpu(self) -> Tensor:
+        """Its lower triangle in float64 in the CPU's memory; a device's is given back.
 
-def check_room(m: int, device: torch.device) -> None:
+        Raises:
+            MemoryError: The CPU has none for it.
+        """
+        if self._memory is None and len(self._tensor):
+            there = self._tensor
+            here = Square(len(there), torch.float64, torch.device("cpu"))
+            for start in range(0, len(there), _ROWS):
+                stop = min(start + _ROWS, len(there))
+                here.view()[start:stop, :stop] = there[start:stop, :stop].cpu()
+            self._memory, self._tensor = here._memory, here._tensor
+        return self.widen()
+
+
+def check_room(m: int) -> None:
     """Fail before anything is computed, rather than after an hour.
 
     Args:
-        m: Rows of the largest matrix.
-        device: Where it will be.
+        m: Rows of the largest matrix in the CPU's memory.
 
     Raises:
         MemoryError: The process may not have an [m, m] matrix in float64, whatever it holds else.
     """
-    if device.type == "cpu":
-        _map(8 * m * m).close()
+    _map(8 * m * m).close()
 
 
 def _map(size: int) -> mmap.mmap:

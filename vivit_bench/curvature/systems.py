@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vivit_bench.curvature.diagonalised import Diagonalised, Solver
+from vivit_bench.curvature.diagonalised import Diagonalised, Elsewhere, Solver
 from vivit_bench.curvature.factors import Direction, ExplicitFactor, Factor
 from vivit_bench.curvature.kernels import add_lower, mirror_lower
 from vivit_bench.curvature.passes import Sweep, pull
@@ -61,11 +61,21 @@ class System(ABC):
     def _in_place(self) -> bool:
         return self.block in self.work.plan.in_place
 
+    def _widened(self) -> Tensor:
+        """The matrix in float64, where it is solved."""
+        return self._square.widen_on_cpu() if self._in_place else self._square.widen()
+
+    def _diagonalised(self, matrix: Tensor) -> Solver:
+        if not self._in_place:
+            return Diagonalised(matrix)
+        solver, device = Tridiagonal(matrix), self.work.batch.device
+        return solver if device.type == "cpu" else Elsewhere(solver, device)
+
     def eigenvalues(self) -> Tensor:
         """The min(M, D) that can be non-zero, [K] float64 on the CPU, descending."""
         checks = self.work.checks
         squares = _squared_norm(self._square.view()) if checks.active else 0.0
-        matrix = self._square.widen()
+        matrix = self._widened()
         with threads_for(len(matrix), ONE_THREAD_ROWS):
             if self._in_place:
                 values = eigenvalues_in_place(matrix).flip(0)
@@ -78,10 +88,10 @@ class System(ABC):
     def eigenpairs(self, cutoff: float) -> "Eigenpairs":
         """Eigenvalues above the cutoff, and above rounding, and what belongs to them."""
         rounding = torch.finfo(self.work.batch.dtype).eps
-        matrix = self._square.widen()
+        matrix = self._widened()
         # Eigenvectors spend more of their time in matrix products, which gain from threads.
         with threads_for(len(matrix), ONE_THREAD_ROWS // 3):
-            solver = Tridiagonal(matrix) if self._in_place else Diagonalised(matrix)
+            solver = self._diagonalised(matrix)
         values = solver.values
         least = max(cutoff, rounding * values[-1].item()) if len(values) else cutoff
         return Eigenpairs(self, solver, int((values <= least).sum()))
@@ -120,9 +130,9 @@ class System(ABC):
 
     def _solve(self, damping: float, right: Tensor) -> Tensor:
         """(matrix + d I)^-1 b in float64, [m, R]."""
-        matrix = self._square.widen()
+        matrix = self._widened()
         if self._in_place:
-            weights = cholesky_solve_in_place(matrix, damping, right)
+            weights = cholesky_solve_in_place(matrix, damping, right.cpu()).to(right.device)
         else:
             weights = _cholesky_solve(matrix, damping, right)
         self.work.checks.solved(weights, right, damping)
@@ -406,6 +416,7 @@ def _cholesky_solve(matrix: Tensor, damping: float, right: Tensor) -> Tensor:
     factor, failed = torch.linalg.cholesky_ex(matrix)
     if not failed:
         return torch.cholesky_solve(right, factor)
+    del factor
     # Rounding made an eigenvalue smaller than -damping.
     values, vectors = torch.linalg.eigh(matrix)
     return vectors @ ((vectors.t() @ right) / values.clamp(min=damping).unsqueeze(1))

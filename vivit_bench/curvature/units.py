@@ -12,11 +12,8 @@ from vivit_bench.curvature.minibatch import MiniBatch, Patterns, check_patterns
 from vivit_bench.curvature.options import Blocks, parse_choice
 from vivit_bench.curvature.route import Route, UseShape
 from vivit_bench.curvature.rules import LINEAR, Tier
+from vivit_bench.curvature.tuning import tuning
 from vivit_bench.errors import UsageError
-
-PAIRS_WEIGHT = 1.25
-"""Time of a FLOP in the sample-pair contraction over one in a large matrix product:
-its products are small (measured on the layers of 3c3d and All-CNN-C)."""
 
 BlockPatterns = Blocks | str | Mapping[str, Patterns]
 """The block structure: ``none``, ``layer``, or block name -> patterns of parameter names."""
@@ -73,7 +70,8 @@ class UnitPlan:
     def contraction_in(self, parts: int) -> Contraction:
         """How to contract it in several parts: what each does anew counts several times."""
         pairs = self.flops + (parts - 1) * self.kept.repeated_flops
-        if self.contraction is Contraction.PAIRS and PAIRS_WEIGHT * pairs > self.kept.chunk_flops:
+        weight = tuning(self.parameters[0].device).pairs_weight
+        if self.contraction is Contraction.PAIRS and weight * pairs > self.kept.chunk_flops:
             return Contraction.CHUNKS
         return self.contraction
 
@@ -314,7 +312,7 @@ def _plan_affine(
         flops = float(n) ** 2 * patch + float(rows) ** 2 * outputs
         return unit(Contraction.GRAM_PRODUCT, flops, "one output position")
     pairs = repeated + float(n) * rows * outputs * positions**2 + float(rows) ** 2 * out_size
-    if groups == 1 and PAIRS_WEIGHT * pairs < chunks:
+    if groups == 1 and tuning(batch.device).pairs_weight * pairs < chunks:
         return unit(Contraction.PAIRS, pairs, f"{chunks / pairs:.1f}x fewer FLOPs than chunks")
     if rows * size <= factors:
         return unit(Contraction.EXPLICIT, chunks, "V is smaller than its factors")

@@ -148,6 +148,6 @@ def _plan_lines(explanation: "Explanation") -> Iterator[str]:
         for number, pieces in enumerate(explanation.passes, 1):
             yield f"pass {number} of {len(explanation.passes)}: {', '.join(pieces)}"
     if explanation.in_place:
-        yield f"solved in the matrix's own memory: {', '.join(explanation.in_place)}"
+        yield f"solved by the CPU in the matrix's own memory: {', '.join(explanation.in_place)}"
     peak = explanation.peak
     yield f"most memory over what the process holds before: {_size(peak.bytes)}, at '{peak.name}'"
