@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any, cast
 from unittest import mock
 
@@ -376,6 +376,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "mem_get_info": lambda device=None: (FREE_BYTES, TOTAL_BYTES),
     "memory_allocated": lambda device=None: 0,
     "memory_reserved": lambda device=None: 0,
+    "get_device_properties": lambda device=None: SimpleNamespace(total_memory=TOTAL_BYTES),
 }
 
 

@@ -109,8 +109,9 @@ def times_lower(matrix: Tensor, vector: Tensor) -> Tensor:
     In row blocks, so that no second matrix is made; float64.
     """
     out = torch.zeros_like(vector)
-    for start in range(0, len(matrix), 256):
-        stop = min(start + 256, len(matrix))
+    block = tuning(matrix.device).row_block[1] // 2
+    for start in range(0, len(matrix), block):
+        stop = min(start + block, len(matrix))
         rows = matrix[start:stop, :stop].to(torch.float64, copy=True)
         rows[:, start:] = rows[:, start:].tril()
         out[start:stop] += rows @ vector[:stop]

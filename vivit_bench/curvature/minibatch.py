@@ -132,13 +132,23 @@ class MiniBatch:
             solver_dtype="float64",
         )
 
-    def forward(self, samples: slice | list[int], *, graph: bool = True) -> Tensor:
+    def forward(
+        self, samples: slice | list[int], *, graph: bool = True, check: bool = True
+    ) -> Tensor:
         """Model outputs of some samples, with a graph whose backward passes are made faster.
 
         They are to be run inside `hastened` as well.
+
+        Args:
+            samples: Which ones.
+            graph: Whether there is one.
+            check: Whether they are checked at once, for which a GPU is waited for.
         """
         with self.hastened():
-            return self.plain_forward(samples, graph=graph)
+            outputs = self._forward(samples, graph)
+        if check:
+            self.check_outputs(outputs, samples)
+        return outputs
 
     def hastened(self) -> AbstractContextManager[None]:
         """What `forward` does to the model; a checkpoint runs parts of it in backward passes."""
@@ -150,19 +160,35 @@ class MiniBatch:
         Raises:
             UsageError: They are not finite.
         """
+        outputs = self._forward(samples, graph)
+        self.check_outputs(outputs, samples)
+        return outputs
+
+    def _forward(self, samples: slice | list[int], graph: bool) -> Tensor:
         with torch.set_grad_enabled(graph), blamed_on_model("the model's forward pass"):
             outputs: Tensor = self.model(_copied(self.inputs, samples))
         if graph and self.has_batch_norm:
             mend_batch_norm(outputs)
-        if not outputs.isfinite().all():
-            named = (
-                f"{samples.start}..{samples.stop - 1}" if isinstance(samples, slice) else samples
-            )
-            raise UsageError(
-                f"model outputs of samples {named} are not finite; check the parameters and "
-                "inputs for NaN or overflow"
-            )
         return outputs
+
+    def check_outputs(self, outputs: Tensor, samples: slice | list[int]) -> None:
+        """Refuse outputs that are not finite.
+
+        Args:
+            outputs: [n, ...].
+            samples: Which ones they are of.
+
+        Raises:
+            UsageError: It names the first such sample.
+        """
+        if outputs.isfinite().all():
+            return
+        bad = int((~outputs.isfinite()).flatten(1).any(1).nonzero()[0])
+        number = samples.start + bad if isinstance(samples, slice) else samples[bad]
+        raise UsageError(
+            f"the model's output of sample {number} is not finite; check the parameters and "
+            "inputs for NaN or overflow"
+        )
 
 
 def check_request(

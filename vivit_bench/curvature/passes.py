@@ -83,7 +83,7 @@ class Sweep:
         cuts = _pieces(batch, plan, uses, num_samples, columns, per_sample=True)
         with batch.hastened():
             for samples, slices in cuts:
-                outputs = batch.forward(samples)
+                outputs = batch.forward(samples, check=False)
                 kept.append(outputs.detach())
                 reading = route.read(batch, outputs)
                 s = self._columns_of(kept[-1], samples)
@@ -93,7 +93,9 @@ class Sweep:
                 del found, s
                 if gradient is not None:
                     _add_gradient(batch, gradient, outputs, samples)
-        return factors, torch.cat(kept)
+        found_outputs = torch.cat(kept)
+        batch.check_outputs(found_outputs, slice(0, num_samples))
+        return factors, found_outputs
 
 
 def curvature_columns(batch: MiniBatch) -> ColumnsOf:
@@ -220,13 +222,14 @@ def complete(
     outputs = [sweep.outputs]
     for samples in _micro_batches(batch, plan, first):
         missing = with_gradient and gradient is None
-        found = batch.forward(samples, graph=missing)
+        found = batch.forward(samples, graph=missing, check=False)
         if missing:
             assert total is not None
             _add_gradient(batch, total, found, samples)
         if samples.stop > known:
             outputs.append(found.detach()[max(known - samples.start, 0) :])
     together = torch.cat(outputs)
+    batch.check_outputs(together, slice(0, batch.batch_size))
     return Totals(batch.factor.value(together), together, total)
 
 
@@ -248,7 +251,7 @@ def pull(
     sums: list[Direction] = [{} for _ in range(count)]
     with batch.hastened():
         for samples in _micro_batches(batch, plan, 0, batch.num_samples):
-            outputs = batch.forward(samples)
+            outputs = batch.forward(samples, check=False)  # as they were checked before
             columns = columns_of(outputs.detach(), samples).double()
             columns = columns.reshape(*columns.shape[:2], -1)
             products = torch.einsum("ncf,ncr->rnf", columns, weights[samples])

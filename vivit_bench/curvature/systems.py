@@ -28,6 +28,7 @@ from vivit_bench.curvature.solvers import (
     eigenvalues_in_place,
 )
 from vivit_bench.curvature.square import Square
+from vivit_bench.curvature.tuning import tuning
 from vivit_bench.curvature.units import BlockPlan
 from vivit_bench.errors import UsageError
 
@@ -424,13 +425,14 @@ def _cholesky_solve(matrix: Tensor, damping: float, right: Tensor) -> Tensor:
 
 def _squared_norm(matrix: Tensor) -> float:
     """||A||_F^2 of a symmetric matrix, of which the lower triangle is valid."""
-    total = 0.0
-    for start in range(0, len(matrix), 512):
-        rows = matrix[start : start + 512, : start + 512].double()
+    total = torch.zeros((), dtype=torch.float64, device=matrix.device)
+    block = tuning(matrix.device).row_block[1]
+    for start in range(0, len(matrix), block):
+        rows = matrix[start : start + block, : start + block].double()
         square = rows[:, start:]
-        total += 2 * rows[:, :start].square().sum().item()
-        total += 2 * square.tril(-1).square().sum().item() + square.diagonal().square().sum().item()
-    return total
+        total += 2 * rows[:, :start].square().sum()
+        total += 2 * square.tril(-1).square().sum() + square.diagonal().square().sum()
+    return total.item()
 
 
 @contextmanager

@@ -34,7 +34,7 @@ CPU = Tuning(
 # Kernels are launched one by one: work that is cut as for a CPU's caches is all launches.
 CUDA = Tuning(
     working_bytes=1024 * MIB,
-    tile_bytes=64 * MIB,
+    tile_bytes=128 * MIB,
     expand_bytes=256 * MIB,
     pairs_weight=1.25,
     row_block=(512, 2048),
@@ -59,7 +59,7 @@ def default_working_bytes(device: torch.device) -> int:
 
 def tile_bytes(device: torch.device, working_bytes: int) -> int:
     """Size of a sample-pair tile; smaller where a plan makes micro-batches smaller."""
-    return min(tuning(device).tile_bytes, max(working_bytes // 16, CPU.tile_bytes))
+    return min(tuning(device).tile_bytes, max(working_bytes // 8, CPU.tile_bytes))
 
 
 def expand_bytes(device: torch.device, working_bytes: int) -> int:
