@@ -742,7 +742,7 @@ def test_parametrised_layers_keep_their_name() -> None:
     [
         {"mc_samples": "2"}, {"curvature": "mc", "mc_samples": 1.5}, {"seed": 1.5}, {"seed": -1},
         {"seed": 2**64}, {"blocks": {"a": 1}}, {"blocks": "rows"}, {"blocks": 3}, {"params": []},
-        {"params": 1}, {"params": [1]}, {"working_bytes": 0}, {"working_bytes": None},
+        {"params": 1}, {"params": [1]}, {"working_bytes": 0}, {"working_bytes": 1.5},
         {"certify": "some"}, {"damping": "a"}, {"damping": None}, {"damping": -1.0},
         {"damping": lambda g, c: 1.0}, {"damping": lambda g, c: c}, {"damping": lambda g: g},
         {"damping": lambda g, c: -c.mean(0)}, {"cutoff": "a"}, {"cutoff": True},

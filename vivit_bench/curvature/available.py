@@ -1,13 +1,25 @@
-"""The memory that this machine has left; without torch, for processes that do without it."""
+"""The memory that is left; of this machine without torch, for processes that do without it."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
+
+if TYPE_CHECKING:
+    import torch
 
 
 def available_memory() -> int:
     """Bytes of memory a new process can use now, under the control group's limit if any."""
     return min([psutil.virtual_memory().available, *_cgroup_headroom(Path("/sys/fs/cgroup"))])
+
+
+def device_memory(device: "torch.device") -> int:
+    """Bytes of a CUDA device that this process can use now, those its allocator keeps included."""
+    import torch
+
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept
 
 
 def _cgroup_headroom(root: Path) -> list[int]:

@@ -4,10 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
-import torch
 from torch import nn
 
-from vivit_bench.curvature.available import available_memory
+from vivit_bench.curvature.available import available_memory, device_memory
 from vivit_bench.curvature.options import Memory, Method, memory_of, parse_choice
 from vivit_bench.curvature.plan import DoesNotFit, size_text
 from vivit_bench.curvature.results import Choice, LeadingEigenvalues, NewtonStep
@@ -95,6 +94,4 @@ def _available(model: nn.Module) -> int:
     parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
     if parameter is None or parameter.device.type != "cuda":
         return available_memory()
-    device = parameter.device
-    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + cached
+    return device_memory(parameter.device)

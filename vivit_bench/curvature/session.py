@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from vivit_bench.curvature.available import device_memory
 from vivit_bench.curvature.capture import GraphChanged
 from vivit_bench.curvature.certificate import Certifier, Certify, LayersDisagree
 from vivit_bench.curvature.checks import Checks
@@ -212,12 +213,16 @@ def checked(request: Request) -> tuple[MiniBatch, Tensor]:
 
 
 def _plan(request: Request, batch: MiniBatch, route: Route) -> Plan:
+    memory = memory_of(request.memory)
+    if memory is None and batch.device.type == "cuda" and request.drop_trace is None:
+        # A device's solver holds the matrix six times: where that is too much, the CPU's is used.
+        memory = Memory(max(device_memory(batch.device), 1), strict=False)
     return make_plan(
         batch,
         route,
         request.blocks,
         request.goal,
-        memory_of(request.memory),
+        memory,
         request.certify is not False,
     )
 

@@ -72,7 +72,8 @@ def eigenvalues(
         working_bytes: Memory target of one micro-batch's backpropagation. None: 48 MiB on the
             CPU; on CUDA 1 GiB, or a sixteenth of a smaller card's.
         memory: Bytes that the computation may take over what the process holds; it then trades
-            time for memory, or is refused. None: as much as the fastest way takes.
+            time for memory, or is refused. None: as much as the fastest way takes; on CUDA what
+            is free there.
         drop_trace: Leave out the columns of V of smallest norm, as many as have no more than
             this trace together: no eigenvalue becomes smaller by more than their trace (see
             ``Dropped``). Most columns of a trained network are tiny. None: all are used.
