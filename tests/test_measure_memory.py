@@ -1,7 +1,9 @@
 """Sizes, budgets, devices, and readings of this process's own memory."""
 
+import gc
 import mmap
 import subprocess
+import weakref
 from pathlib import Path
 
 import pytest
@@ -218,6 +220,24 @@ def test_a_cuda_budget_is_a_fraction_of_the_device_over_the_idle_process(cuda: F
         allowed_bytes=4_800 * MIB,
     )
     assert cuda.fractions == [0.5, 1.0]
+
+
+def test_what_the_warm_up_left_in_cycles_is_gone_before_the_idle_device_is_read(
+    cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would be freed at some time during the work, and the peak over it too small."""
+    left = FakeCuda()
+    left.__dict__["itself"] = left
+    watched = weakref.ref(left)
+    seen: list[object] = []
+    monkeypatch.setattr(cuda, "empty_cache", lambda: seen.append(watched()))
+    gc.disable()
+    try:
+        del left
+        DeviceMeter(None, "cuda:0").start()
+    finally:
+        gc.enable()
+    assert seen == [None]
 
 
 def test_without_a_budget_a_cuda_device_is_read_and_not_limited(cuda: FakeCuda) -> None:
