@@ -42,7 +42,10 @@ def add_search(results_dir: Path, **values: Any) -> None:
     code = row.pop("code")
     identity = Identity(EXPERIMENT, "search", {**row, **facts}, {"code": code})
     before = run_module.provenance
-    run_module.provenance = lambda: {**before(), **{name: facts[name] for name in _MACHINE}}
+    run_module.provenance = lambda device: {
+        **before(device),
+        **{name: facts[name] for name in _MACHINE},
+    }
     try:
         with open_run(results_dir, identity) as run:
             run.journal(TRIALS)

@@ -162,6 +162,65 @@ class ChecksMuch(Stub):
         }
 
 
+class OnDevice(Stub):
+    """On a CUDA device that is made up: 3 GiB, 2 of them free; N is what the work takes in MiB.
+
+    Args:
+        ending: How the work ends.
+        broken: Every call of CUDA fails from then on, as after an illegal access.
+        refused: Allocations that are refused meanwhile.
+        free: MiB that other processes leave free meanwhile.
+    """
+
+    def __init__(self, ending: str, broken: bool = False, refused: int = 0, free: int = 2048):
+        import torch
+
+        super().__init__(self._on_device)
+        self._ending, self._broken, self._refused = ending, broken, refused
+        self._free_then, self._free = free, 2048
+        self._taken, self._ooms = 0, 7
+        torch.cuda = self
+
+    def _on_device(self, n: int) -> object:
+        self._taken, self._ooms = n, self._ooms + self._refused
+        self._free, self._is_broken = self._free_then, self._broken
+        return endings[self._ending](n)
+
+    _is_broken = False
+
+    def synchronize(self, device: str) -> None: ...
+
+    def empty_cache(self) -> None: ...
+
+    def reset_peak_memory_stats(self, device: str) -> None: ...
+
+    def memory_allocated(self, device: str) -> int:
+        return self._taken * MIB
+
+    max_memory_allocated = max_memory_reserved = memory_reserved = memory_allocated
+
+    def memory_stats(self, device: str) -> dict[str, int]:
+        return {"num_ooms": self._ooms}
+
+    def mem_get_info(self, device: str) -> tuple[int, int]:
+        if self._is_broken:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return self._free * MIB, 3072 * MIB
+
+    def set_per_process_memory_fraction(self, fraction: float, device: str) -> None:
+        self.mem_get_info(device)
+
+    def digest(self, result: object) -> dict[str, object]:
+        import torch
+
+        cudnn = torch.backends.cudnn
+        names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "CUDA_LAUNCH_BLOCKING")
+        return {
+            "cudnn": [cudnn.deterministic, cudnn.benchmark],
+            "environment": [os.environ.get(name) for name in names],
+        }
+
+
 def in_a_thread(ending: str) -> Stub:
     """Its main thread waits for a thread that ends badly, and then goes on as if nothing were."""
 
@@ -317,6 +376,11 @@ endings: dict[str, Callable[[int], object]] = {
             "implementation calling the backend library."
         )
     ),
+    "illegal-access": _raise(
+        RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors")
+    ),
+    "cuda-memory": _raise(RuntimeError("CUDA out of memory. Tried to allocate 9 MiB.")),
+    "cudnn-engine": _raise(RuntimeError("GET was unable to find an engine to execute this")),
     "value-error": _raise(ValueError("unsupported layer Foo")),
     "words": _raise(ValueError("the label 'CUDA out of memory' is unknown")),
     "unreadable": _raise(UnreadableError()),

@@ -9,6 +9,7 @@ import pytest
 from command_line import Run, group_runner
 from critical_batch_cases import add_gradient, add_variants
 
+from vivit_bench.critical_batch.table_s1 import SubTable
 from vivit_bench.measure import Observation, Outcome, Spec, TrialReport
 from vivit_bench.measure.protocol import Ready
 
@@ -109,6 +110,21 @@ def test_wrong_choices_are_refused_with_the_allowed_ones(
     assert outcome.code == 2
     assert allowed in outcome.err
     assert "Traceback" not in outcome.err
+
+
+def test_a_card_alone_adds_no_table_to_a_sweep(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def cells(tables: list[SubTable], *arguments: object, **options: object) -> list[object]:
+        asked.append([table.letter for table in tables])
+        return []
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("vivit_bench.critical_batch.sweep.table_cells", cells)
+    assert run("sweep").code == run("sweep", "--table", "d", "--table", "a").code == 0
+    assert asked == [["a", "b", "c"], ["d", "a"]]
+    monkeypatch.setenv("COLUMNS", "200")
+    assert "[default: (a, b and c; d only where it is asked for)]" in run("sweep", "--help").out
 
 
 def test_a_sweep_is_one_search_after_the_other(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

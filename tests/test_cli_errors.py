@@ -160,6 +160,43 @@ def test_a_wrong_request_is_one_line(run, line: str, message: str) -> None:
     assert len(said) < 1000
 
 
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("CUDA error: an illegal memory access was encountered\nCUDA kernel", "illegal memory"),
+        ("CUDA driver error: out of memory", "not enough memory for p.py:ok"),
+        ("GET was unable to find an engine to execute", "perhaps for want of memory"),
+        ("lwork (2147516418) is too large to fit into a int (4 bytes)", "arrays of this size"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("line", "function"),
+    [
+        ("curvature newton p.py:ok", "curvature.newton_step"),
+        ("curvature directional p.py:ok", "curvature.directional_derivatives"),
+        ("curvature eigenvalues p.py:ok", "curvature.leading_eigenvalues"),
+        ("curvature eigenvectors p.py:ok --output v.pt", "curvature.eigenvectors"),
+        ("curvature explain p.py:ok", "curvature.explain"),
+        ("spectrum compute p.py:ok", "curvature.eigenvalues"),
+        ("spectrum sweep p.py:ok --quiet", "curvature.eigenvalues"),
+        (TRAIN, "noise.run_noise"),
+    ],
+)
+def test_a_library_s_failure_is_one_line(
+    run, monkeypatch: pytest.MonkeyPatch, line: str, function: str, message: str, said: str
+) -> None:
+    def fails(*arguments: object, **options: object) -> None:
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(f"vivit_bench.{function}", fails)
+    batch = "--batch-size 4" if function.startswith("curvature") else ""
+    outcome = run(f"{line} {batch}")
+    assert (outcome.code, outcome.out) == (1, "")
+    (told,) = outcome.err.splitlines()
+    assert told.startswith("vivit-bench: ")
+    assert said in told
+
+
 @pytest.mark.parametrize("group", ["noise", "spectrum"])
 def test_a_run_whose_header_is_damaged_fails_in_one_line(run, group: str) -> None:
     Path(f"results/{group}/old").mkdir(parents=True, exist_ok=True)

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from vivit_bench.critical_batch import Cell, MemoryLimit, make_cell, run_search
 from vivit_bench.critical_batch import runner as runner_module
 from vivit_bench.critical_batch import settings as settings_module
-from vivit_bench.critical_batch.records import EXPERIMENT, search_rows
+from vivit_bench.critical_batch.records import EXPERIMENT, identity_of, search_rows
 from vivit_bench.critical_batch.runner import FinishedSearch, Listener, choose_limit
 from vivit_bench.critical_batch.search import StoppedBy, TrialError
 from vivit_bench.critical_batch.sweep import sweep_cells, table_cells
@@ -20,6 +21,7 @@ from vivit_bench.critical_batch.table_s1 import SUB_TABLES
 from vivit_bench.curvature.options import Curvature, Samples
 from vivit_bench.errors import StorageError, UsageError, VivitBenchError
 from vivit_bench.measure import Observation, Outcome, Spec, Trial, TrialReport, TrialRun
+from vivit_bench.measure.meters import DeviceMemory
 from vivit_bench.measure.trial import Confirming
 from vivit_bench.peers import Quantity
 from vivit_bench.store import stored_runs
@@ -245,7 +247,7 @@ def test_an_error_is_told_with_its_log_and_tried_again(
     search: Search, tmp_path: Path, cell: Cell
 ) -> None:
     notes = Notes()
-    with pytest.raises(TrialError, match="N = 4 failed, and not for memory: the reason"):
+    with pytest.raises(TrialError, match="which says nothing of its memory: the reason"):
         search(FakeTrials(21, {4: Outcome.ERROR}), listener=notes)
     assert not rows_of(tmp_path)
     log = journals(tmp_path)[0].with_name("stderr.txt")
@@ -270,7 +272,7 @@ def test_records_of_another_environment_are_kept_and_named(
 ) -> None:
     current = provenance_module.provenance()
     with monkeypatch.context() as patch:
-        patch.setattr(provenance_module, "provenance", lambda: {**current, **change})
+        patch.setattr(provenance_module, "provenance", lambda device: {**current, **change})
         search(FakeTrials(21))
     here = FakeTrials(5)
     with pytest.raises(UsageError, match=words):
@@ -383,6 +385,100 @@ def test_a_limit_the_machine_cannot_give_is_refused_before_any_trial(
     with pytest.raises(UsageError, match=r"--memory-limit .*: .* are available now"):
         search(trials)
     assert trials.runs == []
+
+
+@pytest.fixture
+def on_card(monkeypatch: pytest.MonkeyPatch) -> Cell:
+    """A cell on the first of two cards, which has 79 GiB, 60 of them free."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    memory = DeviceMemory(60 * 2**30, 79 * 2**30, "H100")
+    monkeypatch.setattr(runner_module, "device_memory", lambda device: memory)
+    facts = {"gpu": "H100", "gpu_bytes": 79, "cuda": "13.0", "cudnn": 9, "driver": "580"}
+    monkeypatch.setattr(
+        provenance_module, "_gpu", lambda device: {**facts, "cuda_allocator": device}
+    )
+    return make_cell("mnist_mlp", threads=2, device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [
+        (100 * 2**30, r"^--memory-limit 100 GiB: cuda:0 \(H100\) has 79 GiB in all; use a smaller"),
+        (70 * 2**30, r"needs 70\.25 GiB free, and cuda:0 \(H100\) has 60 GiB of 79 GiB free now"),
+        (60 * 2**30 - 255 * 2**20, "a trial needs"),
+    ],
+)
+def test_a_limit_the_card_cannot_give_is_refused_before_any_trial(
+    on_card: Cell, tmp_path: Path, limit: int, message: str
+) -> None:
+    trials = FakeTrials(3)
+    with pytest.raises(UsageError, match=message):
+        run_search(on_card, MemoryLimit(limit, True), results_dir=tmp_path, run=trials,
+                   plan=not_to_be_asked)  # fmt: skip
+    assert trials.runs == []
+
+
+def test_a_limit_that_the_card_can_give_is_searched_and_by_default_half_of_what_is_free(
+    on_card: Cell, search: Search, tmp_path: Path
+) -> None:
+    assert choose_limit([on_card], None, results_dir=tmp_path).limit_bytes == 30 * 2**30
+    assert search(FakeTrials(21), cell=on_card).result.critical_batch_size == 21
+
+
+def test_cuda_is_its_first_device_in_all_that_is_recorded(on_card: Cell) -> None:
+    numbered = make_cell("mnist_mlp", threads=2, device="cuda:0")
+    assert numbered == on_card
+    assert identity_of(numbered, 5).address == identity_of(on_card, 5).address
+    other = make_cell("mnist_mlp", threads=2, device="cuda:1")
+    assert identity_of(other, 5).address != identity_of(on_card, 5).address
+
+
+def test_on_a_card_its_libraries_and_its_allocator_are_conditions(
+    on_card: Cell, cell: Cell, search: Search, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, here = on_card.environment(), cell.environment()
+    assert there["gpu"] == "H100"
+    assert {"cuda", "cudnn", "driver", "host", "gpu_bytes"} <= set(there)
+    assert there["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
+    assert there["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert "ram_bytes" not in there
+    assert "ram_bytes" in here
+    assert not {"gpu", "driver", "PYTORCH_ALLOC_CONF", "CUBLAS_WORKSPACE_CONFIG"} & set(here)
+    search(FakeTrials(21), cell=on_card)
+    gpu = {**provenance_module._gpu("cuda:0"), "driver": "590"}
+    monkeypatch.setattr(provenance_module, "_gpu", lambda device: gpu)
+    with pytest.raises(UsageError, match="driver 580 -> 590"):
+        search(FakeTrials(21), cell=on_card)
+
+
+def test_a_search_s_provenance_is_of_its_own_card(
+    on_card: Cell, search: Search, tmp_path: Path
+) -> None:
+    folder = search(FakeTrials(3), cell=make_cell("mnist_mlp", threads=2, device="cuda:1")).folder
+    (stored,) = stored_runs(tmp_path, EXPERIMENT)[0]
+    assert stored.folder == folder
+    assert stored.provenance["cuda_allocator"] == "cuda:1"  # what the card was asked for
+
+
+def test_the_reserved_peak_is_recorded_on_cards_alone(
+    on_card: Cell, search: Search, tmp_path: Path
+) -> None:
+    class Reserves(FakeTrials):
+        def __call__(self, spec: Spec, timeout: float, confirming: Confirming) -> TrialRun:
+            run = super().__call__(spec, timeout, confirming)
+            return replace(run, trial=replace(run.trial, reserved_peak_bytes=2000 * spec.n))
+
+    assert search(Reserves(21), cell=on_card).facts["reserved_peak_bytes"] == 42_000
+    assert rows_of(tmp_path)[0]["reserved_peak_bytes"] == 42_000
+    assert "reserved_peak_bytes" not in search(FakeTrials(21)).facts
+
+
+def test_trials_of_before_their_device_s_fields_are_read() -> None:
+    trial = make_trial(3, Outcome.FITS)
+    old = trial.to_json()
+    del old["reserved_peak_bytes"], old["outside_bytes"]
+    assert Trial.from_json(old) == trial
 
 
 def test_the_default_limit_stays_while_its_search_is_unfinished(

@@ -214,7 +214,7 @@ def test_an_error_aborts_with_its_message_and_is_never_a_size(
         return
     with pytest.raises(TrialError) as caught:
         machine.search(max_batch)
-    assert str(caught.value) == f"N = {met[0]} failed, and not for memory: the reason"
+    assert str(caught.value) == f"N = {met[0]} failed, which says nothing of its memory: the reason"
     assert machine.runs[-1] == met[0]
 
 

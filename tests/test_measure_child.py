@@ -10,11 +10,11 @@ import pytest
 from rich.console import Console
 
 from vivit_bench.cli.critical_batch_progress import SearchProgress
-from vivit_bench.errors import UsageError
+from vivit_bench.errors import FailureKind, UsageError
 from vivit_bench.measure import Outcome, TrialReport
 from vivit_bench.measure.child import _failure
 from vivit_bench.measure.host_memory import MemoryReading
-from vivit_bench.measure.protocol import FailureKind, Measured, Ready, decode, encode
+from vivit_bench.measure.protocol import Measured, Ready, decode, encode
 from vivit_bench.measure.trial import Trial
 from vivit_bench.measure.work import EngineWork
 

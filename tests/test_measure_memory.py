@@ -1,9 +1,10 @@
 """Sizes, budgets, devices, and readings of this process's own memory."""
 
+import gc
 import mmap
 import subprocess
+import weakref
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from vivit_bench.arguments import format_size, parse_size
 from vivit_bench.curvature import available
-from vivit_bench.errors import UsageError
+from vivit_bench.errors import DeviceLowError, UsageError
 from vivit_bench.hardware import parse_device
 from vivit_bench.measure import meters
 from vivit_bench.measure.budget import MIB, MemoryBudget, default_limit, format_peak
@@ -160,60 +161,110 @@ def test_a_missing_cuda_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 class FakeCuda:
-    """``torch.cuda`` with a device of 1000 bytes, 100 reserved and 60 allocated when idle."""
+    """``torch.cuda`` with a card of 10 GiB; the sizes are those of an idle process in MiB."""
 
     def __init__(self) -> None:
-        self.allocated, self.peak, self.fractions = 60, 999, list[float]()
+        self.allocated, self.peak = 60, 999
+        self.reserved, self.reserved_peak = 100, 999
+        self.free, self.refused = 9_640, 3
+        self.fractions: list[float] = []
 
     def synchronize(self, device: str) -> None: ...
 
     def empty_cache(self) -> None: ...
 
     def reset_peak_memory_stats(self, device: str) -> None:
-        self.peak = self.allocated
+        self.peak, self.reserved_peak = self.allocated, self.reserved
 
     def memory_allocated(self, device: str) -> int:
-        return self.allocated
+        return self.allocated * MIB
 
     def max_memory_allocated(self, device: str) -> int:
-        return self.peak
+        return self.peak * MIB
 
     def memory_reserved(self, device: str) -> int:
-        return 100
+        return self.reserved * MIB
 
-    def get_device_properties(self, device: str) -> SimpleNamespace:
-        return SimpleNamespace(total_memory=1000)
+    def max_memory_reserved(self, device: str) -> int:
+        return self.reserved_peak * MIB
+
+    def memory_stats(self, device: str) -> dict[str, int]:
+        return {"num_ooms": self.refused}
+
+    def mem_get_info(self, device: str) -> tuple[int, int]:
+        return self.free * MIB, 10_240 * MIB
 
     def set_per_process_memory_fraction(self, fraction: float, device: str) -> None:
         self.fractions.append(fraction)
 
 
-def test_a_cuda_budget_is_a_fraction_of_the_device_over_the_idle_process(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     fake = FakeCuda()
     monkeypatch.setattr(torch, "cuda", fake)
-    meter = DeviceMeter(MemoryBudget(400), "cuda:0")
-    assert meter.start() == Ready(idle_bytes=60)
-    assert fake.fractions == [0.5]
-    fake.peak = 360
-    assert meter.stop() == Measured(peak_bytes=300, absolute_peak_bytes=360)
-    assert fake.fractions == [0.5, 1.0]
-    DeviceMeter(MemoryBudget(10**6), "cuda:0").start()
-    assert fake.fractions[-1] == 1.0
-    DeviceMeter(None, "cuda:0").start()
-    assert len(fake.fractions) == 3
+    return fake
 
 
-def test_a_cuda_device_s_free_memory_is_asked_in_another_process(
+def test_a_cuda_budget_is_a_fraction_of_the_device_over_the_idle_process(cuda: FakeCuda) -> None:
+    meter = DeviceMeter(MemoryBudget(5_020 * MIB), "cuda:0")
+    assert meter.start() == Ready(idle_bytes=60 * MIB, outside_bytes=500 * MIB)
+    assert cuda.fractions == [0.5]
+    cuda.peak, cuda.reserved_peak, cuda.reserved = 360, 420, 320
+    cuda.free, cuda.refused = 9_000, 5
+    assert meter.stop() == Measured(
+        peak_bytes=300 * MIB,
+        absolute_peak_bytes=360 * MIB,
+        reserved_peak_bytes=320 * MIB,
+        refused_allocations=2,
+        free_bytes=9_000 * MIB,
+        allowed_bytes=4_800 * MIB,
+    )
+    assert cuda.fractions == [0.5, 1.0]
+
+
+def test_what_the_warm_up_left_in_cycles_is_gone_before_the_idle_device_is_read(
+    cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would be freed at some time during the work, and the peak over it too small."""
+    left = FakeCuda()
+    left.__dict__["itself"] = left
+    watched = weakref.ref(left)
+    seen: list[object] = []
+    monkeypatch.setattr(cuda, "empty_cache", lambda: seen.append(watched()))
+    gc.disable()
+    try:
+        del left
+        DeviceMeter(None, "cuda:0").start()
+    finally:
+        gc.enable()
+    assert seen == [None]
+
+
+def test_without_a_budget_a_cuda_device_is_read_and_not_limited(cuda: FakeCuda) -> None:
+    cuda.free = 1
+    meter = DeviceMeter(None, "cuda:0")
+    assert meter.start().outside_bytes == 10_139 * MIB
+    measured = meter.stop()
+    assert (measured.peak_bytes, measured.free_bytes, measured.allowed_bytes) == (0, None, None)
+    assert cuda.fractions == []
+
+
+def test_a_card_with_less_free_than_the_limit_is_low_before_the_work(cuda: FakeCuda) -> None:
+    """Beside the limit CUDA loads kernels: 256 MiB."""
+    DeviceMeter(MemoryBudget((9_640 - 256) * MIB), "cuda:0").start()
+    with pytest.raises(DeviceLowError, match=r"low: cuda:0 has 9\.414 GiB free .* needs 9\.415"):
+        DeviceMeter(MemoryBudget((9_640 - 255) * MIB), "cuda:0").start()
+
+
+def test_a_cuda_device_s_memory_is_asked_in_another_process(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def answer(stdout: str, stderr: str, code: int) -> None:
         done = subprocess.CompletedProcess([], code, stdout, stderr)
         monkeypatch.setattr(meters.subprocess, "run", lambda *args, **kwargs: done)
 
-    answer("[700, 1000]\n", "", 0)
-    assert meters.available_device_memory("cuda:0") == 700
+    answer('[700, 1000, "H100"]\n', "", 0)
+    assert meters.device_memory("cuda:0") == meters.DeviceMemory(700, 1000, "H100")
     answer("", "Traceback\nRuntimeError: no device\n", 1)
     with pytest.raises(UsageError, match="cannot be read: RuntimeError: no device"):
-        meters.available_device_memory("cuda:0")
+        meters.device_memory("cuda:0")

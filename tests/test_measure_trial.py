@@ -226,6 +226,62 @@ def test_the_child_s_environment() -> None:
     assert environment["OMP_NUM_THREADS"] == environment["MKL_NUM_THREADS"] == "3"
 
 
+def on_device(n: int = 1, limit: int = LIMIT, **arguments: Any) -> Spec:
+    return replace(make_spec("OnDevice", n, **arguments), device="cuda:0", limit_bytes=limit)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "outcome", "words"),
+    [
+        ({"ending": "finish"}, Outcome.FITS, ""),
+        ({"ending": "finish", "n": 65}, Outcome.OUT_OF_MEMORY, "peak 65 MiB of a budget of 64"),
+        # After a sticky error the meter fails too; the report is there all the same.
+        ({"ending": "illegal-access", "broken": True}, Outcome.ERROR, "illegal memory access"),
+        ({"ending": "finish", "broken": True}, Outcome.ERROR, "memory could not be read"),
+        # cuDNN does without the workspace it is refused, until no engine is left.
+        ({"ending": "cudnn-engine", "refused": 3}, Outcome.OUT_OF_MEMORY, "3 allocations refused"),
+        ({"ending": "cudnn-engine"}, Outcome.ERROR, "no sign of memory"),
+        ({"ending": "finish", "refused": 3}, Outcome.FITS, ""),
+        ({"ending": "cuda-memory", "refused": 1}, Outcome.OUT_OF_MEMORY, "1 allocation refused"),
+        ({"ending": "cuda-memory", "refused": 1, "free": 9}, Outcome.ERROR, "memory ran low"),
+        # Before the work.
+        ({"ending": "finish", "limit": 2**31}, Outcome.ERROR, "the device ran low: cuda:0 has 2"),
+    ],
+)
+def test_every_ending_on_a_device(arguments: dict[str, Any], outcome: Outcome, words: str) -> None:
+    done = run_trial(on_device(**arguments), 60.0)
+    assert done.trial.outcome is outcome
+    assert words in done.trial.message
+    assert "\n" not in done.trial.message
+    if done.trial.outcome is Outcome.FITS:
+        assert done.trial.reserved_peak_bytes == done.trial.peak_bytes == MIB
+        assert done.trial.outside_bytes == 1024 * MIB
+    if "illegal" in words:
+        assert "Traceback" in done.stderr
+
+
+def test_a_device_s_trial_has_an_allocator_and_a_cudnn_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "backend:cudaMallocAsync")
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "backend:cudaMallocAsync")
+    monkeypatch.setenv("CUDA_LAUNCH_BLOCKING", "1")
+    monkeypatch.setenv("PYTORCH_NO_CUDA_MEMORY_CACHING", "1")
+    spec = replace(on_device(ending="finish"), digest=True)
+    report = measure(spec, 60.0).report
+    assert report is not None
+    assert report.digest == {
+        "cudnn": [True, False],
+        "environment": ["expandable_segments:True", "expandable_segments:True", None],
+    }
+    assert "PYTORCH_NO_CUDA_MEMORY_CACHING" not in child_environment(spec)
+    assert child_environment(spec)["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    for other in (replace(spec, device="cpu"), replace(spec, reading=Reading.TIME)):
+        assert child_environment(other)["PYTORCH_NO_CUDA_MEMORY_CACHING"] == "1"
+        assert child_environment(other)["PYTORCH_CUDA_ALLOC_CONF"] == "backend:cudaMallocAsync"
+        assert "CUBLAS_WORKSPACE_CONFIG" not in child_environment(other)
+
+
 def test_a_child_volunteers_to_be_killed_and_has_its_fence() -> None:
     stderr = run_trial(make_spec("tells_limits"), 60.0).stderr
     score, limit, data = (int(line) for line in stderr.split()[-3:])

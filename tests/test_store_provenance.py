@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,8 @@ import torch
 import vivit_bench
 from vivit_bench.store import Provenance, code_fingerprint, environment, provenance
 from vivit_bench.store.provenance import library_version
+
+module = sys.modules["vivit_bench.store.provenance"]
 
 
 @pytest.fixture
@@ -104,13 +107,87 @@ def test_facts_are_those_of_this_machine() -> None:
         assert facts["cpu"] == facts["cpu"].strip()
 
 
-def test_a_gpu_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vivit_bench.store.provenance import _gpu
-
+@pytest.fixture
+def cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two cards, a driver and libraries, as PyTorch and NVIDIA's tool tell them."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    properties = {0: SimpleNamespace(name="G", total_memory=5)}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    properties = [
+        SimpleNamespace(name="G", total_memory=5),
+        SimpleNamespace(name="H", total_memory=6),
+    ]
     monkeypatch.setattr(torch.cuda, "get_device_properties", properties.__getitem__)
-    assert _gpu() == {"gpu": "G", "gpu_bytes": 5}
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
+    monkeypatch.setattr(module, "_driver", lambda: "580.65.06")
+
+
+@pytest.mark.usefixtures("cards")
+@pytest.mark.parametrize(
+    ("device", "name", "size"),
+    [(None, "G", 5), ("cpu", "G", 5), ("cuda", "G", 5), ("cuda:0", "G", 5), ("cuda:1", "H", 6)],
+)
+def test_the_chosen_card_is_recorded(
+    monkeypatch: pytest.MonkeyPatch, device: str | None, name: str, size: int
+) -> None:
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:64")
+    facts = provenance(device)
+    assert {key: facts[key] for key in (*module.CARD, "cuda_allocator")} == {
+        "gpu": name,
+        "gpu_bytes": size,
+        "cuda": "13.0",
+        "cudnn": 91002,
+        "driver": "580.65.06",
+        "cuda_allocator": "max_split_size_mb:64",
+    }
+    assert json.loads(json.dumps(facts)) == facts
+
+
+@pytest.mark.usefixtures("cards")
+def test_a_card_that_is_not_here_is_none() -> None:
+    assert provenance("cuda:2")["gpu"] is None
+
+
+@pytest.mark.usefixtures("cards")
+def test_on_a_card_the_environment_has_the_card_and_not_the_host_s_memory() -> None:
+    libraries = ("torch", "host", "ram_bytes", "gpu")
+    facts = provenance("cuda:1")
+    expected = ["torch", "host", "gpu", "gpu_bytes", "cuda", "cudnn", "driver"]
+    assert environment(("store",), libraries, device="cuda:1", batch="abc") == {
+        "code": code_fingerprint(("store",)),
+        **{name: facts[name] for name in expected},
+        "batch": "abc",
+    }
+    on_cpu = environment(("store",), ("torch", "ram_bytes"))
+    assert list(on_cpu) == ["code", "torch", "ram_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("said", "number", "version"),
+    [
+        ("580.65.06\n580.65.06\n", 0, "580.65.06"),
+        (None, 13000, "CUDA 13.0"),
+        (None, 12080, "CUDA 12.8"),
+        (None, 0, None),
+        ("", 13000, "CUDA 13.0"),
+    ],
+)
+def test_the_driver_is_asked_of_its_tool_or_else_of_pytorch(
+    monkeypatch: pytest.MonkeyPatch, said: str | None, number: int, version: str | None
+) -> None:
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        if said is None:
+            raise FileNotFoundError(command[0])
+        return subprocess.CompletedProcess(command, 0, said, "")
+
+    monkeypatch.setattr(module.subprocess, "run", run)
+    monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: number, raising=False)
+    module._driver.cache_clear()
+    try:
+        assert module._driver() == version
+    finally:
+        module._driver.cache_clear()
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")

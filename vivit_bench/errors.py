@@ -8,6 +8,7 @@ import errno
 import re
 import sys
 from collections.abc import Iterator
+from enum import StrEnum
 
 
 class VivitBenchError(Exception):
@@ -33,6 +34,30 @@ class StorageError(VivitBenchError):
     """A file cannot be written, or what was written is gone."""
 
 
+class DeviceLowError(VivitBenchError):
+    """A device has less free memory than a trial's limit, whoever uses the rest."""
+
+
+class LibraryError(VivitBenchError):
+    """A library that PyTorch calls failed, or memory ran out; the message says all of it."""
+
+
+class FailureKind(StrEnum):
+    """What can be said about an exception that ended a computation."""
+
+    MEMORY = "memory"
+    """Out of memory, without doubt."""
+    AMBIGUOUS = "ambiguous"
+    """Seen when memory runs out, but also otherwise."""
+    LIMIT = "limit"
+    """A size that a library does not take, whatever the memory."""
+    DATA = "data"
+    DEVICE = "device"
+    """The device's memory ran low, whoever uses it."""
+    ERROR = "error"
+    """No sign of memory."""
+
+
 class Stopped(BaseException):
     """A signal asks the process to end; not an `Exception`, so that nothing swallows it."""
 
@@ -46,11 +71,64 @@ _ALLOCATOR_SAYS = re.compile(
     r"(\[enforce fail at \S*alloc_cpu\.cpp:\d+\] .{0,40}?)?"
     r"DefaultCPUAllocator: (can't allocate|not enough) memory"
     r"|std::bad_alloc$"
-    r"|CUDA (error: )?out of memory"
+    r"|CUDA ((driver )?error: |ran )?out of memory"
+    r"|(\w+: )?memory (mapping|allocation) failed with OOM on device"
     r"|CUDA error: CUBLAS_STATUS_ALLOC_FAILED"
     r"|cusolver error: CUSOLVER_STATUS_ALLOC_FAILED"
     r"|cuDNN error: CUDNN_STATUS_ALLOC_FAILED"
 )
+# PyTorch issue 92141: a workspace of 2 n^2 + 6 n + 1 numbers passes 2^31 above n = 32,766, and
+# LAPACK calls its argument illegal. cuSOLVER's eigensolver has limits of its own.
+_LIMIT = re.compile(
+    r"Argument \d+ has illegal value"
+    r"|illegal value in .*argument|parameter number +\d+ had an illegal value"
+    r"|Too large work array|32-bit LAPACK"
+    r"|too large to fit into a (int|magma_int_t)\b"
+    r"|CUSOLVER_STATUS_INVALID_VALUE.*syevd"
+    r"|INT_MAX|int(eger)?[ _]?overflow"
+    r"|(int32|32-?bit)\b.*\b(overflow|exceed|limit|large)|(overflow|exceed|too large)\b.*\b"
+    r"(int32|32-?bit)|canUse32BitIndexMath",
+    re.IGNORECASE,
+)
+# cuDNN falls back to engines with less workspace where its memory is refused, and may find none.
+_AMBIGUOUS = re.compile(
+    r"could not (create|execute) a primitive|could not create a memory"
+    r"|can't start new thread|Thread creation failed|Resource temporarily unavailable"
+    r"|failed to map segment|Cannot allocate memory|out of memory"
+    r"|CUBLAS_STATUS_(NOT_INITIALIZED|INTERNAL_ERROR|EXECUTION_FAILED)"
+    r"|CUDNN_STATUS_(NOT_SUPPORTED|INTERNAL_ERROR|EXECUTION_FAILED)|CUDNN_BACKEND_API_FAILED"
+    r"|[Uu]nable to find (an engine to execute|a valid cuDNN algorithm)"
+    r"|CUSOLVER_STATUS_(NOT_INITIALIZED|INTERNAL_ERROR|EXECUTION_FAILED)"
+    r"|CUDACachingAllocator",
+)
+_CUDA_SAYS = re.compile(
+    r"\b(CUDA|cu(BLAS|DNN|FFT|RAND|SOLVER|SPARSE)|MAGMA)\b.{0,30}\b(error|initialization)\b"
+    r"|\bCU(BLAS|DNN|SOLVER|SPARSE)_STATUS_",
+    re.IGNORECASE,
+)
+
+
+def classify(error: BaseException) -> FailureKind:
+    """Sort an exception; that of its cause decides if it is a sign of memory.
+
+    Args:
+        error: What the work raised.
+
+    Returns:
+        Its kind; never `FailureKind.DATA`, which only the work's data can tell.
+    """
+    if is_out_of_memory(error):
+        return FailureKind.MEMORY
+    kinds = [_kind(link) for link in causes(error)]
+    for kind in (FailureKind.DEVICE, FailureKind.LIMIT, FailureKind.AMBIGUOUS):
+        if kind in kinds:
+            return kind
+    return FailureKind.ERROR
+
+
+def is_library_failure(error: BaseException) -> bool:
+    """Whether a library that PyTorch calls failed: CUDA's in any way, others at a limit."""
+    return any(_is_library_failure(link) for link in causes(error))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -88,6 +166,26 @@ def describe(error: BaseException, longest: int = 300) -> str:
     return f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
+def _kind(error: BaseException) -> FailureKind:
+    if isinstance(error, DeviceLowError):
+        return FailureKind.DEVICE
+    if isinstance(error, VivitBenchError):
+        return FailureKind.ERROR  # it says what is wrong; its cause may say more
+    text = message_of(error)
+    if _LIMIT.search(text):
+        return FailureKind.LIMIT
+    if isinstance(error, (SystemError, ImportError)) or _AMBIGUOUS.search(text):
+        return FailureKind.AMBIGUOUS
+    return FailureKind.ERROR
+
+
+def _is_library_failure(error: BaseException) -> bool:
+    if not isinstance(error, RuntimeError):  # what PyTorch makes of every library's failure
+        return False
+    known = _CUDA_SAYS.search(message_of(error)) is not None
+    return known or _is_of_accelerator(error) or _kind(error) is not FailureKind.ERROR
+
+
 def _is_allocation_failure(error: BaseException) -> bool:
     if isinstance(error, MemoryError):
         return True
@@ -96,7 +194,10 @@ def _is_allocation_failure(error: BaseException) -> bool:
     torch = sys.modules.get("torch")  # if it was never imported, it raised nothing
     if torch is not None and isinstance(error, torch.OutOfMemoryError):
         return True
-    raised_by_torch = type(error) is RuntimeError or (
-        torch is not None and isinstance(error, getattr(torch, "AcceleratorError", ()))
-    )
+    raised_by_torch = type(error) is RuntimeError or _is_of_accelerator(error)
     return raised_by_torch and _ALLOCATOR_SAYS.match(message_of(error)) is not None
+
+
+def _is_of_accelerator(error: BaseException) -> bool:
+    """Whether it is PyTorch's exception for a device's runtime, a plain RuntimeError before 2.8."""
+    return isinstance(error, getattr(sys.modules.get("torch"), "AcceleratorError", ()))

@@ -3,7 +3,15 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from vivit_bench.errors import UsageError, VivitBenchError, is_out_of_memory
+from vivit_bench.errors import (
+    FailureKind,
+    LibraryError,
+    UsageError,
+    VivitBenchError,
+    classify,
+    describe,
+    is_library_failure,
+)
 
 OPENMP_WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}
 """How OpenMP's threads wait for work: they spin for some microseconds, then sleep.
@@ -22,6 +30,22 @@ seconds, for some counts:
     ======  =====  =======================
 """
 
+CUDA_ENVIRONMENT = {
+    "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+    "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",  # its name before PyTorch 2.9
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+}
+"""Environment of a process whose peak on a CUDA device is to repeat and to be all that it reserves.
+
+A segment that expands leaves no gaps that are too small for the next tensor. cuBLAS has one
+workspace of 32 MiB on every card, and the same sums in every run.
+"""
+CUDA_VARIABLES = (
+    "PYTORCH_NO_CUDA_MEMORY_CACHING",  # nothing is counted then, and peaks are 0
+    "PYTORCH_HIP_ALLOC_CONF",
+    "CUDA_LAUNCH_BLOCKING",
+)
+"""Variables of the user's that such a process does not have."""
 
 MOST_THREADS = 1024
 """OpenMP crashes on absurd numbers."""
@@ -116,19 +140,37 @@ def thread_environment(threads: int) -> dict[str, str]:
 
 
 @contextmanager
-def memory_errors(work: str, advice: str) -> Iterator[None]:
-    """Turn running out of memory inside the block into one line.
+def library_errors(work: str, advice: str) -> Iterator[None]:
+    """Turn running out of memory inside the block, and failures of libraries, into one line.
 
     Args:
         work: What is computed and where, for the message.
-        advice: What to type next.
+        advice: What to type next where less work would do.
 
     Raises:
-        VivitBenchError: The memory does not suffice.
+        LibraryError: The memory does not suffice, or a library fails.
     """
     try:
         yield
     except Exception as error:
-        if not is_out_of_memory(error):
+        line = _line(error, work, advice)
+        if line is None:
             raise
-        raise VivitBenchError(f"not enough memory for {work}; {advice}") from error
+        raise LibraryError(line) from error
+
+
+def _line(error: Exception, work: str, advice: str) -> str | None:
+    if isinstance(error, LibraryError):
+        return None  # an inner block has said it
+    kind = classify(error)
+    if kind is FailureKind.MEMORY:
+        return f"not enough memory for {work}; {advice}"
+    if isinstance(error, VivitBenchError) or not is_library_failure(error):
+        return None
+    said = describe(error)
+    match kind:
+        case FailureKind.LIMIT:
+            return f"{work}: a library does not take arrays of this size ({said}); {advice}"
+        case FailureKind.AMBIGUOUS:
+            return f"{work}: a library failed, perhaps for want of memory ({said}); {advice}"
+    return f"{work}: {said}; --device cpu computes the same without CUDA"

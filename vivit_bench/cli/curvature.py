@@ -159,14 +159,14 @@ def newton(
             for (_, parameter), change in zip(named, result.step, strict=True):
                 parameter.add_(change)
             after = float(loss(model(inputs), targets))
-    if output is not None:
         step = {n: s.cpu() for (n, _), s in zip(named, result.step, strict=True)}
+    if output is not None:
         save_tensors(step, output, quiet)
     directions = sum(len(values) for values in result.eigenvalues.values())
     table = step_table(
         loss=result.info.loss,
         loss_after_step=after,
-        step_norm=float(torch.cat([s.flatten() for s in result.step]).double().norm()),
+        step_norm=float(torch.cat([s.flatten() for s in step.values()]).double().norm()),
         num_directions=result.info.num_params if whole_space else directions,
     )
     hand_out(table, format)
@@ -229,8 +229,8 @@ def directional(
             drop_trace=drop_trace(drop_columns, cutoff),
             memory=memory,
         )
-    squared = sum(float(part.double().square().sum()) for part in result.gradient or [])
-    rows = direction_table(result, squared).to_dict("records")
+        squared = sum(float(part.double().square().sum()) for part in result.gradient or [])
+        rows = direction_table(result, squared).to_dict("records")
     hand_out(directions_table(rows), format, output, quiet)
     print_dropped(result.dropped, result.info.num_columns, quiet)
     print_certificate(result.certificate, quiet)

@@ -82,17 +82,17 @@ def progress_console(quiet: bool) -> "Console":
 
 @contextmanager
 def engine_on(problem: str, device: str, threads: int | None) -> Iterator[None]:
-    """Run the engine inside: its threads, and one line where memory runs out.
+    """Run the engine inside: its threads, and one line where memory runs out or a library fails.
 
     Raises:
         UsageError: Too many threads, or the user's own code ends the process.
-        VivitBenchError: The memory does not suffice.
+        LibraryError: The memory does not suffice, or a library fails.
     """
-    from vivit_bench.hardware import cpu_threads, memory_errors
+    from vivit_bench.hardware import cpu_threads, library_errors
 
     advice = "try a smaller --batch-size, or --samples frac"
     try:
-        with cpu_threads(threads), memory_errors(f"{problem} on {device}", advice):
+        with cpu_threads(threads), library_errors(f"{problem} on {device}", advice):
             yield
     except SystemExit as error:
         raise UsageError(f"{problem}: its code calls sys.exit({error.code})") from error

@@ -15,6 +15,7 @@ from vivit_bench.store import (
     read_journal,
     stored_runs,
 )
+from vivit_bench.store.provenance import CARD
 
 EXPERIMENT = "critical_batch"
 TRIALS, STDERR = "trials.jsonl", "stderr.txt"
@@ -27,7 +28,7 @@ PLANNED = "planned_peaks"
 list if nothing does."""
 _INTERNAL = ("limit_chosen_by_user", PLANNED)
 _FACTS = (
-    *("cpu", "cores", "ram_bytes", "gpu", "gpu_bytes", "host", "os", "torch", "backpack"),
+    *("cpu", "cores", "ram_bytes", *CARD, "host", "os", "torch", "backpack"),
     *("deepobs", "numpy", "vivit_for_pytorch", "vivit_bench", "git_commit", "python"),
 )
 
@@ -95,10 +96,14 @@ def facts_of(result: SearchResult, *, max_batch: int, trial_timeout: float) -> d
     """What a finished search's header says.
 
     ``peak_bytes`` (over the idle process) and ``idle_bytes`` are those of the critical batch
-    size, and None if that is 0. ``elapsed_seconds`` adds up the trials, whenever they were run;
-    ``ended_at`` is the end of the last one.
+    size, and None if that is 0; ``reserved_peak_bytes`` is there on CUDA devices only.
+    ``elapsed_seconds`` adds up the trials, whenever they were run; ``ended_at`` is the end of the
+    last one.
     """
     critical = result.critical_trial
+    on_device = {}
+    if critical is not None and critical.reserved_peak_bytes is not None:
+        on_device = {"reserved_peak_bytes": critical.reserved_peak_bytes}
     return {
         "critical_batch_size": result.critical_batch_size,
         "is_lower_bound": result.is_lower_bound,
@@ -107,6 +112,7 @@ def facts_of(result: SearchResult, *, max_batch: int, trial_timeout: float) -> d
         "trials": len(result.trials),
         "peak_bytes": critical.peak_bytes if critical else None,
         "idle_bytes": critical.idle_bytes if critical else None,
+        **on_device,
         "elapsed_seconds": round(sum(trial.elapsed_seconds for trial in result.trials), 1),
         "max_batch": max_batch,
         "trial_timeout_seconds": trial_timeout,

@@ -30,11 +30,12 @@ from vivit_bench.errors import UsageError
 from vivit_bench.measure import Observation, Outcome, Reading, Spec, Trial, measure
 from vivit_bench.measure.budget import (
     DEFAULT_SHARE,
+    DEVICE_RESERVE,
     MemoryBudget,
     check_limit,
     default_limit,
 )
-from vivit_bench.measure.meters import available_device_memory
+from vivit_bench.measure.meters import device_memory
 from vivit_bench.measure.trial import Confirming, TrialRun, run_trial
 from vivit_bench.peers import get_engine
 from vivit_bench.store import Run, open_run
@@ -232,9 +233,9 @@ class _Trials:
         return done.trial
 
     def check_limit(self) -> None:
-        """Refuse a budget the machine cannot give now; records alone need none."""
-        if not self._limit_checked and self._spec["device"] == "cpu":
-            check_available(self._spec["limit_bytes"])
+        """Refuse a budget that cannot be given now; records alone need none."""
+        if not self._limit_checked:
+            check_available(self._spec["limit_bytes"], self._spec["device"])
         self._limit_checked = True
 
 
@@ -276,7 +277,7 @@ def choose_limit(
         )
         return MemoryLimit(kept, False)
     device = cells[0].device
-    available = available_memory() if device == "cpu" else available_device_memory(device)
+    available = available_memory() if device == "cpu" else device_memory(device).free_bytes
     limit = default_limit(available)
     listener.note(
         f"memory limit: {format_size(limit)}, {DEFAULT_SHARE:.0%} of the memory available now "
@@ -285,17 +286,34 @@ def choose_limit(
     return MemoryLimit(limit, False)
 
 
-def check_available(limit_bytes: int) -> None:
-    """Refuse a budget larger than what the machine can give now.
+def check_available(limit_bytes: int, device: str = "cpu") -> None:
+    """Refuse a budget larger than what the machine, or its CUDA device, can give now.
+
+    Args:
+        limit_bytes: The budget.
+        device: ``cpu`` or ``cuda:i``.
 
     Raises:
         UsageError: With the memory available.
     """
-    available = available_memory()
-    needed = MemoryBudget(limit_bytes).watchdog_bytes
-    if needed > available:
+    limit = f"--memory-limit {format_size(limit_bytes)}"
+    if device == "cpu":
+        available = available_memory()
+        needed = MemoryBudget(limit_bytes).watchdog_bytes
+        if needed > available:
+            raise UsageError(
+                f"{limit}: a trial may take {format_size(needed)} before it is stopped, and "
+                f"{format_size(available)} are available now; use a smaller limit or free memory"
+            )
+        return
+    memory = device_memory(device)
+    card, total = f"{device} ({memory.name})", format_size(memory.total_bytes)
+    if limit_bytes > memory.total_bytes:
+        raise UsageError(f"{limit}: {card} has {total} in all; use a smaller limit")
+    needed = limit_bytes + DEVICE_RESERVE
+    if needed > memory.free_bytes:
         raise UsageError(
-            f"--memory-limit {format_size(limit_bytes)}: a trial may take {format_size(needed)} "
-            f"before it is stopped, and {format_size(available)} are available now; "
-            "use a smaller limit or free memory"
+            f"{limit}: a trial needs {format_size(needed)} free, and {card} has "
+            f"{format_size(memory.free_bytes)} of {total} free now; use a smaller limit or free "
+            "memory"
         )

@@ -194,7 +194,7 @@ class TrialError(VivitBenchError):
 
     def __init__(self, trial: Trial):
         set_up = trial.message.startswith("set-up failed")
-        what = "" if set_up else f"N = {trial.n} failed, and not for memory: "
+        what = "" if set_up else f"N = {trial.n} failed, which says nothing of its memory: "
         super().__init__(f"{what}{trial.message}")
         self.trial = trial
 

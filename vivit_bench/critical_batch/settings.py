@@ -10,7 +10,7 @@ from typing import Any
 from vivit_bench.arguments import problem_slug
 from vivit_bench.curvature.options import Approximation, Curvature, Precision, Samples
 from vivit_bench.errors import UsageError
-from vivit_bench.hardware import OPENMP_WAITING, check_threads, parse_device
+from vivit_bench.hardware import CUDA_ENVIRONMENT, OPENMP_WAITING, check_threads, parse_device
 from vivit_bench.measure.work import work_of
 from vivit_bench.peers import Quantity, get_engine
 from vivit_bench.problems.catalogue import is_user_problem
@@ -44,14 +44,15 @@ def measuring_environment(engines: Sequence[str], device: str) -> dict[str, Any]
 
     Returns:
         Flat JSON types. ``code`` is that of the parts of the package that a measured process
-        imports; how its threads wait is set outside of them.
+        imports; how its threads wait, and its allocator on a CUDA device, is set outside of them.
     """
-    on_device = () if device == "cpu" else ("gpu", "gpu_bytes")
     others: dict[str, Any] = dict(OPENMP_WAITING)
+    if device != "cpu":
+        others |= CUDA_ENVIRONMENT
     for engine in engines:
         if distribution := _ENGINE_DISTRIBUTIONS.get(engine):
             others[distribution] = library_version(distribution)
-    return environment(_MEASURING_ROOMS, (*_LIBRARIES, *on_device), **others)
+    return environment(_MEASURING_ROOMS, _LIBRARIES, device=device, **others)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from vivit_bench.critical_batch.runner import (
     run_search,
 )
 from vivit_bench.critical_batch.settings import Cell, check_bounds, make_cell
-from vivit_bench.critical_batch.table_s1 import SUB_TABLES, SubTable
+from vivit_bench.critical_batch.table_s1 import SubTable
 from vivit_bench.curvature.options import VARIANTS, Curvature
 from vivit_bench.errors import VivitBenchError
 from vivit_bench.peers import Quantity, get_engine
@@ -41,7 +41,7 @@ def table_cells(
     """The cells of some sub-tables, the quick ones (the gradient) first.
 
     Args:
-        tables: From `SUB_TABLES`.
+        tables: From `table_s1.SUB_TABLES`.
         problems: Names.
         engines: Names; a table whose quantity an engine lacks is left out for it.
         gradient: Also the gradient alone on each device, for the plots; computed by the first
@@ -71,15 +71,6 @@ def table_cells(
                         dict.fromkeys(_variants(table, problem, engine, mc_samples, options))
                     )
     return list(cells)
-
-
-def default_tables() -> list[SubTable]:
-    """All sub-tables this machine can make: that of CUDA only where there is a device."""
-    import torch
-
-    return [
-        table for table in SUB_TABLES.values() if table.device == "cpu" or torch.cuda.is_available()
-    ]
 
 
 def sweep_cells(

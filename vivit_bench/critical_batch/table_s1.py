@@ -32,3 +32,6 @@ SUB_TABLES = {
         SubTable("d", Quantity.FULL_NEWTON, "cuda"),
     )
 }
+
+DEFAULT_TABLES = ("a", "b", "c")
+"""Of a sweep; the one of CUDA takes a card for hours, and is made where it is asked for."""

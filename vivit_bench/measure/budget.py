@@ -24,6 +24,10 @@ _DEFAULT_STEP = 64 * MIB
 MACHINE_RESERVE = 256 * MIB
 """Bytes that must stay available; below, a trial is stopped and nothing concluded from it."""
 
+DEVICE_RESERVE = 256 * MIB
+"""Bytes that a CUDA device must have free beside the limit: CUDA loads more of its libraries and
+kernels during the work, outside of what PyTorch's allocator counts and the limit bounds."""
+
 BUDGET_MEANING = (
     "peak memory over the idle process (libraries, model and data set, after a 2-sample warm-up)"
 )

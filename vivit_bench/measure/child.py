@@ -17,12 +17,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from vivit_bench.errors import UsageError, VivitBenchError, causes, describe, message_of
+from vivit_bench.errors import (
+    FailureKind,
+    UsageError,
+    VivitBenchError,
+    causes,
+    classify,
+    describe,
+    message_of,
+)
 from vivit_bench.measure.host_memory import forget_exactness
 from vivit_bench.measure.meters import Meter, make_meter
 from vivit_bench.measure.protocol import (
     REPORT_LOST,
-    FailureKind,
     Measured,
     Message,
     Reading,
@@ -30,7 +37,6 @@ from vivit_bench.measure.protocol import (
     TrialReport,
     encode,
 )
-from vivit_bench.measure.verdict import classify
 from vivit_bench.measure.work import Work, load_work
 
 if TYPE_CHECKING:
@@ -100,6 +106,8 @@ class _Child:
         threading.excepthook = self._thread_failed
         try:
             work = load_work(self._spec.work, self._spec.arguments)
+            if self._spec.device != "cpu" and self._spec.reading is Reading.MEMORY:
+                _fix_cudnn()
             certificate = work.warm_up()
             meter = make_meter(self._spec)
             ready = meter.start()
@@ -130,7 +138,9 @@ class _Child:
         self._meter = None
         try:
             measured = meter.stop()
-        except Exception as error:  # the descriptors are used up, say: the parent's readings stand
+        except Exception as error:
+            # The descriptors are used up, say: the parent's readings stand. Or an illegal access on
+            # a CUDA device, after which every call of CUDA fails: there is no reading then.
             _complain(error)
             measured = Measured()
         self._pipe.tell(replace(measured, **(spent or {})))
@@ -169,6 +179,14 @@ class _Child:
     def _exit(self, report: TrialReport, code: int) -> NoReturn:
         self._pipe.tell(report)
         os._exit(code)
+
+
+def _fix_cudnn() -> None:
+    """Have cuDNN take the same engines in every run: workspaces count, and so the peak repeats."""
+    import torch
+
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
 
 
 def _faults() -> int:

@@ -6,13 +6,13 @@ import selectors
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from vivit_bench.curvature.available import available_memory
 from vivit_bench.errors import VivitBenchError
-from vivit_bench.hardware import thread_environment
+from vivit_bench.hardware import CUDA_ENVIRONMENT, CUDA_VARIABLES, thread_environment
 from vivit_bench.measure.budget import MACHINE_RESERVE, MemoryBudget
 from vivit_bench.measure.host_memory import (
     EXACT_MEMORY,
@@ -225,6 +225,7 @@ class Watch:
             kill=self.kill,
             exit_code=self._exit_code,
             peak_bytes=peak,
+            measured=self.measured,
             other_processes=self._most_others,
             stderr=last_words(stderr),
             timeout_seconds=self._set_up_seconds if late_set_up else self.timeout_seconds,
@@ -260,8 +261,14 @@ def last_words(stderr: str) -> str:
 
 def child_environment(spec: Spec) -> dict[str, str]:
     """Environment of a child."""
-    exact = EXACT_MEMORY if spec.reading is Reading.MEMORY else {}
-    return {**os.environ, **thread_environment(spec.threads), **exact, "PYTHONHASHSEED": "0"}
+    inherited: Mapping[str, str] = os.environ
+    exact: dict[str, str] = {}
+    if spec.reading is Reading.MEMORY:
+        exact = dict(EXACT_MEMORY)
+        if spec.device != "cpu":
+            inherited = {k: v for k, v in os.environ.items() if k not in CUDA_VARIABLES}
+            exact |= CUDA_ENVIRONMENT
+    return {**inherited, **thread_environment(spec.threads), **exact, "PYTHONHASHSEED": "0"}
 
 
 def _listen(selector: selectors.BaseSelector, seconds: float) -> None:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
+from vivit_bench.errors import FailureKind
 from vivit_bench.measure.host_memory import MemoryReading
 
 ENGINE = "engine"
@@ -33,19 +34,6 @@ class Outcome(StrEnum):
     """The data have fewer samples."""
     ERROR = "error"
     """Anything else: no statement about memory."""
-
-
-class FailureKind(StrEnum):
-    """What a child can say about the exception that ended it."""
-
-    MEMORY = "memory"
-    """Out of memory, without doubt."""
-    AMBIGUOUS = "ambiguous"
-    """Seen when memory runs out, but also otherwise."""
-    LIMIT = "limit"
-    DATA = "data"
-    ERROR = "error"
-    """No sign of memory."""
 
 
 class Reading(StrEnum):
@@ -102,6 +90,9 @@ class Ready:
     """The child's full reading of itself; None on CUDA devices."""
     other_bytes: int = 0
     """Memory of other processes that the set-up has started."""
+    outside_bytes: int | None = None
+    """Memory in use on a CUDA device beyond what this process's allocator has reserved: its CUDA
+    context and libraries, and all that other processes have; the device tells no more."""
     certificate_error: float | None = None
     """Largest error of the warm-up's check; None where the work has none."""
     certified_samples: int | None = None
@@ -118,6 +109,15 @@ class Measured:
     """Over the idle process, on CUDA devices."""
     absolute_peak_bytes: int | None = None
     """On CUDA devices."""
+    reserved_peak_bytes: int | None = None
+    """Over the idle process, of what the allocator of a CUDA device has reserved, where the limit
+    acts; it holds more than what is allocated."""
+    refused_allocations: int | None = None
+    """By the allocator of a CUDA device since "ready", also those that a library did without."""
+    free_bytes: int | None = None
+    """Of a CUDA device with a limit, whoever uses the rest."""
+    allowed_bytes: int | None = None
+    """That the limit would still have let the allocator of a CUDA device reserve."""
     other_bytes: int = 0
     """Memory of other processes that work for this one."""
     other_processes: int = 0

@@ -8,7 +8,7 @@ from typing import Any
 
 from vivit_bench.measure.budget import MemoryBudget
 from vivit_bench.measure.parent import Observation, measure
-from vivit_bench.measure.protocol import Outcome, Ready, Spec
+from vivit_bench.measure.protocol import Measured, Outcome, Ready, Spec
 
 MOST_CONFIRMATIONS = 4
 
@@ -47,6 +47,12 @@ class Trial:
     """Samples there are, where the data end before N."""
     other_processes: int = 0
     """Processes that the work started and whose memory is part of the peak."""
+    reserved_peak_bytes: int | None = None
+    """On CUDA devices the peak over the idle process of what the allocator has reserved, where
+    the limit acts; ``peak_bytes`` is that of what it has handed out."""
+    outside_bytes: int | None = None
+    """On CUDA devices what was in use beside at the start of the work, see `Ready`; no limit
+    bounds it."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON types."""
@@ -118,6 +124,8 @@ def run_trial(
         certified_samples=ready.certified_samples,
         available_samples=report.available_samples if report is not None else None,
         other_processes=decisive.other_processes,
+        reserved_peak_bytes=(decisive.measured or Measured()).reserved_peak_bytes,
+        outside_bytes=ready.outside_bytes,
     )
     return TrialRun(trial, decisive.stderr)
 

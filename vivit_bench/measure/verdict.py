@@ -1,72 +1,23 @@
-"""What the end of a child means: of an exception, and of all that its parent saw.
+"""What the end of a child means, by all that its parent saw.
 
 Most finders of batch sizes match a few strings: they miss some failures for memory and take
 errors for others. Here only what cannot mean anything else is memory; what may or may not be
-needs evidence, a peak near the budget; everything else is an error. Pure functions.
+needs evidence, a peak near the budget or an allocation that a device's allocator refused;
+everything else is an error. Pure functions.
 """
 
-import re
 import signal
 from dataclasses import dataclass
 from enum import StrEnum
 
-from vivit_bench.errors import VivitBenchError, causes, is_out_of_memory, message_of
+from vivit_bench.arguments import format_size
+from vivit_bench.errors import FailureKind
 from vivit_bench.measure.budget import MemoryBudget, format_peak
-from vivit_bench.measure.protocol import REPORT_LOST, FailureKind, Outcome, TrialReport
+from vivit_bench.measure.protocol import REPORT_LOST, Measured, Outcome, TrialReport
 
 EVIDENCE_SHARE = 0.8
 """A failure that may or may not be memory is taken for memory if the peak reached this share
-of the budget."""
-
-# PyTorch issue 92141: a workspace of 2 n^2 + 6 n + 1 numbers passes 2^31 above n = 32,766, and
-# LAPACK calls its argument illegal.
-_LIMIT = re.compile(
-    r"Argument \d+ has illegal value"
-    r"|illegal value in .*argument|parameter number +\d+ had an illegal value"
-    r"|Too large work array|32-bit LAPACK"
-    r"|INT_MAX|int(eger)?[ _]?overflow"
-    r"|(int32|32-?bit)\b.*\b(overflow|exceed|limit|large)|(overflow|exceed|too large)\b.*\b"
-    r"(int32|32-?bit)|canUse32BitIndexMath",
-    re.IGNORECASE,
-)
-_AMBIGUOUS = re.compile(
-    r"could not (create|execute) a primitive|could not create a memory"
-    r"|can't start new thread|Thread creation failed|Resource temporarily unavailable"
-    r"|failed to map segment|Cannot allocate memory|out of memory"
-    r"|CUBLAS_STATUS_(NOT_INITIALIZED|INTERNAL_ERROR|EXECUTION_FAILED)"
-    r"|CUDNN_STATUS_(NOT_SUPPORTED|INTERNAL_ERROR|EXECUTION_FAILED)"
-    r"|CUSOLVER_STATUS_(INTERNAL_ERROR|EXECUTION_FAILED)"
-    r"|CUDACachingAllocator",
-)
-
-
-def classify(error: BaseException) -> FailureKind:
-    """Sort an exception; that of its cause decides if it is a sign of memory.
-
-    Args:
-        error: What the work raised.
-
-    Returns:
-        Its kind; never `FailureKind.DATA`, which only the work's data can tell.
-    """
-    if is_out_of_memory(error):
-        return FailureKind.MEMORY
-    kinds = [_kind(link) for link in causes(error)]
-    for kind in (FailureKind.LIMIT, FailureKind.AMBIGUOUS):
-        if kind in kinds:
-            return kind
-    return FailureKind.ERROR
-
-
-def _kind(error: BaseException) -> FailureKind:
-    if isinstance(error, VivitBenchError):
-        return FailureKind.ERROR  # it says what is wrong; its cause may say more
-    text = message_of(error)
-    if _LIMIT.search(text):
-        return FailureKind.LIMIT
-    if isinstance(error, (SystemError, ImportError)) or _AMBIGUOUS.search(text):
-        return FailureKind.AMBIGUOUS
-    return FailureKind.ERROR
+of the budget, or a device's allocator refused memory."""
 
 
 class Kill(StrEnum):
@@ -97,6 +48,8 @@ class Evidence:
     """Of the process; -9 for SIGKILL."""
     peak_bytes: int | None = None
     """Largest peak over the idle process that anyone saw."""
+    measured: Measured | None = None
+    """What the child read of a device when the work had ended."""
     other_processes: int = 0
     """Other processes whose memory is part of the peak."""
     stderr: str = ""
@@ -108,7 +61,8 @@ def judge(evidence: Evidence) -> tuple[Outcome, str]:
     """Decide the outcome of a trial.
 
     A peak above the budget means that the batch does not fit, whether the work finished, took
-    too long or met another limit on the way. Errors stay errors.
+    too long or met another limit on the way. Errors stay errors. What a device refused because
+    others use its memory, and not for the budget, is one of them.
 
     Args:
         evidence: What was seen.
@@ -126,8 +80,12 @@ def judge(evidence: Evidence) -> tuple[Outcome, str]:
             "descriptors alone that it did not open"
         )
     if not evidence.ready:
+        if evidence.report is not None and evidence.report.failure is FailureKind.DEVICE:
+            return Outcome.ERROR, evidence.report.message
         return Outcome.ERROR, f"set-up failed: {_set_up_failure(evidence)}"
     outcome, reason = _judge_work(evidence)
+    if outcome is Outcome.FITS and evidence.budget is not None and evidence.peak_bytes is None:
+        return Outcome.ERROR, "it finished, and its memory could not be read"
     if outcome in (Outcome.FITS, Outcome.TIMEOUT, Outcome.LIMIT) and _above_budget(evidence):
         return Outcome.OUT_OF_MEMORY, "; ".join(filter(None, [_peak_reason(evidence), reason]))
     return outcome, reason
@@ -142,18 +100,32 @@ def _judge_work(evidence: Evidence) -> tuple[Outcome, str]:
     if evidence.kill is Kill.TIMEOUT:
         return Outcome.TIMEOUT, f"stopped after {evidence.timeout_seconds:g} s"
     message = report.message if report is not None else _crash(evidence)
-    match report.failure if report is not None else FailureKind.AMBIGUOUS:
-        case FailureKind.MEMORY:
-            return Outcome.OUT_OF_MEMORY, message
+    kind = FailureKind.AMBIGUOUS if report is None else report.failure
+    match kind:
         case FailureKind.LIMIT:
             return Outcome.LIMIT, message
         case FailureKind.DATA:
             return Outcome.DATA, message
-        case FailureKind.ERROR:
-            return Outcome.ERROR, message
+        case FailureKind.MEMORY | FailureKind.AMBIGUOUS:
+            return _judge_memory(evidence, message, certain=kind is FailureKind.MEMORY)
+    return Outcome.ERROR, message
+
+
+def _judge_memory(evidence: Evidence, message: str, certain: bool) -> tuple[Outcome, str]:
+    """Whether a failure for memory, certain or not, is one for want of budget."""
     if evidence.budget is None:
-        return Outcome.ERROR, message
-    if _near_budget(evidence):
+        return Outcome.OUT_OF_MEMORY if certain else Outcome.ERROR, message
+    seen = evidence.measured or Measured()
+    if _device_low(seen) and not _above_budget(evidence):
+        return Outcome.ERROR, (
+            f"the device's memory ran low before the limit was reached ({message}): the limit "
+            f"allowed {format_size(seen.allowed_bytes)} more, and {format_size(seen.free_bytes)} "
+            "were free; free some that other processes use, or use a smaller --memory-limit"
+        )
+    refused = seen.refused_allocations
+    if certain and refused is None:  # of the host's memory, which nothing else counts
+        return Outcome.OUT_OF_MEMORY, message
+    if refused or _near_budget(evidence):
         return Outcome.OUT_OF_MEMORY, f"{message} ({_peak_reason(evidence)})"
     return Outcome.ERROR, f"{message} ({_peak_reason(evidence)}: no sign of memory)"
 
@@ -181,6 +153,13 @@ def _above_budget(evidence: Evidence) -> bool:
     return budget is not None and (evidence.peak_bytes or 0) > budget.limit_bytes
 
 
+def _device_low(seen: Measured) -> bool:
+    """Whether a device had less than the limit would still have allowed."""
+    if seen.free_bytes is None or seen.allowed_bytes is None:
+        return False
+    return seen.free_bytes < seen.allowed_bytes
+
+
 def _near_budget(evidence: Evidence) -> bool:
     assert evidence.budget is not None
     return (evidence.peak_bytes or 0) >= EVIDENCE_SHARE * evidence.budget.limit_bytes
@@ -190,6 +169,8 @@ def _peak_reason(evidence: Evidence) -> str:
     peak = f"peak {format_peak(evidence.peak_bytes)}"
     if evidence.budget is not None:
         peak += f" of a budget of {format_peak(evidence.budget.limit_bytes)}"
+    if refused := (evidence.measured or Measured()).refused_allocations:
+        peak += f", {refused} allocation{'s' if refused != 1 else ''} refused"
     if evidence.other_processes:
         peak += f", with {count_processes(evidence.other_processes)}"
     return peak

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from vivit_bench.arguments import DEFAULT_CUTOFF, check_cutoff, drop_trace
 from vivit_bench.curvature.options import Approximation, Blocks, Curvature, Precision, Samples
 from vivit_bench.errors import VivitBenchError
-from vivit_bench.hardware import cpu_threads, memory_errors
+from vivit_bench.hardware import cpu_threads, library_errors
 from vivit_bench.problems.workload import Workload, WorkloadSpec, load_workload
 from vivit_bench.spectrum.record import SpectrumRecord
 from vivit_bench.spectrum.settings import SpectrumSettings
@@ -113,7 +113,7 @@ def compute_on(
     from vivit_bench.curvature import eigenvalues
 
     start = time.perf_counter()
-    with _memory_errors(settings):
+    with _library_errors(settings):
         spectrum = eigenvalues(
             *workload.request,
             settings.approximation,
@@ -172,7 +172,7 @@ def leading_eigenvectors(
     from vivit_bench.curvature import eigenvectors
     from vivit_bench.curvature.minibatch import named_parameters
 
-    with _memory_errors(settings):
+    with _library_errors(settings):
         basis = eigenvectors(
             *workload.request,
             settings.approximation,
@@ -192,8 +192,8 @@ def leading_eigenvectors(
     return {"eigenvalues": basis.eigenvalues, **found}, basis.certificate
 
 
-def _memory_errors(settings: SpectrumSettings) -> AbstractContextManager[None]:
-    return memory_errors(
+def _library_errors(settings: SpectrumSettings) -> AbstractContextManager[None]:
+    return library_errors(
         f"{settings.problem} on {settings.workload.device}, {settings.variant}, at batch size "
         f"{settings.batch_size}",
         "try a smaller --batch-size or --samples frac",

@@ -70,14 +70,13 @@ def identity_of(workload: Workload, settings: SpectrumSettings) -> Identity:
     """
     params = "_params" if settings.params else ""
     dropped = "" if settings.drop_columns is None else "_dropped"
-    on_device = () if settings.workload.device == "cpu" else ("gpu",)
     return Identity(
         experiment=EXPERIMENT,
         label=f"{problem_slug(settings.problem)}_{settings.curvature}_{settings.samples}"
         f"{_structure(settings)}{params}{dropped}_n{settings.batch_size}",
         settings={**settings.to_json(), "model": workload.model_fingerprint},
         environment=environment(
-            _ROOMS, (*_LIBRARIES, *on_device), batch=workload.batch_fingerprint
+            _ROOMS, _LIBRARIES, device=settings.workload.device, batch=workload.batch_fingerprint
         ),
         owns=(EIGENVALUES,),
     )

@@ -28,14 +28,24 @@ _LIBRARIES = {
 }
 
 
-def provenance() -> Provenance:
+CARD = ("gpu", "gpu_bytes", "cuda", "cudnn", "driver")
+"""Facts that decide, beside the libraries, what is computed on a CUDA device."""
+_RAM = "ram_bytes"
+
+
+def provenance(device: str | None = None) -> Provenance:
     """Describe this machine, its libraries, this code and the time, JSON-ready.
+
+    Args:
+        device: ``cuda:i`` for the facts of that card; else they are those of the first.
 
     Returns:
         Flat dictionary. ``None`` stands for what is absent (no GPU, no git, a library
-        that is not installed). ``started_at`` is now, UTC in ISO 8601.
+        that is not installed). ``cuda_allocator`` is how this process's allocator is set.
+        ``started_at`` is now, UTC in ISO 8601.
     """
-    return {**_static_provenance(), "started_at": datetime.now(UTC).isoformat(timespec="seconds")}
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return {**_static_provenance(), **_gpu(device), "started_at": now}
 
 
 @functools.cache
@@ -50,8 +60,7 @@ def _static_provenance() -> Provenance:
         "host": platform.node(),
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
-        "ram_bytes": psutil.virtual_memory().total,
-        **_gpu(),
+        _RAM: psutil.virtual_memory().total,
     }
 
 
@@ -83,18 +92,24 @@ def code_fingerprint(rooms: tuple[str, ...] = ("",)) -> str:
     return digest.hexdigest()[:12]
 
 
-def environment(rooms: tuple[str, ...], libraries: tuple[str, ...], **others: Any) -> Provenance:
+def environment(
+    rooms: tuple[str, ...], libraries: tuple[str, ...], *, device: str = "cpu", **others: Any
+) -> Provenance:
     """What must be the same for results to belong together.
 
     Args:
         rooms: See `code_fingerprint`.
         libraries: Names of `provenance`'s facts.
+        device: Where it is computed. Of a CUDA device its `CARD` is added, and the memory of the
+            host does not count.
         others: Further facts, such as fingerprints of data.
 
     Returns:
         Flat, JSON-ready.
     """
-    facts = provenance()
+    facts = provenance(device)
+    if device != "cpu":
+        libraries = (*(name for name in libraries if name not in (_RAM, *CARD)), *CARD)
     return {"code": code_fingerprint(rooms), **{name: facts[name] for name in libraries}, **others}
 
 
@@ -138,10 +153,36 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def _gpu() -> Provenance:
+def _gpu(device: str | None) -> Provenance:
     import torch
 
+    nothing: Provenance = dict.fromkeys((*CARD, "cuda_allocator"))
     if not torch.cuda.is_available():
-        return {"gpu": None, "gpu_bytes": None}
-    properties = torch.cuda.get_device_properties(0)
-    return {"gpu": properties.name, "gpu_bytes": properties.total_memory}
+        return nothing
+    index = torch.device(device).index or 0 if device is not None else 0
+    if index >= torch.cuda.device_count():
+        return nothing
+    properties = torch.cuda.get_device_properties(index)
+    return {
+        "gpu": properties.name,
+        "gpu_bytes": properties.total_memory,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "driver": _driver(),
+        "cuda_allocator": os.environ.get("PYTORCH_ALLOC_CONF")
+        or os.environ.get("PYTORCH_CUDA_ALLOC_CONF"),
+    }
+
+
+@functools.cache
+def _driver() -> str | None:
+    """Version of NVIDIA's driver; without its tool, of the CUDA that it has, such as 13.0."""
+    import torch
+
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        return done.stdout.split()[0]
+    except (OSError, subprocess.SubprocessError, IndexError):
+        number = getattr(torch._C, "_cuda_getDriverVersion", lambda: 0)()
+        return f"CUDA {number // 1000}.{number % 1000 // 10}" if number else None

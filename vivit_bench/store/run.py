@@ -267,7 +267,7 @@ def _begin(folder: Path, identity: Identity, stored: StoredRun | None, decision:
         state=State.RUNNING,
         settings=dict(identity.settings),
         environment=dict(identity.environment),
-        provenance=provenance(),
+        provenance=provenance(identity.settings.get("device")),
         owns=identity.owns,
     )
     write_atomic(folder / HEADER, new.to_json())
