@@ -111,7 +111,7 @@ def explain(
     )
     notes: tuple[str, ...] = ()
     batch, plan = plan_request(request)
-    with undisturbed(model):
+    with undisturbed(model, bounded=memory is not None):
         try:
             costs = costs_of(batch, plan)
         except GraphChanged:  # as a computation would go on

@@ -353,7 +353,7 @@ def _started(
     check_count("max_products", limit)
     if tolerance is not None:
         check_tolerance(tolerance)
-    with undisturbed(request.model):
+    with undisturbed(request.model, bounded=request.memory is not None):
         # What PyTorch says of its own parts, as kernels are chosen, is no news to a user.
         warnings.filterwarnings("ignore", message=".*TF32 acceleration")
         warnings.filterwarnings("ignore", message=".*torch.jit.script. is deprecated")

@@ -693,8 +693,10 @@ class _Planner:
                 return most * (rows + batch.num_samples) * itemsize
             case Contraction.PAIRS:
                 product = batch.factor.num_columns * kept.positions * piece.size * itemsize
+                most = max(product, batch.num_samples * kept.positions**2 * itemsize)
                 tile = tile_bytes(batch.device, batch.working_bytes)
-                tiles = 6 * tile
+                tile = min(tile, batch.num_samples * most)
+                tiles = (6 if self._on_cpu else 3) * tile
                 if product > tile:  # one tile at a time
                     tiles = product + 2 * tile
                 patch = self.route.uses[piece.unit.uses[0]].saved["input"][1] * kept.kernel

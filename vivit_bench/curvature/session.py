@@ -127,7 +127,7 @@ def plan_request(
         request: The call.
         plain: Parameters that plain autograd computes.
     """
-    with undisturbed(request.model):
+    with undisturbed(request.model, bounded=request.memory is not None):
         batch, route = _routed(request, plain)
         plan = _plan(request, batch, route)
         return replace(batch, working_bytes=plan.working_bytes), plan
@@ -135,7 +135,7 @@ def plan_request(
 
 def leanest_of(request: Request) -> Stage:
     """The peak of the leanest plan of a request; the request's own memory does not count."""
-    with undisturbed(request.model):
+    with undisturbed(request.model, bounded=request.memory is not None):
         batch, route = _routed(request)
         certified = request.certify is not False
         return leanest_peak(batch, route, request.blocks, request.goal, certified)
@@ -170,7 +170,7 @@ def run(
     """
     plain: frozenset[nn.Parameter] = frozenset()
     notes: list[str] = []
-    with undisturbed(request.model):
+    with undisturbed(request.model, bounded=request.memory is not None):
         for attempt in range(3):
             batch, outputs = checked(request)
             try:
