@@ -1,5 +1,7 @@
 """Comparisons on a CUDA device, as far as a CPU can show them."""
 
+import importlib
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -151,3 +153,25 @@ def test_the_floor_is_asked_for_on_the_device(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(KeyboardInterrupt):
         floor.measure_floor({"device": "cuda:1"}, 8, 1)
     assert asked[0].device == "cuda:1"
+
+
+def test_every_command_that_computes_takes_a_device() -> None:
+    """It is one that takes threads; a sweep's tables name their devices themselves."""
+    main_module = importlib.import_module("vivit_bench.cli.main")
+    modules = {**main_module._GROUPS, "compare-engines": "vivit_bench.cli.compare"}
+    without, computing = set[str](), set[str]()
+    for group, module in modules.items():
+        loaded = importlib.import_module(module)
+        commands = (
+            {c.name or c.callback.__name__: c.callback for c in loaded.app.registered_commands}
+            if hasattr(loaded, "app")
+            else {"": loaded.compare_engines}
+        )
+        for name, function in commands.items():
+            options = inspect.signature(function).parameters
+            if "threads" in options:
+                computing.add(f"{group} {name}".strip())
+                if "device" not in options:
+                    without.add(f"{group} {name}")
+    assert {"compare-engines", "noise run", "curvature newton", "spectrum compute"} <= computing
+    assert without == {"critical-batch sweep"}
