@@ -1,10 +1,13 @@
 #!/bin/sh
 # Time and memory of the engines on the paper's problems, interleaved; interrupted, it goes on.
 # All of them in one table: vivit-bench compare-engines --stored [--format csv]
+#   compare_engines.sh [DEVICE]    cpu (the default), cuda or cuda:i
 set -eu
 cd "$(dirname "$0")/.."
+device=${1:-cpu}
+[ "$device" = cpu ] && place= || place=_$device
 compare() {
-    .venv/bin/vivit-bench compare-engines "$@"
+    .venv/bin/vivit-bench compare-engines --device "$device" "$@"
 }
 compare cifar10_3c3d --batch-size 128 --floor
 compare fmnist_2c2d --batch-size 128 --floor
@@ -21,6 +24,6 @@ compare scripts/examples/resnet18.py:images --batch-size 16 --repeats 3 \
 # The cost against N; the N that are measured above are not measured again.
 for problem in cifar10_3c3d fmnist_2c2d; do
     compare "$problem" --batch-size 32,64,128,256,512,1024 --floor \
-        --plot "results/comparison/scaling_$problem.pdf"
+        --plot "results/comparison/scaling_$problem$place.pdf"
 done
 .venv/bin/vivit-bench compare-engines --stored

@@ -14,6 +14,7 @@ from vivit_bench.arguments import parse_size
 from vivit_bench.curvature.options import VARIANTS, Approximation, Memory
 from vivit_bench.curvature.plan import Goal
 from vivit_bench.curvature.session import Request, plan_request
+from vivit_bench.hardware import parse_device
 from vivit_bench.measure import Spec, measure
 from vivit_bench.measure.work import work_of
 from vivit_bench.peers import Quantity
@@ -35,6 +36,7 @@ def main() -> None:
     parser.add_argument("--variants", type=int, default=1, help="of the four approximations")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--timeout", type=float, default=3600)
+    parser.add_argument("--device", type=parse_device, default="cpu", help="cpu, cuda or cuda:i")
     given = parser.parse_args()
     limit = None if given.memory_limit is None else parse_size(given.memory_limit)
     out = csv.DictWriter(sys.stdout, COLUMNS)
@@ -56,7 +58,7 @@ def _row(
     limit: int | None,
     given: argparse.Namespace,
 ) -> dict[str, object]:
-    workload = load_workload(WorkloadSpec(problem, n), "memory")
+    workload = load_workload(WorkloadSpec(problem, n, device=given.device), "memory")
     model, loss, inputs, targets = workload.request
     data = num_bytes(inputs, targets)
     goal = Goal.EIGENVALUES if quantity is Quantity.EIGENVALUES else Goal.STEP
@@ -71,7 +73,9 @@ def _row(
         "engine": "vivit-bench",
         "memory_bytes": limit,
     }
-    spec = Spec(n=n, threads=given.threads, arguments=arguments, limit_bytes=limit)
+    spec = Spec(
+        n=n, threads=given.threads, arguments=arguments, limit_bytes=limit, device=given.device
+    )
     seen = measure(spec, given.timeout)
     predicted = plan.peak.bytes + data
     measured = seen.peak_bytes

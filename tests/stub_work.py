@@ -64,6 +64,22 @@ class FailsInWarmUp(Stub):
         endings[self._ending](2)
 
 
+class SlowAtFirst(Work):
+    """Loads something in its first run, and counts its runs."""
+
+    def __init__(self) -> None:
+        self._runs = 0
+
+    def run(self, n: int) -> object:
+        self._runs += 1
+        if self._runs == 1:
+            threading.Event().wait(0.5)
+        return self._runs
+
+    def digest(self, result: object) -> dict[str, object]:
+        return {"runs": result}
+
+
 def torch_memory() -> Stub:
     import torch
 

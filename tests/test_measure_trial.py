@@ -385,3 +385,20 @@ def test_the_smallest_of_at_most_four_readings_on_one_cpu_decides(
     assert trial.outcome is (Outcome.FITS if decisive <= 0 else Outcome.OUT_OF_MEMORY)
     assert specs == [(False, 10.0), *[(True, 30.0)] * readings]
     assert told == list(range(1, readings + 1))
+
+
+def test_a_warm_up_of_the_same_work_is_not_measured() -> None:
+    spec = replace(make_spec("SlowAtFirst"), limit_bytes=None, reading=Reading.TIME, digest=True)
+    for warm_runs in (0, 1):
+        seen = measure(replace(spec, warm_runs=warm_runs), 60.0)
+        assert seen.outcome is Outcome.FITS
+        assert seen.report is not None
+        assert seen.report.digest == {"runs": 1 + warm_runs}
+        assert seen.measured is not None
+        assert seen.measured.wall_seconds is not None
+        assert (seen.measured.wall_seconds < 0.4) is (warm_runs == 1)
+
+
+def test_what_fails_in_the_warm_up_of_the_same_work_is_no_failure_of_the_set_up() -> None:
+    spec = replace(make_spec("torch_memory"), limit_bytes=None, reading=Reading.TIME, warm_runs=1)
+    assert measure(spec, 60.0).outcome is Outcome.OUT_OF_MEMORY

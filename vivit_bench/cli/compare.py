@@ -15,6 +15,7 @@ from vivit_bench.cli.options import (
     CheckpointOption,
     CurvatureOption,
     DataDirOption,
+    DeviceOption,
     DtypeOption,
     EnginesOption,
     FormatOption,
@@ -45,6 +46,7 @@ EXAMPLES = examples(
     "compare-engines cifar10_3c3d --floor",
     "compare-engines net.py:make --engine vivit-bench --engine backpack --output engines.csv",
     "compare-engines cifar10_3c3d --batch-size 32,64,128,256,512,1024 --plot scaling.pdf",
+    "compare-engines cifar10_3c3d --batch-size 1024 --device cuda",
     "compare-engines --stored --format json",
 )
 
@@ -79,6 +81,7 @@ def compare_engines(
     checkpoint: CheckpointOption = None,
     dtype: DtypeOption = Precision.FLOAT32,
     engine: EnginesOption = ["vivit-bench", "vivit-for-pytorch"],  # noqa: B006
+    device: DeviceOption = "cpu",
     threads: RunThreadsOption = None,
     repeats: Annotated[
         int,
@@ -122,13 +125,15 @@ def compare_engines(
 ) -> None:
     """Measure engines in turn, every run in a fresh process: time, memory, agreement.
 
-    Memory is the peak over the idle process, read as in a trial of critical-batch. Every run is
+    Memory is the peak over the idle process, read as in a trial of critical-batch; on cuda it is
+    the device's, and times are those of a second run of the same N in its process. Every run is
     stored as it is made; interrupted, the same command goes on. Each of several N is a comparison
     of its own; exponents are fitted over the larger half of them, at least three.
     """
     from vivit_bench.comparison.scaling import run_series
     from vivit_bench.comparison.stored import Comparison, run_comparison, stored_rows
     from vivit_bench.critical_batch.settings import check_timeout, threads_of_a_run
+    from vivit_bench.hardware import parse_device
     from vivit_bench.peers import get_engine
     from vivit_bench.problems.sources import default_source
     from vivit_bench.problems.workload import WorkloadSpec
@@ -161,7 +166,8 @@ def compare_engines(
     if len(set(engine)) < len(engine):
         raise UsageError(f"--engine {', '.join(engine)}: name each engine once")
     source = data or default_source(problem, "memory")
-    spec = WorkloadSpec(problem, sizes[0], source, data_dir, seed, checkpoint, dtype)
+    place = parse_device(device)
+    spec = WorkloadSpec(problem, sizes[0], source, data_dir, seed, checkpoint, dtype, place)
     approximation = Approximation(curvature, samples, mc_samples, seed)
     comparison = Comparison(spec, quantity, approximation, tuple(engine), count)
     console = progress_console(quiet)
@@ -178,7 +184,7 @@ def compare_engines(
         _refuse_disagreement(series.rows)
         return
     compared = run_comparison(comparison, results_dir, **options)
-    hand_out(engines_table(compared.rows, compared.floor), format, output, quiet)
+    hand_out(engines_table(compared.rows, compared.floor, place), format, output, quiet)
     _refuse_disagreement(compared.rows)
 
 

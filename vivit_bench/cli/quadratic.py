@@ -170,6 +170,7 @@ def run(
     """Run SGD, global dampings and bootstrap damping on a noisy quadratic (appendix B.5).
 
     Every repetition is stored the moment it is done; interrupted, the same command goes on.
+    There is no --device: matrices of a few dozen rows are too small to occupy a GPU.
     """
     low, high, points = _grid(grid)
     settings = Settings(

@@ -57,13 +57,14 @@ class Record:
     usage_error: bool = False
     """Whether the failure is the user's to mend."""
     wall_seconds: float | None = None
-    """Of the work, after a warm-up; of time runs only, as the next."""
+    """Of the work, after a warm-up (on a CUDA device of the same N); of time runs only, as the
+    next."""
     cpu_seconds: float | None = None
     """User and system, of all threads."""
     minor_faults: int | None = None
     """Pages the work touched first, or again after it had given them back."""
     peak_bytes: int | None = None
-    """Over the idle process; of memory runs only, as all that follow."""
+    """Over the idle process, of the device's memory; of memory runs only, as all that follow."""
     idle_bytes: int | None = None
     other_processes: int = 0
     """Processes that the engine started and whose memory is part of the peak."""
@@ -114,7 +115,7 @@ def compare_engines(
         n: Mini-batch size.
         threads: CPU threads.
         repeats: Time runs of each engine; one memory run comes before.
-        timeout_seconds: For the work of one run.
+        timeout_seconds: For the work of one run; a warm-up of the same N may take as long.
         base_may_fail: Take a base that ends at a limit of this N (`AT_A_LIMIT`) for a result,
             as any other engine; the others are measured all the same.
         done: Records of an interrupted comparison of the same; their runs are not made again,
@@ -143,7 +144,8 @@ def compare_engines(
             what = f"time {repeat + 1} of {repeats}" if kind is RunKind.TIME else "memory"
             progress(f"{what}: {engine}")
             spec = _spec({**work, "engine": engine}, n, threads, kind)
-            made = _to_record(engine, kind, repeat, measure(spec, timeout_seconds))
+            seconds = timeout_seconds * (1 + spec.warm_runs)
+            made = _to_record(engine, kind, repeat, measure(spec, seconds))
             record(made)
             records.append(made)
             if ends_it(made):
@@ -154,6 +156,8 @@ def compare_engines(
 
 def _spec(arguments: dict[str, Any], n: int, threads: int, kind: RunKind) -> Spec:
     memory = kind is RunKind.MEMORY
+    # The first work of an N on a CUDA device loads its kernels and makes cuDNN's plans.
+    first_is_slow = arguments["device"] != "cpu" and not memory
     return Spec(
         n=n,
         threads=threads,
@@ -162,6 +166,7 @@ def _spec(arguments: dict[str, Any], n: int, threads: int, kind: RunKind) -> Spe
         device=arguments["device"],
         certify=memory,
         digest=memory,
+        warm_runs=1 if first_is_slow else 0,
     )
 
 

@@ -1,6 +1,7 @@
 """How far a run is from what the machine could do at best, measured in a process of its own."""
 
 import time
+from collections.abc import Callable
 from statistics import median
 from typing import Any
 
@@ -34,6 +35,7 @@ def measure_floor(
         work=f"{__name__}:FloorWork",
         arguments={"arguments": work},
         reading=Reading.TIME,
+        device=work["device"],
         digest=True,
     )
     seen = measure(spec, timeout_seconds)
@@ -52,7 +54,8 @@ class FloorWork(Work):
 
     def __init__(self, arguments: dict[str, Any]):
         names = ("problem", "data", "data_dir", "seed", "checkpoint")
-        self._workload = load(**{name: arguments[name] for name in names}, device="cpu")
+        self._device = arguments["device"]
+        self._workload = load(**{name: arguments[name] for name in names}, device=self._device)
         self._arguments = arguments
 
     def run(self, n: int) -> object:
@@ -66,10 +69,10 @@ class FloorWork(Work):
         inputs, targets = self._workload.batch(n)
         request = Request(model, loss, inputs, targets, approximation)
         batch, plan = plan_request(request)
-        rate = gemm_rate()
+        rate = gemm_rate(self._device)
         # The Gram products of all layers, one triangle.
         products = sum(unit.flops for unit in plan.units) / rate
-        solver = eigensolver_seconds(batch.rows)
+        solver = eigensolver_seconds(batch.rows, self._device)
         return {
             "gemm_gflops": rate / 1e9,
             "gram_seconds": products,
@@ -83,25 +86,42 @@ class FloorWork(Work):
         return result
 
 
-def gemm_rate(size: int = 2048, repeats: int = 7) -> float:
-    """FLOPs per second of a float32 matrix product, measured now."""
+_GEMM_SIZES = {"cpu": 2048, "cuda": 8192}
+"""A GPU is done with a small product before the next one is launched."""
+
+
+def gemm_rate(device: str = "cpu", repeats: int = 7) -> float:
+    """FLOPs per second of a float32 matrix product on a device, measured now."""
     import torch
 
-    a, b = torch.randn(size, size), torch.randn(size, size)
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        torch.mm(a, b)
-        times.append(time.perf_counter() - start)
+    size = _GEMM_SIZES[torch.device(device).type]
+    a, b = torch.randn(2, size, size, device=device)
+    times = [_seconds(lambda: torch.mm(a, b), device) for _ in range(repeats)]
     return 2 * size**3 / median(times)
 
 
-def eigensolver_seconds(rows: int) -> float:
-    """Seconds of the float64 eigenvalues of an [rows, rows] matrix, measured now."""
+def eigensolver_seconds(rows: int, device: str = "cpu") -> float:
+    """Seconds of the float64 eigenvalues of an [rows, rows] matrix on a device, measured now."""
     import torch
 
-    matrix = torch.randn(rows, rows, dtype=torch.float64)
+    if device != "cpu":  # the first call loads the solver
+        torch.linalg.eigvalsh(torch.eye(2, dtype=torch.float64, device=device))
+    matrix = torch.randn(rows, rows, dtype=torch.float64, device=device)
     matrix = matrix @ matrix.t()
+    return _seconds(lambda: torch.linalg.eigvalsh(matrix), device)
+
+
+def _seconds(work: Callable[[], object], device: str) -> float:
+    """Of a piece of work, from an idle device until the device is idle again."""
+    _synchronise(device)
     start = time.perf_counter()
-    torch.linalg.eigvalsh(matrix)
+    work()
+    _synchronise(device)
     return time.perf_counter() - start
+
+
+def _synchronise(device: str) -> None:
+    import torch
+
+    if device != "cpu":
+        torch.cuda.synchronize(device)

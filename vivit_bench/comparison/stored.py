@@ -57,9 +57,10 @@ class Comparison:
         """What its figures are determined by, and under which name they are kept."""
         approximation = self.approximation
         parts = [problem_slug(self.workload.problem), self.quantity, approximation.curvature]
+        place = [] if self.workload.device == "cpu" else [self.workload.device]
         return Identity(
             experiment=EXPERIMENT,
-            label="_".join([*parts, approximation.samples, f"n{self.batch_size}"]),
+            label="_".join([*parts, approximation.samples, f"n{self.batch_size}", *place]),
             settings={
                 **self.workload.record(),
                 **self.workload.files(),

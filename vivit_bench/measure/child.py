@@ -119,6 +119,8 @@ class _Child:
                 )
             self._pipe.tell(ready)
             self._meter = meter
+            for _ in range(self._spec.warm_runs):
+                work.run(self._spec.n)
             faults, cpu, wall = _faults(), time.process_time(), time.perf_counter()
             result = work.run(self._spec.n)
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu

@@ -68,6 +68,8 @@ class Spec:
     """Check the work by plain autograd once it is measured."""
     digest: bool = False
     """Report some numbers of the result."""
+    warm_runs: int = 0
+    """Times the whole work is done before it is measured, in the same time-out."""
 
     def to_json(self) -> str:
         """Return one line of JSON."""

@@ -9,7 +9,7 @@ import torch
 from vivit_bench.arguments import DEFAULT_CUTOFF, check_cutoff, check_drop_columns
 from vivit_bench.curvature.options import Approximation
 from vivit_bench.errors import UsageError
-from vivit_bench.hardware import parse_device
+from vivit_bench.hardware import device_name, parse_device
 from vivit_bench.noise.checkpoints import Position, log_spaced, resolve_positions
 from vivit_bench.noise.data import RunData
 from vivit_bench.noise.settings import (
@@ -133,6 +133,6 @@ def resolve(
         approximation=choices.approximation or Approximation(seed=choices.seed),
         cutoff=choices.cutoff,
         per_sample=choices.per_sample,
-        device=choices.device,
+        device=device_name(choices.device),
         drop_columns=choices.drop_columns,
     )

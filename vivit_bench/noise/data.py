@@ -1,7 +1,7 @@
 """Training, held-out and test samples of a run, and the order they come in."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +13,16 @@ from vivit_bench.noise.settings import HELD_OUT_SHARE
 from vivit_bench.problems import DataSource, Problem, load_dataset
 from vivit_bench.problems.batch import Batch
 from vivit_bench.problems.sampling import generator
-from vivit_bench.trees import Tree, select
+from vivit_bench.trees import Tree, map_tree, num_bytes, select
 
 _SPLIT, _ORDER, _TRAINING = range(3)
+SMALL_SHARE = 8
+"""A data set is small against a device if it fills at most one part in so many of what is free."""
 
 
 @dataclass(frozen=True)
 class RunData:
-    """All samples of a run, on the CPU.
+    """All samples of a run, on the CPU as they are loaded.
 
     A seeded tenth of the training split is held out; monitor batches are its first samples.
     The test samples are the test split, or for a user's problem another tenth.
@@ -39,6 +41,23 @@ class RunData:
     def num_test(self) -> int:
         """Number of test samples."""
         return len(self.test[1])
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of all samples."""
+        return num_bytes(self.inputs, self.targets, *self.test)
+
+    def on(self, device: torch.device) -> "RunData":
+        """The same on a device, indices too: mini-batches are then made there."""
+        inputs, targets = self.test
+        return replace(
+            self,
+            inputs=map_tree(lambda t: t.to(device), self.inputs),
+            targets=self.targets.to(device),
+            train=self.train.to(device),
+            held_out=self.held_out.to(device),
+            test=(map_tree(lambda t: t.to(device), inputs), targets.to(device)),
+        )
 
     def monitor_batch(self, size: int) -> Batch:
         """The first ``size`` held-out samples.
@@ -76,11 +95,14 @@ class RunData:
         return len(self.train) // batch_size
 
     def epoch(self, seed: int, epoch: int, batch_size: int) -> list[Tensor]:
-        """Indices of every mini-batch of an epoch: a function of the arguments alone."""
+        """Indices of every mini-batch of an epoch: a function of the arguments alone.
+
+        They are where the samples are, for which the order is copied once.
+        """
         order = torch.randperm(
             len(self.train), generator=generator(stream_seed(seed, _ORDER, epoch))
         )
-        batches = self.train[order].split(batch_size)
+        batches = self.train[order.to(self.train.device)].split(batch_size)
         return list(batches[: self.steps_per_epoch(batch_size)])
 
 
@@ -123,6 +145,14 @@ def chunks(inputs: Tree, targets: Tensor, size: int) -> Iterator[Batch]:
     for start in range(0, len(targets), size):
         part = slice(start, start + size)
         yield select(inputs, part), targets[part]
+
+
+def is_small_for(device: torch.device, size: int) -> bool:
+    """Whether so many bytes of samples can stay on a device beside all that a training needs."""
+    if device.type != "cuda":
+        return False
+    free, _ = torch.cuda.mem_get_info(device)
+    return SMALL_SHARE * size <= free
 
 
 def training_seed(seed: int) -> int:

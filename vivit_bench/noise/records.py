@@ -22,6 +22,7 @@ from vivit_bench.store import Run, State, StoredRun
 from vivit_bench.store.files import sha256
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
     from torch.optim import Optimizer
 
@@ -199,7 +200,7 @@ class Records:
         state = {
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
-            "random": _random_states(),
+            "random": _random_states(next(model.parameters()).device),
             "progress": progress,
             "files": self._written(),
         }
@@ -227,7 +228,7 @@ class Records:
             state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
-            _set_random_states(state["random"])
+            _set_random_states(state["random"], next(model.parameters()).device)
             progress, files = dict(state["progress"]), dict(state["files"])
         except FileNotFoundError:
             return None
@@ -282,7 +283,8 @@ def _summed(content: bytes) -> tuple[int, str]:
     return len(content), sha256(content)
 
 
-def _random_states() -> dict[str, Any]:
+def _random_states(device: "torch.device") -> dict[str, Any]:
+    """Of the CPU and of the model's device; the states of other devices play no part."""
     import torch
 
     version, words, gauss = random.getstate()
@@ -292,11 +294,11 @@ def _random_states() -> dict[str, Any]:
         "python": [version, list(words), gauss],
         "numpy": numpy_state,
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": [torch.cuda.get_rng_state(device)] if device.type == "cuda" else [],
     }
 
 
-def _set_random_states(states: dict[str, Any]) -> None:
+def _set_random_states(states: dict[str, Any], device: "torch.device") -> None:
     import torch
 
     version, words, gauss = states["python"]
@@ -305,5 +307,5 @@ def _set_random_states(states: dict[str, Any]) -> None:
     numpy_state = {**states["numpy"], "state": {**states["numpy"]["state"], "key": key}}
     np.random.set_state(numpy_state)
     torch.set_rng_state(states["torch"])
-    if states["cuda"]:
-        torch.cuda.set_rng_state_all(states["cuda"])
+    for state in states["cuda"]:
+        torch.cuda.set_rng_state(state, device)

@@ -1,7 +1,10 @@
 """Run a monitored training durably: interrupted, the same call goes on."""
 
+import contextlib
+import inspect
 import io
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ from vivit_bench.arguments import DEFAULT_RESULTS_DIR, problem_slug
 from vivit_bench.errors import UsageError, VivitBenchError
 from vivit_bench.noise.choices import Choices, check_choices, resolve
 from vivit_bench.noise.data import RunData, load_run_data, training_seed
+from vivit_bench.noise.deterministic import WORKSPACE, deterministic, workspace
 from vivit_bench.noise.records import EXPERIMENT, OWNS, STATE, NoiseRun, Records, read_run
 from vivit_bench.noise.settings import Settings, hyperparameters
 from vivit_bench.noise.training import Diverged, Listener, Training
@@ -25,6 +29,7 @@ from vivit_bench.store import (
     check_name,
     environment,
     open_run,
+    provenance,
     write_output,
 )
 from vivit_bench.store.files import sha256
@@ -35,6 +40,10 @@ SAVED = "saved_model"
 _ROOMS = ("noise", "curvature", "problems", "trees", "errors")
 """Code that can change a run's numbers."""
 _LIBRARIES = ("python", "torch", "torchvision", "numpy", "deepobs", "host", "cpu")
+_DEVICE_FACTS = ("gpu", "gpu_bytes", "cuda", "cudnn", "driver")
+"""What else decides the numbers of a run on a CUDA device: card and its software."""
+_IS_DETERMINISTIC, _NOT_DETERMINISTIC = "deterministic", "not_deterministic"
+"""Results of a run on a CUDA device: whether it repeats bit by bit, and which operations do not."""
 
 
 def run_noise(
@@ -88,9 +97,12 @@ def run_noise(
             if save_model is not None:
                 _check_saved(run, save_model)
             return read_run(run.stored)
-        sizes = _sizes(settings, problem, data)
-        run.update(sizes=sizes)
-        with seeded(training_seed(settings.seed)):
+        facts: dict[str, Any] = {"sizes": _sizes(settings, problem, data)}
+        if _is_cuda(device):
+            known = run.stored.results.get(_NOT_DETERMINISTIC, [])
+            facts |= {_IS_DETERMINISTIC: not known, _NOT_DETERMINISTIC: known}
+        run.update(**facts)
+        with _repeating(device, run, listener), seeded(training_seed(settings.seed)):
             if device.type == "cuda":
                 torch.cuda.manual_seed_all(training_seed(settings.seed))
             training = Training(
@@ -98,7 +110,7 @@ def run_noise(
             )
             if training.resume():
                 listener.note(f"going on from step {training.step} of {training.total}")
-            return read_run(_train(training, run, sizes, save_model))
+            return read_run(_train(training, run, save_model))
 
 
 def monitoring_cost(run: NoiseRun) -> dict[str, float]:
@@ -136,17 +148,36 @@ def _check_saved(run: Run, file: Path) -> None:
         )
 
 
-def _train(
-    training: Training, run: Run, sizes: dict[str, int], save_model: Path | None
-) -> StoredRun:
+def _is_cuda(device: torch.device) -> bool:
+    return device.type == "cuda"
+
+
+@contextlib.contextmanager
+def _repeating(device: torch.device, run: Run, listener: Listener) -> Iterator[None]:
+    """Make a CUDA device's numbers repeat; what does not is told, and written down at once."""
+    if not _is_cuda(device):
+        yield
+        return
+
+    def found(operation: str) -> None:
+        known = run.stored.results[_NOT_DETERMINISTIC]
+        if operation not in known:
+            run.update(**{_IS_DETERMINISTIC: False, _NOT_DETERMINISTIC: [*known, operation]})
+        listener.note(
+            f"not bit for bit: {operation} has no deterministic algorithm on {device}, and another "
+            "run may round otherwise (recorded as deterministic: false)"
+        )
+
+    with deterministic(found):
+        yield
+
+
+def _train(training: Training, run: Run, save_model: Path | None) -> StoredRun:
     """Train to the end, which is written down.
 
     Raises:
         VivitBenchError: The loss became NaN or infinite.
     """
-    results: dict[str, Any] = {"sizes": sizes}
-    if training.settings.drop_columns is not None:
-        results["dropped"] = training.dropped
     try:
         training.run()
     except Diverged as diverged:
@@ -155,14 +186,14 @@ def _train(
             f"{training.settings.lr:g}; the records before it are kept for noise table and plot; "
             "try a smaller --lr"
         )
-        results |= {
+        ending = {
             "failure": failure,
             "diverged_at": {"step": diverged.step, "loss": str(diverged.loss)},
             "timing": training.timing.record(),
         }
-        training.records.finish(results, State.FAILED)
+        training.records.finish(_results(training, run) | ending, State.FAILED)
         raise VivitBenchError(f"{failure} ({run.folder})") from None
-    results["timing"] = training.timing.record()
+    results = _results(training, run) | {"timing": training.timing.record()}
     if save_model is not None:  # before the end: killed here, the run still has its state
         content = io.BytesIO()
         torch.save({n: t.cpu() for n, t in training.model.state_dict().items()}, content)
@@ -170,6 +201,12 @@ def _train(
         results[SAVED] = sha256(content.getvalue())
         training.listener.note(f"wrote {save_model}")
     return training.records.finish(results, State.FINISHED)
+
+
+def _results(training: Training, run: Run) -> dict[str, Any]:
+    """What is known of a run that has come to an end, but how."""
+    dropping = training.settings.drop_columns is not None
+    return {**run.stored.results, **({"dropped": training.dropped} if dropping else {})}
 
 
 def _identity(
@@ -186,12 +223,20 @@ def _identity(
         },
         environment=environment(
             _ROOMS,
-            (*_LIBRARIES, "gpu") if device.type == "cuda" else _LIBRARIES,
+            _LIBRARIES,
+            **(_device_facts(device) if _is_cuda(device) else {}),
             train_data=batch_fingerprint(data.inputs, data.targets),
             test_data=batch_fingerprint(*data.test),
         ),
         owns=OWNS,
     )
+
+
+def _device_facts(device: torch.device) -> dict[str, Any]:
+    """Of the device that computes; what provenance does not tell of it is None."""
+    read: Any = provenance
+    facts = read(str(device)) if inspect.signature(read).parameters else read()
+    return {**{name: facts.get(name) for name in _DEVICE_FACTS}, WORKSPACE: workspace()}
 
 
 def _sizes(settings: Settings, problem: Problem, data: RunData) -> dict[str, int]:

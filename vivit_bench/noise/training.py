@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vivit_bench.arguments import drop_trace
+from vivit_bench.arguments import drop_trace, format_size
 from vivit_bench.errors import CertificateError, VivitBenchError, describe
-from vivit_bench.noise.data import RunData, chunks
+from vivit_bench.noise.data import RunData, chunks, is_small_for
 from vivit_bench.noise.measurement import Measurement, evaluation_mode, measure
 from vivit_bench.noise.records import Records
 from vivit_bench.noise.settings import OptimizerName, Settings
@@ -76,7 +76,7 @@ class Training:
         settings: What to do.
         records: Where records go; they are empty, or those that `resume` goes on from.
         listener: Told what happens.
-        device: Of model and mini-batches.
+        device: Of model and mini-batches; also of all samples, if they are small for it.
         memory: Bytes that a look through the monitor batch may take; None: no bound.
     """
 
@@ -90,13 +90,17 @@ class Training:
         device: torch.device,
         memory: int | None = None,
     ) -> None:
-        self.settings, self.data, self.records, self.listener = settings, data, records, listener
+        self.settings, self.records, self.listener = settings, records, listener
         self.device, self._memory = device, memory
+        self.data = data
+        if is_small_for(device, data.num_bytes):
+            self.data = data.on(device)
+            listener.note(f"all samples are kept on {device}: {format_size(data.num_bytes)}")
         self.model, self.loss = problem.model.to(device), problem.loss.to(device)
         self.optimizer = make_optimizer(self.model, settings)
         self.steps_per_epoch = data.steps_per_epoch(settings.batch_size)
         self.total = self.steps_per_epoch * settings.epochs
-        self.monitor_batch = self._move(*data.monitor_batch(settings.monitor_batch_size))
+        self.monitor_batch = self._move(*self.data.monitor_batch(settings.monitor_batch_size))
         self.step, self._resumed = 0, False
         self.timing = Timing()
         self.dropped: dict[str, dict[str, Any]] = {}
@@ -248,7 +252,7 @@ def evaluate(
     Args:
         model: Its modes are put back.
         loss: On the device. A mean is one over all samples with their weights, a sum their sum.
-        inputs: [n, ...] tensors on the CPU.
+        inputs: [n, ...] tensors on the CPU or the device.
         targets: [n, ...].
         device: Of the model.
 

@@ -59,9 +59,11 @@ _DETAILS = (
 )
 
 
-def engines_table(rows: Sequence[dict[str, Any]], floor: dict[str, float] | None) -> Table:
+def engines_table(
+    rows: Sequence[dict[str, Any]], floor: dict[str, float] | None, device: str = "cpu"
+) -> Table:
     """Medians and ratios to the first engine's; failures and checks below the table."""
-    notes = list(_meaning(rows))
+    notes = list(_meaning(rows, device))
     for row in rows:
         if row["failure"]:
             notes.append(f"{row['engine']} failed: {row['failure']}")
@@ -106,7 +108,14 @@ def describe(series: Series) -> str:
     work = ", ".join([row["quantity"], row["curvature"], row["samples"]])
     draws = f" (M = {row['mc_samples']})" if row["curvature"] == "mc" else ""
     threads = f"{row['threads']} thread{'s' if row['threads'] != 1 else ''}"
-    return f"{row['problem']}: {work}{draws}; {threads}"
+    device = _device(series.rows)
+    place = "" if device == "cpu" else f"{device} ({row.get('gpu') or 'unknown card'}), "
+    return f"{row['problem']}: {work}{draws}; {place}{threads}"
+
+
+def _device(rows: Sequence[dict[str, Any]]) -> str:
+    """Where the engines worked; stored comparisons of before say nothing, of the CPU."""
+    return str(rows[0].get("device", "cpu"))
 
 
 def stored_table(rows: Sequence[dict[str, Any]]) -> Table:
@@ -141,7 +150,7 @@ def _law_columns(series: Series, engine: str) -> Iterator[tuple[str, Any]]:
 def _series_notes(series: Series) -> list[str]:
     base = series.engines[0]
     notes = [_growth(series, engine) for engine in series.engines]
-    notes += _meaning(series.rows)
+    notes += _meaning(series.rows, _device(series.rows))
     for row in series.rows:
         if row["failure"]:
             notes.append(f"N = {row['batch_size']}, {row['engine']}: {row['failure']}")
@@ -173,10 +182,15 @@ def _listed(sizes: Sequence[int]) -> str:
     return ", ".join(map(str, sizes))
 
 
-def _meaning(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+def _meaning(rows: Sequence[dict[str, Any]], device: str) -> Iterator[str]:
     """What stands in the columns, and how sure it is."""
     base = rows[0]["engine"]
     yield f"Ratios over {base}, of times the median of each round's; faults: page faults of a run."
+    if device != "cpu":
+        yield (
+            f"Peak: memory of {device} over the idle process. Wall: until {device} is done, of a "
+            "second run of the same N in its process. CPU time and faults are the host's."
+        )
     levels = {row["runs"]: row["interval_level"] for row in rows if row.get("interval_level")}
     if len({row["engine"] for row in rows}) > 1 and levels:
         said = ", ".join(f"{level:.1%} of {runs} rounds" for runs, level in sorted(levels.items()))
