@@ -13,7 +13,7 @@ mini-batches they are given up at some point, after which every number counts as
 prints launches and synchronisations for each source line. A launch is an operation that writes a
 tensor on the device: views and uninitialised memory are none, and an operation that PyTorch
 cannot take apart is one, whatever kernels it consists of (a product over many pairs, but also a
-sort or an eigensolver). A copy from or to the CPU, and what asks for a number, is a synchronisation.
+sort or an eigensolver). A copy from or to the CPU, and what asks for a number, is one that waits.
 """
 
 import argparse

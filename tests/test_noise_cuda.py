@@ -1,6 +1,7 @@
 """What a noise run does on a CUDA device, as far as a CPU can show it."""
 
 import os
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from vivit_bench.noise import Listener, load_run, run_noise
 from vivit_bench.noise.data import RunData, is_small_for, load_run_data
 from vivit_bench.noise.deterministic import WORKSPACE, deterministic
 from vivit_bench.problems import DataSource, load_problem
+from vivit_bench.store import environment, provenance
 
 FACTS = {"gpu": "H100", "gpu_bytes": 85, "cuda": "13.0", "cudnn": 91900, "driver": "580.1"}
 
@@ -137,8 +139,14 @@ def test_what_does_not_repeat_is_told_once_and_other_warnings_are_shown(
 def cuda(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Runs on the CPU are taken for runs on a device of these facts, which can be changed."""
     facts = dict(FACTS)
+
+    def environment_there(*args: Any, device: str, **others: Any) -> dict[str, Any]:
+        there = "cuda:0" if runner._is_cuda(torch.device(device)) else device
+        return environment(*args, device=there, **others)
+
     monkeypatch.setattr(runner, "_is_cuda", lambda device: True)
-    monkeypatch.setattr(runner, "provenance", lambda device=None: {"host": "here", **facts})
+    monkeypatch.setattr(runner, "environment", environment_there)
+    monkeypatch.setattr(sys.modules[provenance.__module__], "_gpu", lambda device: facts)
     return facts
 
 

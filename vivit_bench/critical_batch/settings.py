@@ -24,7 +24,16 @@ DEFAULT_TRIAL_TIMEOUT = 1_800.0
 DEFAULT_ENGINE = "vivit-bench"
 
 # What a trial's process imports of the package.
-_MEASURING_ROOMS = ("measure", "curvature", "peers", "problems", "hardware", "trees", "errors")
+_MEASURING_ROOMS = (
+    "measure",
+    "curvature",
+    "peers",
+    "problems",
+    "hardware",
+    "precision",
+    "trees",
+    "errors",
+)
 _LIBRARIES = (
     *("vivit_bench", "python", "torch", "torchvision", "backpack", "deepobs", "numpy", "scipy"),
     *("host", "cpu", "cores", "ram_bytes"),

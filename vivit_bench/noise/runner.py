@@ -1,7 +1,6 @@
 """Run a monitored training durably: interrupted, the same call goes on."""
 
 import contextlib
-import inspect
 import io
 import statistics
 from collections.abc import Iterator
@@ -29,7 +28,6 @@ from vivit_bench.store import (
     check_name,
     environment,
     open_run,
-    provenance,
     write_output,
 )
 from vivit_bench.store.files import sha256
@@ -37,11 +35,9 @@ from vivit_bench.store.files import sha256
 SAVED = "saved_model"
 """Result of a run whose last weights were written to a file: their SHA-256."""
 
-_ROOMS = ("noise", "curvature", "problems", "trees", "errors")
+_ROOMS = ("noise", "curvature", "problems", "precision", "trees", "errors")
 """Code that can change a run's numbers."""
 _LIBRARIES = ("python", "torch", "torchvision", "numpy", "deepobs", "host", "cpu")
-_DEVICE_FACTS = ("gpu", "gpu_bytes", "cuda", "cudnn", "driver")
-"""What else decides the numbers of a run on a CUDA device: card and its software."""
 _IS_DETERMINISTIC, _NOT_DETERMINISTIC = "deterministic", "not_deterministic"
 """Results of a run on a CUDA device: whether it repeats bit by bit, and which operations do not."""
 
@@ -224,19 +220,13 @@ def _identity(
         environment=environment(
             _ROOMS,
             _LIBRARIES,
-            **(_device_facts(device) if _is_cuda(device) else {}),
+            device=str(device),
+            **({WORKSPACE: workspace()} if _is_cuda(device) else {}),
             train_data=batch_fingerprint(data.inputs, data.targets),
             test_data=batch_fingerprint(*data.test),
         ),
         owns=OWNS,
     )
-
-
-def _device_facts(device: torch.device) -> dict[str, Any]:
-    """Of the device that computes; what provenance does not tell of it is None."""
-    read: Any = provenance
-    facts = read(str(device)) if inspect.signature(read).parameters else read()
-    return {**{name: facts.get(name) for name in _DEVICE_FACTS}, WORKSPACE: workspace()}
 
 
 def _sizes(settings: Settings, problem: Problem, data: RunData) -> dict[str, int]:

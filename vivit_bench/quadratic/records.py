@@ -21,7 +21,7 @@ EXPERIMENT = "quadratic"
 DIVERGED_ABOVE = 10.0
 """A repetition has diverged if its final loss is not finite or above this many times its first."""
 LOSSES, DAMPINGS, JOURNAL = "losses.csv", "dampings.csv", "repetitions.jsonl"
-_ROOMS = ("quadratic", "curvature", "trees", "errors")
+_ROOMS = ("quadratic", "curvature", "precision", "trees", "errors")
 _LIBRARIES = ("python", "torch", "numpy", "host", "cpu")
 _REPORTS = ("figure_3.*", "losses.p*", "dampings.p*", "table.*")
 

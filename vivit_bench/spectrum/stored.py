@@ -36,7 +36,15 @@ Variant = tuple[Curvature, Samples]
 Note = Callable[[str], None]
 
 # Code that can change a spectrum; comparing and finding stored ones cannot.
-_ROOMS = ("spectrum/compute", "spectrum/record", "curvature", "problems", "trees", "errors")
+_ROOMS = (
+    "spectrum/compute",
+    "spectrum/record",
+    "curvature",
+    "problems",
+    "precision",
+    "trees",
+    "errors",
+)
 _LIBRARIES = ("python", "torch", "torchvision", "deepobs", "numpy", "scipy", "host", "cpu")
 _OF_THE_VARIANT = ("curvature", "samples", "mc_samples")
 # Settings that a figure of a problem can be asked for by an option of the same name.

@@ -61,6 +61,7 @@ def _static_provenance() -> Provenance:
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
         _RAM: psutil.virtual_memory().total,
+        "float32": "ieee",  # see `vivit_bench.precision`
     }
 
 
