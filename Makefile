@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/vivit-bench
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-models lint figure-3 figure-s4a figure-s5a table-s1 benchmarks clean
+.PHONY: setup demo test test-models test-cuda lint figure-3 figure-s4a figure-s5a table-s1 table-s1d benchmarks clean
 .PHONY: figure-2 figure-s6 figure-s7 figure-s8 figure-s9 figure-s10 noise-demo
 .PHONY: drop-columns
 
@@ -29,6 +29,12 @@ test: $(STAMP)
 # Real networks against plain autograd in float64 (20 minutes).
 test-models: $(STAMP)
 	$(VENV)/bin/python -m pytest -m models
+
+# What needs a GPU (a few minutes): numbers, then memory, failures and speed of the card, which are
+# written to build/cuda.json. Any Python with the packages of pyproject.toml does:
+# python -m pytest -m cuda --numprocesses 0
+test-cuda: $(STAMP)
+	$(VENV)/bin/python -m pytest -m cuda --numprocesses 0 tests/test_cuda.py tests/test_cuda_card.py
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
@@ -89,6 +95,12 @@ figure-s5a: $(STAMP)
 table-s1: $(STAMP)
 	$(RUN) critical-batch sweep --table a --table b --table c
 	$(RUN) critical-batch table --paper
+
+# Table S.1 d, on a GPU with the memory of the paper's (its card had 11 GB); interrupted, the same
+# target goes on.
+table-s1d: $(STAMP)
+	$(RUN) critical-batch sweep --table d --memory-limit 10GiB
+	$(RUN) critical-batch table --table d --paper
 
 # Time and memory against other implementations, interleaved (long; interrupted, it goes on).
 benchmarks: $(STAMP)

@@ -63,7 +63,7 @@ _COPIES = {"aten::_to_copy", "aten::copy_"}
 _FACTORY_SIZES = {"aten::nonzero", "aten::masked_select", "aten::_unique2", "aten::index.Tensor"}
 
 
-class MixedDevices(AssertionError):
+class MixedDevicesError(AssertionError):
     """An operation that raises on CUDA: its tensors are on different devices."""
 
 
@@ -305,7 +305,7 @@ class _Operations(TorchDispatchMode):
         mixes = torch.Tag.pointwise in func.tags or name in ("aten::fill_.Tensor",)
         if not mixes or any(t.ndim for t in strangers):
             shapes = [f"{list(t.shape)} on {'cuda' if t.is_meta else 'cpu'}" for t in tensors]
-            raise MixedDevices(f"{_source_line()}: {name} of {', '.join(shapes)}")
+            raise MixedDevicesError(f"{_source_line()}: {name} of {', '.join(shapes)}")
 
 
 def _is_view(func: Any) -> bool:

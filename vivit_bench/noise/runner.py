@@ -17,6 +17,7 @@ from vivit_bench.noise.deterministic import WORKSPACE, deterministic, workspace
 from vivit_bench.noise.records import EXPERIMENT, OWNS, STATE, NoiseRun, Records, read_run
 from vivit_bench.noise.settings import Settings, hyperparameters
 from vivit_bench.noise.training import Diverged, Listener, Training
+from vivit_bench.precision import ieee_float32
 from vivit_bench.problems import Problem, default_source, load_problem
 from vivit_bench.problems.sampling import seeded
 from vivit_bench.problems.workload import batch_fingerprint, model_fingerprint
@@ -98,7 +99,11 @@ def run_noise(
             known = run.stored.results.get(_NOT_DETERMINISTIC, [])
             facts |= {_IS_DETERMINISTIC: not known, _NOT_DETERMINISTIC: known}
         run.update(**facts)
-        with _repeating(device, run, listener), seeded(training_seed(settings.seed)):
+        with (
+            ieee_float32([device.type]),
+            _repeating(device, run, listener),
+            seeded(training_seed(settings.seed)),
+        ):
             if device.type == "cuda":
                 torch.cuda.manual_seed_all(training_seed(settings.seed))
             training = Training(
