@@ -157,7 +157,7 @@ def test_the_card_s_eigensolver(rows: int, learned: Learned) -> None:
     error = (found - expected).abs().max().item()
     learned.put("eigvalsh", rows=rows, seconds=seconds, peak_over_m2=peak / rows**2, error=error)
     assert error < 1e-12
-    assert peak / rows**2 < 41
+    assert peak < 40.2 * rows**2 + 2 * MIB
     if rows <= 10_240:
         solver, seconds, peak = measured(lambda: Diagonalised(matrix))
         learned.put("eigh", rows=rows, seconds=seconds, peak_over_m2=peak / rows**2)

@@ -89,7 +89,8 @@ class _MaxPool(torch.autograd.Function):
 def _pool(module: MaxPool, x: Tensor) -> tuple[Tensor, Tensor]:
     settings = (module.kernel_size, module.stride, module.padding, module.dilation)
     _, function, memory_format = _POOLS[type(module)]
-    x = x.contiguous(memory_format=memory_format)
+    if x.device.type == "cpu":
+        x = x.contiguous(memory_format=memory_format)
     out, indices = function(x, *settings, module.ceil_mode)
     del x  # the copy
     return out.contiguous(), indices.contiguous()

@@ -444,7 +444,7 @@ def undisturbed(model: nn.Module, *, bounded: bool = False) -> Iterator[None]:
         model: Of a request.
         bounded: The request has a bound on memory. Convolutions on CUDA then go without cuDNN,
             whose workspaces cannot be planned: up to 24 times a layer's input and output together
-            were seen on an H100. They take about twice as long.
+            were seen on an H100. Passes then take several times as long.
 
     Raises:
         UsageError: It is no module.

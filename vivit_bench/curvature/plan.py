@@ -168,11 +168,21 @@ class Plan:
         return f"{name} of {block.name}" if block.name else name
 
     @property
+    def _on_cpu(self) -> bool:
+        return all(unit.parameters[0].device.type == "cpu" for unit in self.units[:1])
+
+    @property
     def rows_on_cpu(self) -> int:
         """Of the largest matrix that is ever in the CPU's memory."""
-        here = [unit.parameters[0].device.type == "cpu" for unit in self.units[:1]]
-        blocks = self.blocks if all(here) else self.in_place
+        blocks = self.blocks if self._on_cpu else self.in_place
         return max((block.size for block in blocks), default=0)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user of a device is told of the plan."""
+        if self._on_cpu or not self.in_place:
+            return ()
+        return (f"a matrix of {self.rows_on_cpu:,} rows was solved by the CPU",)
 
     def within(self, collecting: int, most: int) -> bool:
         """Whether no stage takes more than ``most``, and none that collects more than that."""

@@ -242,4 +242,5 @@ def _checks(
             empty = ~batch.kept.mask.any(1).cpu()
             order = order[empty[order].int().argsort(stable=True)]
         samples = sorted(order[:2].tolist())
-    return Certifier(batch, plan, sweep, samples, request.certify == "all", notes)
+    said = [*notes, *plan.notes]
+    return Certifier(batch, plan, sweep, samples, request.certify == "all", said)
