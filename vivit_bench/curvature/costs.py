@@ -261,19 +261,9 @@ def contraction_flops(batch: MiniBatch, block: BlockPlan, piece: Piece) -> float
     if piece.contraction is Contraction.GRAM_PRODUCT:
         return 2.0 * _lower(n, product_block(c, batch.device)) * (patch + c * c * outputs)
     product = c * outputs * positions * unit.itemsize
-    tile = tile_bytes(batch.device, batch.working_bytes)
-    high = max(tile // product, 1)
-    wide = max(tile // int(positions * max(high * positions, patch) * unit.itemsize), 1)
-    flops = 0.0
-    for start in range(0, n, wide):
-        stop = min(start + wide, n)
-        flops += 2.0 * (n - start) * (stop - start) * positions**2 * patch
-        for i in range(start, stop, high):
-            end = min(i + high, n)
-            flops += _pair(c, outputs, positions) * (end - i) * (min(stop, end) - start)
-        below = n - min(start + high * -(-(stop - start) // high), n)
-        flops += _pair(c, outputs, positions) * below * (stop - start)
-    return flops
+    columns = max(tile_bytes(batch.device, batch.working_bytes) // product, 1)
+    pairs = _lower(n, columns)
+    return pairs * (2.0 * positions**2 * patch + _pair(c, outputs, positions))
 
 
 def _pair(c: int, outputs: int, positions: int) -> float:
