@@ -432,19 +432,20 @@ def _in_package(frame: FrameType | None) -> bool:
     return frame is not None and frame.f_code.co_filename.startswith(PACKAGE)
 
 
+_BASE: Any = torch._C.TensorBase
+
+
 def _device_of(tensor: Tensor) -> torch.device:
-    found = torch._C.TensorBase.device.__get__(tensor)  # type: ignore[attr-defined]
+    found: torch.device = _BASE.device.__get__(tensor)
     return CUDA if found.type == "meta" and _in_package(sys._getframe(1)) else found
 
 
 def _is_meta(tensor: Tensor) -> bool:
-    found = torch._C.TensorBase.is_meta.__get__(tensor)
-    return found and not _in_package(sys._getframe(1))
+    return _BASE.is_meta.__get__(tensor) and not _in_package(sys._getframe(1))
 
 
 def _tensor_is_cuda(tensor: Tensor) -> bool:
-    found = torch._C.TensorBase.is_meta.__get__(tensor)
-    return found and _in_package(sys._getframe(1))
+    return _BASE.is_meta.__get__(tensor) and _in_package(sys._getframe(1))
 
 
 _FACTS = {
@@ -488,12 +489,15 @@ def without_values_in_the_sweep(probe: Probe) -> Iterator[None]:
         yield
 
 
-def probe_workload(problem: str, batch_size: int, **options: Any) -> Report:
+def probe_workload(
+    problem: str, batch_size: int, *, most: int | None = None, **options: Any
+) -> Report:
     """Launches and synchronisations of ``eigenvalues`` for one of the suite's problems.
 
     Args:
         problem: Its name.
         batch_size: N.
+        most: Launches after which to give up.
         options: Of ``eigenvalues``.
     """
     from vivit_bench.curvature import eigenvalues
@@ -503,6 +507,7 @@ def probe_workload(problem: str, batch_size: int, **options: Any) -> Report:
     spec = WorkloadSpec(problem, batch_size=batch_size, data=DataSource.SYNTHETIC)
     model, loss, inputs, targets = load_workload(spec).request
     probe = Probe()
+    probe.report.most = most
     with probe, without_values_in_the_sweep(probe):
         request = (probe.put_module(model), loss, probe.put(inputs), probe.put(targets))
         eigenvalues(*request, **options)
