@@ -13,16 +13,18 @@ mini-batches they are given up at some point, after which every number counts as
 prints launches and synchronisations for each source line. A launch is an operation that writes a
 tensor on the device: views and uninitialised memory are none, and an operation that PyTorch
 cannot take apart is one, whatever kernels it consists of (a product over many pairs, but also a
-sort or an eigensolver). A copy from or to the CPU, and what asks for a number, is one that waits.
+sort or an eigensolver). A copy from or to the CPU, and what asks for a number, is a
+synchronisation.
 """
 
 import argparse
 import copy
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import FrameType, SimpleNamespace
 from typing import Any, cast
@@ -31,9 +33,9 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 import vivit_bench
 
@@ -44,8 +46,8 @@ FREE_BYTES, TOTAL_BYTES = 75 * 2**30, 79 * 2**30
 
 _WITHOUT_LAUNCH = {
     "aten::empty.memory_format", "aten::empty_strided", "aten::empty_like", "aten::new_empty",
-    "aten::new_empty_strided", "aten::_unsafe_view", "aten::lift_fresh", "aten::detach",
-    "aten::detach_", "aten::resize_", "aten::set_.source_Storage",
+    "aten::new_empty_strided", "aten::_unsafe_view",
+    "aten::_local_scalar_dense",
 }  # fmt: skip
 _WAITS = {
     "aten::_local_scalar_dense": "a number is asked for",
@@ -58,13 +60,18 @@ _WAITS = {
     "aten::repeat_interleave.Tensor": "the result's size is asked for",
     "aten::_linalg_eigh": "the solver's success is asked for",
 }
-_INDEXING = {"aten::index.Tensor", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}
+_INDEXING = ("aten::index.Tensor", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_")
 _COPIES = {"aten::_to_copy", "aten::copy_"}
-_FACTORY_SIZES = {"aten::nonzero", "aten::masked_select", "aten::_unique2", "aten::index.Tensor"}
+_SIZES = {"aten::nonzero", "aten::masked_select", "aten::_unique2", "aten::index.Tensor"}
+"""Operations of whose results only the numbers tell how large they are."""
 
 
 class MixedDevicesError(AssertionError):
     """An operation that raises on CUDA: its tensors are on different devices."""
+
+
+class TooManyLaunchesError(BaseException):
+    """A run was given up; not for the package, which explains what a model raises."""
 
 
 @dataclass
@@ -75,6 +82,15 @@ class Report:
     """(line, operation) -> how often."""
     waits: Counter[tuple[str, str]] = field(default_factory=Counter)
     """(line, reason) -> synchronisations."""
+    most: int | None = None
+    """Launches after which a run is given up."""
+    _count: int = 0
+
+    def check(self) -> None:
+        """Raise ``TooManyLaunchesError`` where there were."""
+        self._count += 1
+        if self.most is not None and self._count > self.most:
+            raise TooManyLaunchesError(f"more than {self.most:,} launches so far:\n{self.table()}")
 
     @property
     def num_launches(self) -> int:
@@ -139,8 +155,8 @@ class Probe:
         module = copy.deepcopy(module)
         moved: dict[Tensor, Tensor] = {}
         for each in module.modules():
-            for tensors in (each._parameters, each._buffers):
-                for name, tensor in cast(dict[str, Tensor | None], tensors).items():
+            for tensors in cast(list[dict[str, Any]], [each._parameters, each._buffers]):
+                for name, tensor in tensors.items():
                     if tensor is None:
                         continue
                     if tensor not in moved:
@@ -160,6 +176,39 @@ class Probe:
         self._mode.forget_values()
 
 
+@dataclass(frozen=True)
+class _Kind:
+    """What the probe must know of an operation."""
+
+    name: str
+    view: bool
+    """It returns other sights of its arguments, or changes nothing but their shape."""
+    written: tuple[int | str, ...]
+    """Arguments that it writes and returns, by position or keyword."""
+    elementwise: bool
+    """Single numbers of the CPU may be among its arguments."""
+
+    @property
+    def launches(self) -> bool:
+        """Whether a kernel runs."""
+        return not self.view and self.name not in _WITHOUT_LAUNCH
+
+
+@cache
+def _kind(func: Any) -> _Kind:
+    schema = func._schema
+    aliases = [r.alias_info for r in schema.returns]
+    view = any(a is not None and not a.is_write for a in aliases)
+    written = tuple(
+        argument.name if argument.kwarg_only else position
+        for position, argument in enumerate(schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    )
+    elementwise = torch.Tag.pointwise in func.tags or func.name() == "aten::fill_.Tensor"
+    view = view or torch.Tag.inplace_view in func.tags
+    return _Kind(func.name(), view, written if all(aliases) else (), elementwise)
+
+
 class _Operations(TorchDispatchMode):
     """Records every operation, and computes its numbers aside."""
 
@@ -169,17 +218,26 @@ class _Operations(TorchDispatchMode):
         self._buffers: dict[int, tuple[StorageWeakRef, Tensor]] = {}
         """Storage of a tensor on the device -> its bytes on the CPU."""
         self._computes, self._until_purge = True, 0
-        self._true: set[int] = set()
-        """Storages of booleans that count as true where there are no numbers."""
 
     def put(self, tensor: Tensor) -> Tensor:
-        with torch.utils._python_dispatch._disable_current_modes():
+        with _disable_current_modes():
             made = torch.empty_strided(
                 tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta"
             )
             if self._computes:
-                self._bind(made, tensor.detach())
+                storage = made.untyped_storage()
+                self._purge()
+                buffer = torch.empty(storage.nbytes(), dtype=torch.uint8)
+                self._buffers[storage._cdata] = (StorageWeakRef(storage), buffer)
+                self.values_of(made).copy_(tensor.detach())
         return made
+
+    def _purge(self) -> None:
+        """Now and then, forget the numbers of tensors that are no more."""
+        self._until_purge -= 1
+        if self._until_purge < 0:
+            self._buffers = {k: v for k, v in self._buffers.items() if not v[0].expired()}
+            self._until_purge = 200
 
     def forget_values(self) -> None:
         self._computes = False
@@ -194,19 +252,10 @@ class _Operations(TorchDispatchMode):
             buffer.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride()
         )
 
-    def _bind(self, made: Tensor, values: Tensor) -> None:
-        """Give a new tensor its numbers; one whose storage has them is a view or was written."""
-        storage = made.untyped_storage()
-        if storage._cdata in self._buffers:
-            return
-        assert (made.shape, made.dtype) == (values.shape, values.dtype), "meta and CPU differ"
-        self._until_purge -= 1
-        if self._until_purge < 0:
-            self._buffers = {k: v for k, v in self._buffers.items() if not v[0].expired()}
-            self._until_purge = 200
-        buffer = torch.empty(storage.nbytes(), dtype=torch.uint8)
-        self._buffers[storage._cdata] = (StorageWeakRef(storage), buffer)
-        self.values_of(made).copy_(values)
+    def _real(self, x: Any) -> Any:
+        if isinstance(x, list | tuple):
+            return type(x)(map(self._real, x))
+        return self.values_of(x) if isinstance(x, Tensor) and x.is_meta else x
 
     def __torch_dispatch__(
         self,
@@ -216,102 +265,115 @@ class _Operations(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        name = func.name()
-        tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
-        here = any(t.is_meta for t in tensors)
-        made_there = "device" in kwargs and kwargs["device"] == META
-        if not here and not made_there:
+        tensors = list(_tensors((args, tuple(kwargs.values()))))
+        if kwargs.get("device") != META and not any(t.is_meta for t in tensors):
             return func(*args, **kwargs)
-        if name in _COPIES:
-            return self._copy(func, name, args, kwargs)
-        self._check_devices(func, name, tensors)
-        self._record(func, name, args)
-        if name == "aten::_local_scalar_dense":
+        kind = _kind(func)
+        if kind.name in _COPIES:
+            source = args[kind.name == "aten::copy_"]
+            target = args[0] if kind.name == "aten::copy_" else kwargs.get("device", args[0])
+            target = getattr(target, "device", target)
+            if target.type != source.device.type:
+                return self._move(func, kind, source, target, args, kwargs)
+        else:
+            self._check_devices(kind, tensors, args)
+        self._record(kind, args)
+        if kind.name == "aten::_local_scalar_dense":
             return self._number(args[0])
-        if name == "aten::equal":
+        if kind.name == "aten::equal":
             return self._computes and torch.equal(*map(self.values_of, args[:2]))
-        return self._run(func, name, args, kwargs)
-
-    def _run(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if _is_view(func):
+        if kind.view:
             return func(*args, **kwargs)
-        found: Any = None
-        if self._computes or name in _FACTORY_SIZES:
-            real = {k: v for k, v in kwargs.items() if k != "device"}
-            real |= {"device": torch.device("cpu")} if "device" in kwargs else {}
-            found = func(*tree_map(self._real, args), **tree_map(self._real, real))
-        if name in _FACTORY_SIZES:  # only the numbers tell how large it is
-            return tree_map(lambda t: self.put(t) if isinstance(t, Tensor) else t, found)
-        made = func(*args, **kwargs)
-        if self._computes:
-            pairs = zip(tree_flatten(made)[0], tree_flatten(found)[0], strict=True)
-            for there, values in pairs:
-                if isinstance(there, Tensor) and there.is_meta:
-                    self._bind(there, values)
-        elif name.startswith("aten::all"):
-            self._true.add(made.untyped_storage()._cdata)
-        return made
+        return self._run(func, kind, args, kwargs)
 
-    def _real(self, x: Any) -> Any:
-        return self.values_of(x) if isinstance(x, Tensor) and x.is_meta else x
+    def _run(self, func: Any, kind: _Kind, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        made: Any = None
+        if self._computes or kind.name in _SIZES or kind.name == "aten::cudnn_batch_norm":
+            kernel = _batch_norm if kind.name == "aten::cudnn_batch_norm" else func
+            here = {key: self._real(x) for key, x in kwargs.items()}
+            if "device" in here:
+                here["device"] = torch.device("cpu")
+            found = kernel(*self._real(args), **here)
+            if not kind.written:
+                if isinstance(found, Tensor):
+                    return self.put(found)
+                return type(found)(self.put(x) if isinstance(x, Tensor) else x for x in found)
+        if kind.written:
+            made = [args[w] if isinstance(w, int) else kwargs[w] for w in kind.written]
+            return made[0] if len(made) == 1 else tuple(made)
+        made = func(*args, **kwargs)
+        if kind.name.startswith("aten::all"):
+            made.counts_as_true = True
+        return made
 
     def _number(self, tensor: Tensor) -> Any:
         """Its value; without numbers 0, and true for ``all`` (are finite, say)."""
         if self._computes:
             return self.values_of(tensor).item()
         if tensor.dtype == torch.bool:
-            return tensor.untyped_storage()._cdata in self._true
+            return hasattr(tensor, "counts_as_true")
         return 0.0 if tensor.is_floating_point() else 0
 
-    def _copy(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Copies, which alone may go from one device to another."""
-        if name == "aten::copy_":
-            target, source = args[0].device, args[1]
-        else:
-            target, source = torch.device(kwargs.get("device") or args[0].device), args[0]
-        if target.type == source.device.type == "meta":
-            self._record(func, name, args)
-            return self._run(func, name, args, kwargs)
-        way = "copied to the CPU" if target.type == "cpu" else "copied to the device"
-        self._report.waits[_source_line(), way] += 1
-        values = self._real(source)
-        if name == "aten::copy_":
-            if self._computes or target.type == "cpu":
-                self._real(args[0]).copy_(values)
+    def _move(
+        self,
+        func: Any,
+        kind: _Kind,
+        source: Tensor,
+        target: torch.device,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """From one device to the other."""
+        there = target.type == "meta"
+        self._report.waits[_source_line(), "copied to the " + ("device" if there else "CPU")] += 1
+        if kind.name == "aten::copy_":
+            if self._computes or not there:
+                self._real(args[0]).copy_(self._real(source))
             return args[0]
         rest = {k: v for k, v in kwargs.items() if k not in ("device", "pin_memory")}
-        found = func(values, **rest)
-        return found if target.type == "cpu" else self.put(found)
+        found = func(self._real(source), **rest)
+        return self.put(found) if there else found
 
-    def _record(self, func: Any, name: str, args: tuple[Any, ...]) -> None:
-        reason = _WAITS.get(name, "")
-        if name in _INDEXING:
+    def _record(self, kind: _Kind, args: tuple[Any, ...]) -> None:
+        reason = _WAITS.get(kind.name, "")
+        if kind.name in _INDEXING:
             indices = [i for i in args[1] if i is not None]
             if any(i.dtype in (torch.bool, torch.uint8) for i in indices):
                 reason = "the result's size is asked for"
-            elif any(not i.is_meta for i in indices):
+            elif not all(i.is_meta for i in indices):
                 reason = "copied to the device"
-        if reason:
-            self._report.waits[_source_line(), reason] += 1
-        launches = name not in _WITHOUT_LAUNCH and name != "aten::_local_scalar_dense"
-        if launches and not _is_view(func):
-            self._report.launches[_source_line(), name] += 1
-
-    def _check_devices(self, func: Any, name: str, tensors: Sequence[Tensor]) -> None:
-        """What CUDA refuses; numbers on the CPU may meet tensors elementwise, and index them."""
-        strangers = [t for t in tensors if not t.is_meta]
-        if not strangers or name in _INDEXING:
+        if not reason and not kind.launches:
             return
-        mixes = torch.Tag.pointwise in func.tags or name in ("aten::fill_.Tensor",)
-        if not mixes or any(t.ndim for t in strangers):
+        line = _source_line()
+        if reason:
+            self._report.waits[line, reason] += 1
+        if kind.launches:
+            self._report.launches[line, kind.name] += 1
+            self._report.check()
+
+    def _check_devices(self, kind: _Kind, tensors: Sequence[Tensor], args: tuple[Any, ...]) -> None:
+        """What CUDA refuses; numbers on the CPU may meet tensors elementwise, and index them."""
+        if kind.name in _INDEXING:
+            tensors = [args[0], *_tensors(args[2:3])]
+        strangers = [t for t in tensors if not t.is_meta]
+        mixes = kind.elementwise or kind.name in _INDEXING[1:]
+        if strangers and not (mixes and all(t.ndim == 0 for t in strangers)):
             shapes = [f"{list(t.shape)} on {'cuda' if t.is_meta else 'cpu'}" for t in tensors]
-            raise MixedDevicesError(f"{_source_line()}: {name} of {', '.join(shapes)}")
+            raise MixedDevicesError(f"{_source_line()}: {kind.name} of {', '.join(shapes)}")
 
 
-def _is_view(func: Any) -> bool:
-    """Whether an operation returns other sights of its arguments."""
-    aliases = [r.alias_info for r in func._schema.returns]
-    return any(a is not None and not a.is_write for a in aliases)
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    for x in values:
+        if isinstance(x, Tensor):
+            yield x
+        elif isinstance(x, list | tuple):
+            yield from _tensors(x)
+
+
+def _batch_norm(*args: Any) -> tuple[Tensor, ...]:
+    """cuDNN's in evaluation mode, on the CPU; it returns nothing to keep."""
+    nothing = args[0].new_empty(0)
+    return torch.native_batch_norm(*args)[0], nothing, nothing.clone(), nothing.byte()
 
 
 class _Names(TorchFunctionMode):
@@ -321,8 +383,12 @@ class _Names(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if len(args) == 1 and not kwargs and func is not Tensor.cuda:
+            return func(*args)  # attributes, mostly
         if func is Tensor.cuda:
             return args[0].to(META)
+        if func is F.batch_norm and args[0].is_meta:
+            return _batch_norm_on_cuda(*args, **kwargs)
         if func in (Tensor.__getitem__, Tensor.__setitem__) and args[0].is_meta:
             args = (args[0], _without_lists(args[1]), *args[2:])
         asked = any(map(_is_cuda, args)) or _is_cuda(kwargs.get("device"))
@@ -332,6 +398,23 @@ class _Names(TorchFunctionMode):
             if func in (torch.tensor, torch.as_tensor):  # else made on meta, without numbers
                 return func(*args, **{k: x for k, x in kwargs.items() if k != "device"}).to(META)
         return func(*args, **kwargs)
+
+
+def _batch_norm_on_cuda(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """In evaluation mode too, PyTorch takes cuDNN's, whose node in the graph has another name."""
+    if weight is None or bias is None or running_mean is None or training:
+        return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    statistics = (running_mean, running_var, training, momentum, eps)
+    return torch.cudnn_batch_norm(x.contiguous(), weight, bias, *statistics)[0]
 
 
 def _without_lists(index: Any) -> Any:
@@ -349,19 +432,20 @@ def _in_package(frame: FrameType | None) -> bool:
     return frame is not None and frame.f_code.co_filename.startswith(PACKAGE)
 
 
+_BASE: Any = torch._C.TensorBase
+
+
 def _device_of(tensor: Tensor) -> torch.device:
-    found = torch._C.TensorBase.device.__get__(tensor)  # type: ignore[attr-defined]
+    found: torch.device = _BASE.device.__get__(tensor)
     return CUDA if found.type == "meta" and _in_package(sys._getframe(1)) else found
 
 
 def _is_meta(tensor: Tensor) -> bool:
-    found = torch._C.TensorBase.is_meta.__get__(tensor)  # type: ignore[attr-defined]
-    return found and not _in_package(sys._getframe(1))
+    return _BASE.is_meta.__get__(tensor) and not _in_package(sys._getframe(1))
 
 
 def _tensor_is_cuda(tensor: Tensor) -> bool:
-    found = torch._C.TensorBase.is_meta.__get__(tensor)  # type: ignore[attr-defined]
-    return found and _in_package(sys._getframe(1))
+    return _BASE.is_meta.__get__(tensor) and _in_package(sys._getframe(1))
 
 
 _FACTS = {
@@ -406,12 +490,15 @@ def without_values_in_the_sweep(probe: Probe) -> Iterator[None]:
         yield
 
 
-def probe_workload(problem: str, batch_size: int, **options: Any) -> Report:
+def probe_workload(
+    problem: str, batch_size: int, *, most: int | None = None, **options: Any
+) -> Report:
     """Launches and synchronisations of ``eigenvalues`` for one of the suite's problems.
 
     Args:
         problem: Its name.
         batch_size: N.
+        most: Launches after which to give up.
         options: Of ``eigenvalues``.
     """
     from vivit_bench.curvature import eigenvalues
@@ -421,6 +508,7 @@ def probe_workload(problem: str, batch_size: int, **options: Any) -> Report:
     spec = WorkloadSpec(problem, batch_size=batch_size, data=DataSource.SYNTHETIC)
     model, loss, inputs, targets = load_workload(spec).request
     probe = Probe()
+    probe.report.most = most
     with probe, without_values_in_the_sweep(probe):
         request = (probe.put_module(model), loss, probe.put(inputs), probe.put(targets))
         eigenvalues(*request, **options)
