@@ -13,7 +13,6 @@ from meta_probe import (
     MixedDevicesError,
     Probe,
     Report,
-    TooManyLaunchesError,
     probe_workload,
     without_values_in_the_sweep,
 )
@@ -197,20 +196,7 @@ def _route(request: tuple) -> Route:
     return plan.route
 
 
-BATCH_NORM = pytest.mark.xfail(
-    strict=True,
-    reason="cuDNN's batch normalisation has no rule: samples run one at a time on CUDA",
-)
-
-
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(c, marks=[BATCH_NORM] * (c.name in ("many-layers", "residual-reused")))
-        for c in CASES
-    ],
-    ids=lambda case: case.name,
-)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_passes_are_cut_as_on_the_cpu(case: Case) -> None:
     request = case.build(torch.float64)
     with Probe() as probe:
@@ -232,10 +218,6 @@ def _probed(engine: Engine, case: Case, **options: Any) -> Report:
     return probe.report
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="one synchronisation a micro-batch: whether outputs are finite (minibatch.py)",
-)
 @pytest.mark.parametrize(
     ("engine", "curvature"), [*((engine, "exact") for engine in QUANTITIES), (_eigenvalues, "mc")]
 )
@@ -256,20 +238,11 @@ def _launches_of_3c3d(batch_size: int) -> Report:
     return probe_workload("cifar10_3c3d", batch_size, most=2 * MOST_LAUNCHES)
 
 
-TILES = pytest.mark.xfail(
-    strict=True,
-    raises=(AssertionError, TooManyLaunchesError),
-    reason="145,982 at N = 1024: pairs of samples in tiles of 2 MiB, micro-batches of 5 samples",
-)
-
-
-@TILES
 def test_eigenvalues_of_3c3d_take_few_launches() -> None:
     found = _launches_of_3c3d(1024)
     assert found.num_launches <= MOST_LAUNCHES, "\n" + found.table()
 
 
-@TILES
 def test_launches_grow_no_faster_than_the_mini_batch() -> None:
     counts = [_launches_of_3c3d(n).num_launches for n in (256, 512, 1024)]
     assert all(b <= 2 * a for a, b in pairwise(counts)), counts

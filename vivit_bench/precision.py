@@ -5,7 +5,7 @@ is told otherwise, and matrix products follow on request; oneDNN does the same o
 Eigenvalues are then off by percents.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,30 +29,51 @@ def ieee_float32(devices: Iterable[str]) -> Iterator[None]:
     Raises:
         RuntimeError: PyTorch keeps to a reduced precision.
     """
-    settings = [setting for device in sorted(set(devices)) for setting in _settings(device)]
-    reduced = [(name, setting) for name, setting in settings if _is_reduced(setting)]
-    products = any(name == "matmul" for name, _ in reduced)
-    if products:  # the older setting is of both devices' products
-        reduced += [each for device in _DEVICES for each in _settings(device)[:1]]
-    legacy = _legacy_matmul()
-    changed = [(setting, setting.fp32_precision) for _, setting in reduced]
+    devices = sorted(set(devices))
+    settings = [setting for device in devices for setting in _settings(device)]
+    names = {name for name, setting in settings if _is_reduced(setting)}
+    # The older settings follow, each with all that it is of: PyTorch refuses to read them where
+    # they differ from the newer ones.
+    older = [
+        old
+        for old in _OLDER
+        if names & old.names and set(devices) & old.devices and old.read() is not None
+    ]
+    concerned = names.union(*(old.names for old in older))
+    every = [each for device in _DEVICES for each in _settings(device)] if older else settings
+    before = [(each, each.fp32_precision) for name, each in every if name in concerned]
+    asked = [(old, old.read()) for old in older]
     try:
-        if products:
-            # The older setting, too: PyTorch refuses to read either where they differ.
-            torch.set_float32_matmul_precision("highest")
-        for setting, _ in changed:
-            setting.fp32_precision = "ieee"
+        for old in older:
+            old.write(old.exact)
         for name, setting in settings:
+            if _is_reduced(setting):
+                setting.fp32_precision = "ieee"
             if _is_reduced(setting):
                 raise RuntimeError(f"PyTorch keeps float32 at {setting.fp32_precision} for {name}")
         yield
     finally:
-        if products and legacy is not None:
-            torch.set_float32_matmul_precision(legacy)
-        for setting, before in changed:
-            setting.fp32_precision = "none"  # what it inherits
-            if setting.fp32_precision != before:
-                setting.fp32_precision = before
+        for old, value in asked:
+            old.write(value)
+        for setting, value in before:
+            if setting.fp32_precision != value:
+                setting.fp32_precision = "none"  # what it inherits
+            if setting.fp32_precision != value:
+                setting.fp32_precision = value
+
+
+@contextmanager
+def without_cudnn() -> Iterator[None]:
+    """Inside, PyTorch's own kernels compute what cuDNN's would.
+
+    ``torch.backends.cudnn.flags`` would also ask for TF32 anew.
+    """
+    before = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.enabled = before
 
 
 def _is_reduced(setting: Any) -> bool:
@@ -87,9 +108,39 @@ class _Flag:
         self.owner.allow_tf32 = value == "tf32"
 
 
-def _legacy_matmul() -> str | None:
-    """The older setting; None where the newer one differs from it, and it is at its default."""
-    try:
-        return torch.get_float32_matmul_precision()
-    except RuntimeError:
-        return None
+class _Older:
+    """A setting of PyTorch before 2.9, which changes some of the newer ones."""
+
+    def __init__(
+        self,
+        devices: set[str],
+        names: set[str],
+        exact: Any,
+        get: Callable[[], Any],
+        write: Callable[[Any], None],
+    ) -> None:
+        self.devices, self.names, self.exact = devices, names, exact
+        self._get, self.write = get, write
+
+    def read(self) -> Any:
+        """Its value; None where a newer one was set to something else."""
+        try:
+            return self._get()
+        except RuntimeError:
+            return None
+
+
+def _allow_cudnn(value: bool) -> None:
+    torch.backends.cudnn.allow_tf32 = value
+
+
+_OLDER = (
+    _Older(
+        {"cpu", "cuda"},
+        {"matmul"},
+        "highest",
+        lambda: torch.get_float32_matmul_precision(),
+        lambda value: torch.set_float32_matmul_precision(value),
+    ),
+    _Older({"cuda"}, {"conv", "rnn"}, False, lambda: torch.backends.cudnn.allow_tf32, _allow_cudnn),
+)

@@ -18,7 +18,7 @@ from vivit_bench.curvature.options import Approximation
 from vivit_bench.curvature.results import BatchInfo
 from vivit_bench.curvature.tuning import default_working_bytes
 from vivit_bench.errors import UsageError, VivitBenchError, describe, is_out_of_memory
-from vivit_bench.precision import ieee_float32
+from vivit_bench.precision import ieee_float32, without_cudnn
 from vivit_bench.trees import Tree, leaves, map_tree, num_samples
 
 Patterns = str | Sequence[str]
@@ -468,7 +468,7 @@ def undisturbed(model: nn.Module, *, bounded: bool = False) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(ieee_float32(device.type for device in devices))
         if bounded and on_cuda:
-            stack.enter_context(_without_cudnn())
+            stack.enter_context(without_cudnn())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.random.fork_rng(devices=on_cuda))
@@ -486,17 +486,6 @@ def undisturbed(model: nn.Module, *, bounded: bool = False) -> Iterator[None]:
                 module._buffers[name] = buffer
             for weight, before in written:
                 weight.copy_(before)
-
-
-@contextmanager
-def _without_cudnn() -> Iterator[None]:
-    # PyTorch's own context manager sets all of cuDNN's flags.
-    before = torch.backends.cudnn.enabled
-    torch.backends.cudnn.enabled = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.enabled = before
 
 
 def _version(buffer: Tensor) -> int:

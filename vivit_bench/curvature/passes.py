@@ -101,6 +101,8 @@ class Sweep:
 def curvature_columns(batch: MiniBatch) -> ColumnsOf:
     """S_n / sqrt(N) of any samples that carry the curvature (Equation 4)."""
     noise = batch.factor.noise()
+    if noise is not None:
+        noise = noise.to(batch.device)  # once, not for every micro-batch
     scale = batch.num_samples**-0.5
 
     def columns(outputs: Tensor, samples: slice) -> Tensor:

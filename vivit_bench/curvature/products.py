@@ -25,6 +25,7 @@ from vivit_bench.curvature.factors import Direction
 from vivit_bench.curvature.minibatch import MiniBatch, mend_batch_norm
 from vivit_bench.curvature.passes import add_pulled
 from vivit_bench.errors import UsageError, VivitBenchError, describe, is_out_of_memory, message_of
+from vivit_bench.precision import without_cudnn
 from vivit_bench.trees import map_tree
 
 T = TypeVar("T")
@@ -60,7 +61,7 @@ class Way:
             stack.enter_context(sdpa_kernel([SDPBackend.MATH]))
             if not self.vendor:
                 stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
-                stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+                stack.enter_context(without_cudnn())
             torch.backends.mha.set_fastpath_enabled(False)
             try:
                 yield

@@ -253,9 +253,11 @@ class _BatchNorm(Rule):
         return {1: "weight", 2: "bias"}.get(slot)
 
     def read(self, node: Any, roles: Roles) -> Saved:
+        native = node_kind(node) == "NativeBatchNormBackward"
+        eps = node._saved_eps if native else node._saved_epsilon
         constants = {
             "mean": node._saved_running_mean.detach(),
-            "variance": node._saved_running_var.detach() + node._saved_eps,
+            "variance": node._saved_running_var.detach() + eps,
         }
         return Saved({"input": node._saved_input.detach()}, constants)
 
@@ -411,7 +413,7 @@ _RULES: tuple[Rule, ...] = (
     LINEAR,
     CONVOLUTION,
     _TransposedConvolution("transposed convolution", ["ConvolutionBackward"]),
-    _BatchNorm("batch norm", ["NativeBatchNormBackward"]),
+    _BatchNorm("batch norm", ["NativeBatchNormBackward", "CudnnBatchNormBackward"]),
     _LayerNorm("layer norm", ["NativeLayerNormBackward"]),
     _GroupNorm("group norm", ["NativeGroupNormBackward"]),
     EMBEDDING,
