@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vivit_bench.arguments import DEFAULT_RESULTS_DIR, problem_slug
+from vivit_bench.arguments import DEFAULT_RESULTS_DIR, parse_size, problem_slug
 from vivit_bench.cli.options import (
     APPROXIMATION,
     MACHINE,
@@ -62,6 +62,16 @@ class Letter(StrEnum):
     B = "b"
     C = "c"
     D = "d"
+
+
+class PredictedQuantity(StrEnum):
+    """What `predict` can be asked for."""
+
+    GRADIENT = "gradient"
+    EIGENVALUES = "eigenvalues"
+    BLOCK_NEWTON = "block-newton"
+    FULL_NEWTON = "full-newton"
+    ALL = "all"
 
 
 LimitOption = Annotated[
@@ -225,6 +235,97 @@ def search(
             listener=progress,
         )
     hand_out(search_table(finished), format)
+
+
+@app.command(
+    epilog=examples(
+        "critical-batch predict cifar10_3c3d --memory 2GiB --memory 80GiB --quantity all",
+        "critical-batch predict net.py:make --memory 24GiB --quantity full-newton",
+    )
+)
+def predict(
+    problem: ProblemArgument,
+    memory: Annotated[
+        list[str],
+        typer.Option(
+            metavar="SIZE",
+            help="Memory over the idle process, repeatable; this machine need not have it.",
+            rich_help_panel=MACHINE,
+        ),
+    ],
+    quantity: Annotated[
+        list[PredictedQuantity],
+        typer.Option(help="What is computed, repeatable.", rich_help_panel=APPROXIMATION),
+    ] = [PredictedQuantity.EIGENVALUES],  # noqa: B006
+    curvature: Annotated[
+        Curvature,
+        typer.Option(
+            help="Exact loss Hessian or its Monte-Carlo approximation.",
+            rich_help_panel=APPROXIMATION,
+        ),
+    ] = Curvature.EXACT,
+    samples: Annotated[
+        Samples,
+        typer.Option(
+            help="Curvature of the whole mini-batch or of its first N // 8.",
+            rich_help_panel=APPROXIMATION,
+        ),
+    ] = Samples.FULL,
+    mc_samples: McSamplesOption = 1,
+    data: MemoryDataOption = None,
+    data_dir: DataDirOption = None,
+    seed: SeedOption = 0,
+    checkpoint: CheckpointOption = None,
+    dtype: DtypeOption = Precision.FLOAT32,
+    engine: EngineOption = DEFAULT_ENGINE,
+    device: DeviceOption = "cpu",
+    threads: RunThreadsOption = None,
+    max_batch: MaxBatchOption = DEFAULT_MAX_BATCH,
+    timeout: TimeoutOption = DEFAULT_TRIAL_TIMEOUT,
+    format: FormatOption = TableFormat.TABLE,
+    quiet: QuietOption = False,
+) -> None:
+    """Predict critical batch sizes from small trials, in about a minute each; nothing is stored.
+
+    The interval holds the size that a search would find with 95 % probability.
+    """
+    from vivit_bench.critical_batch import make_cell, predict_cell
+    from vivit_bench.critical_batch.settings import check_bounds
+    from vivit_bench.curvature.available import available_memory
+    from vivit_bench.measure.budget import check_limit
+    from vivit_bench.report.critical_batch import predictions_table
+
+    check_bounds(max_batch, timeout)
+    memories = [parse_size(size) for size in memory]
+    for size in memories:
+        check_limit(size, "--memory")
+    chosen = list(Quantity) if PredictedQuantity.ALL in quantity else map(Quantity, quantity)
+    found = []
+    with _progress(quiet) as progress:
+        for each in chosen:
+            of_curvature = each is not Quantity.GRADIENT
+            cell = make_cell(
+                problem,
+                quantity=each,
+                curvature=curvature if of_curvature else None,
+                samples=samples if of_curvature else None,
+                mc_samples=mc_samples if of_curvature else 1,
+                device=device,
+                engine=engine,
+                data=data,
+                seed=seed,
+                threads=threads,
+                checkpoint=checkpoint,
+                data_dir=data_dir,
+                dtype=dtype,
+            )
+            progress.note(cell.label)
+            predictions = predict_cell(
+                cell, memories, max_batch=max_batch, trial_timeout=timeout, listener=progress
+            )
+            found += [(cell, prediction) for prediction in predictions]
+    available = available_memory() if device == "cpu" else None
+    hand_out(predictions_table(found, available), format)
 
 
 @app.command(
@@ -445,8 +546,6 @@ def _select(
 
 
 def _size(text: str | None) -> int | None:
-    from vivit_bench.arguments import parse_size
-
     return None if text is None else parse_size(text)
 
 

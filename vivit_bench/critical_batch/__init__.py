@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from vivit_bench.lazy import lazy_getattr
 
 if TYPE_CHECKING:
+    from vivit_bench.critical_batch.predict import Prediction, predict_cell
     from vivit_bench.critical_batch.runner import (
         FinishedSearch,
         Listener,
@@ -24,11 +25,13 @@ _LAZY = {
     "FinishedSearch": "runner",
     "Listener": "runner",
     "MemoryLimit": "runner",
+    "Prediction": "predict",
     "SearchResult": "search",
     "StoppedBy": "search",
     "TrialError": "search",
     "choose_limit": "runner",
     "make_cell": "settings",
+    "predict_cell": "predict",
     "run_search": "runner",
 }
 
@@ -37,11 +40,13 @@ __all__ = [
     "FinishedSearch",
     "Listener",
     "MemoryLimit",
+    "Prediction",
     "SearchResult",
     "StoppedBy",
     "TrialError",
     "choose_limit",
     "make_cell",
+    "predict_cell",
     "run_search",
 ]
 

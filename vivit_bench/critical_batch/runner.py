@@ -40,8 +40,8 @@ from vivit_bench.measure.trial import Confirming, TrialRun, run_trial
 from vivit_bench.peers import get_engine
 from vivit_bench.store import Run, open_run
 
-_PLAN_WORK = "vivit_bench.measure.planning:PlanWork"
-_PLAN_SECONDS = 120.0
+PLAN_WORK = "vivit_bench.measure.planning:PlanWork"
+PLAN_SECONDS = 120.0
 
 RunPlan = Callable[[Spec, float], Observation]
 RunTrial = Callable[[Spec, float, Confirming], TrialRun]
@@ -168,12 +168,12 @@ def _ask_for_plan(
         n=max_batch,
         threads=cell.threads,
         arguments={**cell.work(), "memory_bytes": limit_bytes},
-        work=_PLAN_WORK,
+        work=PLAN_WORK,
         reading=Reading.TIME,
         device=cell.device,
         digest=True,
     )
-    seen = plan(spec, _PLAN_SECONDS)
+    seen = plan(spec, PLAN_SECONDS)
     points = seen.report.digest.get(PLANNED) if seen.report is not None else None
     try:
         PlannedPeaks.from_rows(points or ())

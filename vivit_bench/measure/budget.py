@@ -71,15 +71,19 @@ class MemoryBudget:
         return max(2 * MIB, 2 * threads * batch)
 
 
-def check_limit(limit_bytes: int) -> None:
+def check_limit(limit_bytes: int, option: str = "--memory-limit") -> None:
     """Refuse a budget that no reading can be compared with.
+
+    Args:
+        limit_bytes: The budget.
+        option: By which it was given.
 
     Raises:
         UsageError: It is below `NOISE_BYTES`.
     """
     if limit_bytes < NOISE_BYTES:
         raise UsageError(
-            f"--memory-limit {format_size(limit_bytes)}: below {format_size(NOISE_BYTES)}, the "
+            f"{option} {format_size(limit_bytes)}: below {format_size(NOISE_BYTES)}, the "
             "smallest peak that can be told from an idle process; write for example 512MiB or 2GiB"
         )
 

@@ -1,6 +1,6 @@
 """What an engine's leanest plan needs at several batch sizes, asked in a child; nothing is run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from vivit_bench.measure.work import EngineWork
@@ -11,19 +11,39 @@ _LEAST, _MOST, _SPACING = 0.6, 1.4, 1.05
 
 
 class PlanWork(EngineWork):
-    """The needs of the leanest plan instead of the work itself; arguments are those of the work."""
+    """The needs of the leanest plan instead of the work itself.
+
+    Args:
+        costs_of: If not empty, also ``limited_by`` and ``seconds``, what fills the memory at the
+            largest N within it and how long that takes, and for each of these N that are smaller
+            ``plans``, the peak of the plan within the memory.
+        arguments: Those of the work.
+    """
+
+    def __init__(self, *, costs_of: Sequence[int] = (), **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._costs_of = costs_of
+        self._at: dict[int, str] = {}
 
     def warm_up(self) -> None:
         """Nothing is measured."""
 
     def run(self, n: int) -> object:
-        """``planned_peaks`` of at most N samples: [[N, bytes], ...].
+        """``planned_peaks`` of at most N samples, [[N, bytes], ...], and what belongs to the costs.
 
         Raises:
             UsageError: The request cannot be computed.
         """
         assert self._memory_bytes is not None
-        return [list(row) for row in planned_peaks(self._need, self._memory_bytes, n)]
+        rows = planned_peaks(self._need, self._memory_bytes, n)
+        told: dict[str, Any] = {"planned_peaks": [list(row) for row in rows]}
+        fitting = [n for n, size in rows if size <= self._memory_bytes]
+        if self._costs_of and fitting:
+            small = [n for n in self._costs_of if n <= fitting[-1]] or fitting[:1]
+            told["plans"] = [[n, self._costs(n)[0]] for n in small]
+            told["seconds"] = self._costs(fitting[-1])[1]
+            told["limited_by"] = self._at[fitting[-1]]
+        return told
 
     def check(self, result: object) -> str:
         """See `Work`."""
@@ -31,7 +51,8 @@ class PlanWork(EngineWork):
 
     def digest(self, result: object) -> dict[str, Any]:
         """See `Work`."""
-        return {"planned_peaks": result}
+        assert isinstance(result, dict)
+        return result
 
     def _need(self, n: int) -> int | None:
         from vivit_bench.problems.sampling import TooFewSamplesError
@@ -40,10 +61,26 @@ class PlanWork(EngineWork):
             inputs, targets = self._workload.batch(n)
         except TooFewSamplesError:
             return None
-        leanest = self._engine.planned_peak(
+        leanest, self._at[n] = self._engine.planned_peak(
             self._quantity, self._model, self._loss, inputs, targets, self._approximation
         )
         return leanest + num_bytes(inputs, targets)
+
+    def _costs(self, n: int) -> tuple[int, float]:
+        """Bytes with the mini-batch, and seconds."""
+        assert self._memory_bytes is not None
+        inputs, targets = self._workload.batch(n)
+        batch = num_bytes(inputs, targets)
+        peak, seconds = self._engine.planned_costs(
+            self._quantity,
+            self._model,
+            self._loss,
+            inputs,
+            targets,
+            self._approximation,
+            max(self._memory_bytes - batch, 1),
+        )
+        return peak + batch, seconds
 
 
 def planned_peaks(

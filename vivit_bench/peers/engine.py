@@ -109,7 +109,7 @@ class Engine(Protocol):
         inputs: Tree,
         targets: Tensor,
         approximation: Approximation,
-    ) -> int:
+    ) -> tuple[int, str]:
         """What `run` needs at the least beside the mini-batch; nothing is run.
 
         Args:
@@ -121,7 +121,35 @@ class Engine(Protocol):
             approximation: As there.
 
         Returns:
-            Bytes.
+            Bytes, and at which part of the work they are held.
+
+        Raises:
+            UsageError: If the implementation cannot compute it.
+        """
+
+    def planned_costs(
+        self,
+        quantity: Quantity,
+        model: nn.Module,
+        loss: nn.Module,
+        inputs: Tree,
+        targets: Tensor,
+        approximation: Approximation,
+        memory: int,
+    ) -> tuple[int, float]:
+        """What `run` takes by its plan for a memory; a fraction of a second of it is run.
+
+        Args:
+            quantity: One of ``planned``.
+            model: As for `run`, as all others.
+            loss: As there.
+            inputs: As there.
+            targets: As there.
+            approximation: As there.
+            memory: As there.
+
+        Returns:
+            Bytes, and seconds.
 
         Raises:
             UsageError: If the implementation cannot compute it.
@@ -133,7 +161,11 @@ class PlainEngine:
 
     planned: frozenset[Quantity] = frozenset()
 
-    def planned_peak(self, *_: object, **__: object) -> int:
+    def planned_peak(self, *_: object, **__: object) -> tuple[int, str]:
+        """Not to be asked."""
+        raise NotImplementedError
+
+    def planned_costs(self, *_: object, **__: object) -> tuple[int, float]:
         """Not to be asked."""
         raise NotImplementedError
 

@@ -11,10 +11,11 @@ from vivit_bench.curvature import (
     NewtonStep,
     Spectrum,
     eigenvalues,
-    least_memory,
+    explain,
     newton_step,
 )
 from vivit_bench.curvature.options import Goal
+from vivit_bench.curvature.session import Request, leanest_of
 from vivit_bench.peers.engine import CUTOFF, DAMPING, Quantity, backpropagate_gradient
 from vivit_bench.trees import Tree
 
@@ -85,14 +86,36 @@ class OwnEngine:
         inputs: Tree,
         targets: Tensor,
         approximation: Approximation,
-    ) -> int:
+    ) -> tuple[int, str]:
         """See `Engine`: what `run` takes by its leanest plan."""
-        return least_memory(
+        request = (model, loss, inputs, targets, approximation)
+        goal, blocks = _goal(quantity), _blocks(quantity)
+        stage = leanest_of(Request(*request, blocks, certify=False, goal=goal))
+        return stage.bytes, stage.name
+
+    def planned_costs(
+        self,
+        quantity: Quantity,
+        model: nn.Module,
+        loss: nn.Module,
+        inputs: Tree,
+        targets: Tensor,
+        approximation: Approximation,
+        memory: int,
+    ) -> tuple[int, float]:
+        """See `Engine`."""
+        explanation = explain(
             *(model, loss, inputs, targets, approximation),
-            quantity=Goal.EIGENVALUES if quantity is Quantity.EIGENVALUES else Goal.STEP,
+            quantity=_goal(quantity),
             blocks=_blocks(quantity),
             certify=False,
+            memory=Memory(memory, strict=False),
         )
+        return explanation.peak.bytes, explanation.costs.seconds
+
+
+def _goal(quantity: Quantity) -> Goal:
+    return Goal.EIGENVALUES if quantity is Quantity.EIGENVALUES else Goal.STEP
 
 
 def _blocks(quantity: Quantity) -> Blocks:

@@ -1,14 +1,14 @@
 """Stored critical batch sizes, chosen so that the numbers side by side are comparable."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from vivit_bench.arguments import format_size
-from vivit_bench.critical_batch import FinishedSearch, StoppedBy
+from vivit_bench.critical_batch import Cell, FinishedSearch, Prediction, StoppedBy
 from vivit_bench.critical_batch.records import EXPERIMENT, search_rows
 from vivit_bench.curvature.options import Precision
 from vivit_bench.errors import UsageError
@@ -48,6 +48,19 @@ _SEARCHES = (
     Column("engine", left=True),
     Column("memory_limit_bytes", "limit", format_size),
     Column("critical_batch_size", "critical N", bound="is_lower_bound"),
+)
+_PREDICTIONS = (
+    Column("problem", left=True),
+    Column("work", left=True),
+    *(Column(name, is_detail=True) for name in ("quantity", "curvature", "samples", "mc_samples")),
+    Column("engine", left=True),
+    Column("memory_bytes", "memory", format_size),
+    Column("critical_batch_size", "critical N (95 %)", interval=("low", "high")),
+    Column("low", is_detail=True),
+    Column("high", is_detail=True),
+    Column("limited_by", "memory is full at", left=True),
+    Column("step_seconds", "seconds", ".3g"),
+    *(Column(name, is_detail=True) for name in ("device", "data", "seed", "dtype", "threads")),
 )
 _TEXT = [
     *("problem", "quantity", "curvature", "samples", "device", "engine", "stopped_by"),
@@ -185,6 +198,30 @@ def search_table(finished: FinishedSearch) -> Table:
     on_cpu = finished.cell.device == "cpu"
     meaning = BUDGET_MEANING if on_cpu else "allocated device memory over model and data"
     return Table(_SEARCH, [row], notes=[f"The memory limit is for the {meaning}."], is_record=True)
+
+
+def predictions_table(
+    found: Sequence[tuple[Cell, Prediction]], available_bytes: int | None
+) -> Table:
+    """Predicted critical batch sizes, a row each.
+
+    Args:
+        found: Cells and what was predicted.
+        available_bytes: Of this machine, where larger memories are assumed to hold the same.
+    """
+    rows: list[dict[str, Any]] = []
+    for cell, prediction in found:
+        row: dict[str, Any] = {**cell.record(), **asdict(prediction)}
+        row["work"] = _work(row)
+        rows.append(row)
+    notes = [f"Predicted from small trials, not run; memory: {BUDGET_MEANING}."]
+    most = max(prediction.memory_bytes for _, prediction in found)
+    if available_bytes is not None and most > available_bytes:
+        notes.append(
+            f"More than the {format_size(available_bytes)} available here is taken to hold the "
+            "same tensors; what a GPU's allocator and libraries take beside was not measured."
+        )
+    return Table(_PREDICTIONS, rows, notes=notes)
 
 
 def sweep_table(finished: Sequence[FinishedSearch]) -> Table:

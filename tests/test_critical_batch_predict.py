@@ -1,0 +1,219 @@
+"""Predictions: what is known of made-up engines is found, and what a real plan says arrives."""
+
+import importlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import group_runner
+
+from vivit_bench.critical_batch import Cell, make_cell, predict_cell
+from vivit_bench.critical_batch.guide import PlannedPeaks
+from vivit_bench.critical_batch.predict import FittedNeed, PlannedNeed, largest, predict
+from vivit_bench.curvature.options import Precision
+from vivit_bench.errors import VivitBenchError
+from vivit_bench.measure import Observation, Outcome, Spec
+from vivit_bench.measure.planning import PlanWork
+from vivit_bench.measure.protocol import Measured, Ready, TrialReport
+from vivit_bench.peers import Quantity
+
+MIB = 2**20
+SIZES = [1, 2, 4, 8, 16, 32, 40, 48, 56, 64]
+
+
+def bent(n: int) -> float:
+    return (5 + 3 * n + 0.02 * n * n) * MIB
+
+
+def test_largest_is_the_last_that_is_within() -> None:
+    assert largest(bent, int(bent(77)) + 1, 1000) == 77
+    assert largest(bent, int(bent(77)) + 1, 50) == 50
+    assert largest(bent, 1, 1000) == 0
+
+
+def test_a_quadratic_is_continued() -> None:
+    need = FittedNeed([(n, int(bent(n))) for n in SIZES])
+    for n in (100, 1000):
+        assert abs(need.at(n) - bent(n)) <= need.margin(n)
+        assert need.at(n) == pytest.approx(bent(n), rel=0.01)
+
+
+def test_a_line_is_not_bent_down_by_noise() -> None:
+    """Peaks that rise ever less would let any batch fit."""
+    points = [(n, int((10 + 2 * n - 0.004 * n * n) * MIB)) for n in SIZES]
+    need = FittedNeed(points)
+    assert need.at(10_000) > 1_000 * MIB
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
+    random, held, widths = np.random.default_rng(0), 0, []
+    for _ in range(200):
+        noise = random.normal(size=len(SIZES))
+        points = [
+            (n, int(bent(n) * (1 + 0.004 * z) + 0.5 * MIB * z))
+            for n, z in zip(SIZES, noise, strict=True)
+        ]
+        found, low, high = predict(FittedNeed(points), int(bent(300)), 10_000)
+        assert low <= found <= high
+        held += low <= 300 <= high
+        widths.append((high - low) / 300)
+    assert held >= 180
+    assert np.median(widths) < 0.15
+
+
+@pytest.mark.parametrize("points", [[], [(1, 5), (2, 6)], [(1, 9), (2, 8), (3, 9)]])
+def test_peaks_that_tell_nothing_are_refused(points: list[tuple[int, int]]) -> None:
+    with pytest.raises(ValueError, match="do not rise"):
+        FittedNeed(points)
+
+
+def test_a_plan_is_shifted_up_by_what_trials_took_beside_and_never_down() -> None:
+    planned = PlannedPeaks(((1, 10 * MIB), (1000, 1000 * MIB)))
+    above = PlannedNeed(planned, (20.0 * MIB, 22.0 * MIB))
+    below = PlannedNeed(planned, (-20.0 * MIB, -22.0 * MIB))
+    assert above.at(1000) == pytest.approx(1021 * MIB)
+    assert below.at(1000) == pytest.approx(1000 * MIB)
+    wide = PlannedNeed(planned, (0.0, 200.0 * MIB))
+    assert wide.margin(1000) > 5 * above.margin(1000)
+
+
+@dataclass
+class Fake:
+    """A machine on which trials have known peaks; keeps what was asked."""
+
+    largest: int = 10**6
+    asked: list[Spec] = field(default_factory=list)
+
+    def __call__(self, spec: Spec, timeout_seconds: float) -> Observation:
+        self.asked.append(spec)
+        if spec.work.endswith("PlanWork"):
+            points = [[n, int(0.99 * bent(n))] for n in (1, 2, 4, 8, 16, 32, 64, 128, 256)]
+            limit = spec.arguments["memory_bytes"]
+            digest = {
+                "planned_peaks": points,
+                "plans": [[n, int(0.99 * bent(n))] for n in spec.arguments["costs_of"]],
+                "limited_by": "eigenvalues",
+                "seconds": 12.5,
+            }
+            report = TrialReport(digest=digest if limit > MIB else {"planned_peaks": points})
+            return _observation(Outcome.FITS, report, None)
+        if spec.n > self.largest:
+            return _observation(Outcome.DATA, TrialReport(), None, "the data end")
+        return _observation(Outcome.FITS, TrialReport(), int(bent(spec.n)))
+
+
+def _observation(
+    outcome: Outcome, report: TrialReport, peak: int | None, message: str = ""
+) -> Observation:
+    measured = Measured(wall_seconds=0.001 * (peak or 1) / MIB)
+    return Observation(outcome, message, Ready(), measured, report, peak, peak, 0, "")
+
+
+def cell(engine: str = "vivit-bench", quantity: Quantity = Quantity.EIGENVALUES) -> Cell:
+    return make_cell("mnist_mlp", engine=engine, quantity=quantity, threads=1)
+
+
+def run(fake: Fake, which: Cell, *memories: int, most: int = 10_000) -> list[tuple[int, ...]]:
+    found = predict_cell(which, memories, max_batch=most, trial_timeout=60, run=fake)
+    assert [each.memory_bytes for each in found] == list(memories)
+    return [(each.low, each.critical_batch_size, each.high) for each in found]
+
+
+def test_an_engine_with_a_plan_is_asked_for_it_and_tried_at_three_sizes() -> None:
+    fake = Fake()
+    memory = int(bent(200))
+    ((low, found, high),) = run(fake, cell(), memory)
+    assert low <= 200 <= high
+    assert 195 < found < 205
+    plan, *trials = fake.asked
+    assert plan.arguments["memory_bytes"] == memory
+    assert [spec.n for spec in trials] == [16, 32, 64]
+    assert {spec.arguments["memory_bytes"] for spec in trials} == {memory}
+    (told,) = predict_cell(cell(), [memory], max_batch=10**4, trial_timeout=60, run=fake)
+    assert (told.limited_by, told.step_seconds) == ("eigenvalues", 12.5)
+
+
+def test_without_a_plan_peaks_are_continued_for_all_memories_at_once() -> None:
+    fake = Fake()
+    memories = [int(bent(n)) for n in (300, 900)]
+    for n, (low, found, high) in zip(
+        (300, 900), run(fake, cell("backpack"), *memories), strict=True
+    ):
+        assert low <= n <= high
+        assert found == pytest.approx(n, rel=0.01)
+    sizes = [spec.n for spec in fake.asked]
+    assert len(sizes) == len(set(sizes)) <= 13
+    assert max(sizes) <= 128  # a quarter of the smaller memory
+    assert {spec.arguments["memory_bytes"] for spec in fake.asked} == {None}
+
+
+def test_the_data_s_end_ends_the_small_trials() -> None:
+    ((_, found, _),) = run(Fake(largest=20), cell("backpack"), int(bent(100)))
+    assert found == pytest.approx(100, rel=0.1)
+    with pytest.raises(VivitBenchError, match="N = 4: the data end"):
+        run(Fake(largest=2), cell("backpack"), int(bent(100)))
+
+
+def test_what_does_not_suffice_for_one_sample_is_one_line() -> None:
+    with pytest.raises(VivitBenchError, match="1 MiB do not suffice for one sample"):
+        run(Fake(), cell(), MIB)
+
+
+def test_a_real_plan_says_what_limits_and_how_long_it_takes() -> None:
+    arguments = {**cell().work(), "memory_bytes": 32 * MIB}
+    work = PlanWork(costs_of=(2, 4), **arguments)
+    told = work.digest(work.run(64))
+    assert json.loads(json.dumps(told)) == told
+    assert [n for n, _ in told["plans"]] == [2, 4]
+    assert all(MIB < size <= 32 * MIB for _, size in told["plans"])
+    assert told["seconds"] > 0
+    assert told["limited_by"]
+    assert set(PlanWork(**arguments).run(4)) == {"planned_peaks"}  # type: ignore[call-overload]
+
+
+def test_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    fake, module = Fake(), importlib.import_module("vivit_bench.critical_batch.predict")
+    real = module.predict_cell
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "vivit_bench.critical_batch.predict_cell", lambda *a, **k: real(*a, **k, run=fake)
+    )
+    command = group_runner("critical-batch", monkeypatch, capsys)
+    memory = f"{int(bent(200)) // MIB}MiB"
+    done = command("predict", "mnist_mlp", "--memory", memory, "--quantity", "all",
+                   "--memory", "80GiB", "--format", "json")  # fmt: skip
+    assert done.code == 0, done.err
+    rows = json.loads(done.out)
+    assert [row["quantity"] for row in rows[::2]] == [quantity.value for quantity in Quantity]
+    assert all(row["low"] <= row["critical_batch_size"] <= row["high"] for row in rows)
+    assert rows[0]["curvature"] is None
+    assert rows[2]["dtype"] == Precision.FLOAT32.value
+    told = command("predict", "mnist_mlp", "--memory", memory, "--memory", "80TiB")
+    assert "is taken to hold the" in " ".join(told.out.split())
+    assert list(tmp_path.iterdir()) == []  # nothing is stored
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--memory", "0.5MiB"], "--memory 512 KiB: below 1 MiB"),
+        (["--memory", "much"], "much"),
+        ([], "--memory"),
+        (["--memory", "1GiB", "--engine", "bakpack"], "backpack"),
+        (["--memory", "1GiB", "--quantity", "x"], "x"),
+    ],
+)
+def test_what_cannot_be_predicted_is_one_line(
+    arguments: list[str],
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    done = group_runner("critical-batch", monkeypatch, capsys)("predict", "mnist_mlp", *arguments)
+    assert done.code == 2
+    assert line in done.err
+    assert "Traceback" not in done.err
