@@ -16,10 +16,11 @@ $(STAMP): pyproject.toml
 	$(VENV)/bin/pip install --quiet --editable ".[dev,peers]"
 	touch $@
 
-# A real critical-batch search and a real spectrum, on a laptop's CPU in minutes.
+# A real critical-batch search, a prediction for more memory and a real spectrum, on a laptop's CPU
+# in about five minutes.
 demo: $(STAMP)
-	$(RUN) critical-batch search cifar10_3c3d --curvature exact --memory-limit 128MiB --results-dir results/demo
-	$(RUN) critical-batch search cifar10_3c3d --quantity gradient --memory-limit 128MiB --results-dir results/demo
+	$(RUN) critical-batch search mnist_mlp --memory-limit 32MiB --results-dir results/demo
+	$(RUN) critical-batch predict cifar10_3c3d --memory 2GiB --memory 16GiB
 	$(RUN) spectrum sweep mnist_2c2d --data mnist5k --results-dir results/demo
 	$(RUN) spectrum plot mnist_2c2d --results-dir results/demo
 

@@ -217,3 +217,13 @@ def test_what_cannot_be_predicted_is_one_line(
     assert done.code == 2
     assert line in done.err
     assert "Traceback" not in done.err
+
+
+def test_the_data_s_end_is_named_and_no_other_end_of_the_plan() -> None:
+    told = [
+        predict_cell(cell(), [memory], max_batch=10**5, trial_timeout=60, run=Fake())[0]
+        for memory in (int(bent(250)), int(bent(500)))
+    ]
+    assert told[0].limited_by == "eigenvalues"
+    assert told[0].high > 256  # where the made-up plan ends above the memory
+    assert (told[1].critical_batch_size, told[1].limited_by) == (256, "the end of the data")

@@ -249,11 +249,12 @@ def _by_plan(trials: _SmallTrials, memory_bytes: int, most: int) -> Prediction:
             f"{trials.cell.label}: {format_size(memory_bytes)} do not suffice for one sample"
         )
     planned = PlannedPeaks.from_rows(told["planned_peaks"])
-    rows = dict(planned.points)
     beside = [trials.measure(n, memory_bytes)[0] - peak for n, peak in told["plans"]]
-    most = min(most, planned.points[-1][0])  # the data may end there
+    last, need = planned.points[-1]
+    ends = need <= memory_bytes and last < most  # the data do
+    most = last if ends else most
     found, low, high = predict(PlannedNeed(planned, tuple(map(float, beside))), memory_bytes, most)
-    limited_by = "data" if found == most and most in rows else str(told["limited_by"])
+    limited_by = "the end of the data" if ends and found == most else str(told["limited_by"])
     return Prediction(memory_bytes, found, low, high, limited_by, told["seconds"])
 
 
