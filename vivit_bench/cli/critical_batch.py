@@ -197,8 +197,9 @@ def search(
 ) -> None:
     """Search the largest batch size whose work fits the memory limit.
 
-    Doubling, then bisection; every trial is a process of its own. Interrupted at any moment,
-    the same command goes on where it stopped.
+    From where the engine's plan, or doubling, says that it is, to an N that fits beside an N + 1
+    that does not; every trial is a process of its own. Interrupted at any moment, the same command
+    goes on where it stopped.
     """
     from vivit_bench.critical_batch import choose_limit, make_cell, run_search
     from vivit_bench.critical_batch.settings import check_bounds
