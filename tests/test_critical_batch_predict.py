@@ -100,7 +100,8 @@ class Fake:
             report = TrialReport(digest=digest if limit > MIB else {"planned_peaks": points})
             return _observation(Outcome.FITS, report, None)
         if spec.n > self.largest:
-            return _observation(Outcome.DATA, TrialReport(), None, "the data end")
+            report = TrialReport(available_samples=self.largest)
+            return _observation(Outcome.DATA, report, None, "the data end")
         return _observation(Outcome.FITS, TrialReport(), int(bent(spec.n)))
 
 
@@ -150,8 +151,10 @@ def test_without_a_plan_peaks_are_continued_for_all_memories_at_once() -> None:
 
 
 def test_the_data_s_end_ends_the_small_trials() -> None:
-    ((_, found, _),) = run(Fake(largest=20), cell("backpack"), int(bent(100)))
-    assert found == pytest.approx(100, rel=0.1)
+    (told,) = predict_cell(
+        cell("backpack"), [int(bent(100))], max_batch=10**5, trial_timeout=60, run=Fake(largest=20)
+    )
+    assert (told.critical_batch_size, told.limited_by) == (20, "the end of the data")
     with pytest.raises(VivitBenchError, match="N = 4: the data end"):
         run(Fake(largest=2), cell("backpack"), int(bent(100)))
 
@@ -227,3 +230,11 @@ def test_the_data_s_end_is_named_and_no_other_end_of_the_plan() -> None:
     assert told[0].limited_by == "eigenvalues"
     assert told[0].high > 256  # where the made-up plan ends above the memory
     assert (told[1].critical_batch_size, told[1].limited_by) == (256, "the end of the data")
+
+
+@pytest.mark.parametrize("engine", ["vivit-bench", "backpack"])
+def test_the_largest_size_allowed_is_named(engine: str) -> None:
+    (told,) = predict_cell(
+        cell(engine), [int(bent(200))], max_batch=70, trial_timeout=60, run=Fake()
+    )
+    assert (told.critical_batch_size, told.limited_by) == (70, "--max-batch")

@@ -50,7 +50,7 @@ class Prediction:
     high: int
     """And at most this."""
     limited_by: str
-    """What fills the memory; empty where that is not known."""
+    """What fills the memory, or is at its end before; empty where that is not known."""
     step_seconds: float | None
     """Expected of the work at this size; None where that is not known."""
 
@@ -194,6 +194,8 @@ class _SmallTrials:
         self.cell, self.listener = cell, listener
         self._timeout, self._run = timeout, run
         self._seen: dict[tuple[int, int | None], tuple[int, float]] = {}
+        self.available: int | None = None
+        """Samples there are, once a trial has met their end."""
 
     def measure(self, n: int, memory_bytes: int | None) -> tuple[int, float]:
         """Peak over the idle process, and seconds of the work.
@@ -207,6 +209,8 @@ class _SmallTrials:
         """
         if (n, memory_bytes) not in self._seen:
             seen = self._run(self._spec(n, memory_bytes), self._timeout)
+            if seen.report is not None and seen.outcome is Outcome.DATA:
+                self.available = seen.report.available_samples
             if seen.outcome is not Outcome.FITS or seen.peak_bytes is None or not seen.measured:
                 raise VivitBenchError(f"{self.cell.label}: N = {n}: {seen.message}")
             seconds = seen.measured.wall_seconds or 0.0
@@ -254,7 +258,7 @@ def _by_plan(trials: _SmallTrials, memory_bytes: int, most: int) -> Prediction:
     ends = need <= memory_bytes and last < most  # the data do
     most = last if ends else most
     found, low, high = predict(PlannedNeed(planned, tuple(map(float, beside))), memory_bytes, most)
-    limited_by = "the end of the data" if ends and found == most else str(told["limited_by"])
+    limited_by = _end(found, most, ends) or str(told["limited_by"])
     return Prediction(memory_bytes, found, low, high, limited_by, told["seconds"])
 
 
@@ -264,11 +268,21 @@ def _by_fit(trials: _SmallTrials, memories: Sequence[int], most: int) -> list[Pr
         need = FittedNeed([(n, peak) for n, peak, _ in points])
     except ValueError as error:
         raise VivitBenchError(f"{trials.cell.label}: {error}: nothing can be predicted") from error
+    ends = trials.available is not None and trials.available < most
+    most = min(most, trials.available or most)
     found = []
     for memory in memories:
         n, low, high = predict(need, memory, most)
-        found.append(Prediction(memory, n, low, high, "", _seconds(points, n)))
+        seconds = _seconds(points, n)
+        found.append(Prediction(memory, n, low, high, _end(n, most, ends), seconds))
     return found
+
+
+def _end(found: int, most: int, of_data: bool) -> str:
+    """What ends before the memory does; empty if nothing."""
+    if found < most:
+        return ""
+    return "the end of the data" if of_data else "--max-batch"
 
 
 def _small_peaks(trials: _SmallTrials, memory_bytes: int) -> list[tuple[int, int, float]]:
