@@ -34,17 +34,13 @@ def ieee_float32(devices: Iterable[str]) -> Iterator[None]:
     names = {name for name, setting in settings if _is_reduced(setting)}
     # The older settings follow, each with all that it is of: PyTorch refuses to read them where
     # they differ from the newer ones.
-    older = [
-        old
-        for old in _OLDER
-        if names & old.names and set(devices) & old.devices and old.read() is not None
-    ]
-    concerned = names.union(*(old.names for old in older))
-    every = [each for device in _DEVICES for each in _settings(device)] if older else settings
+    older = [old for old in _OLDER if names & old.names and not old.devices.isdisjoint(devices)]
+    asked = [(old, value) for old in older if (value := old.read()) is not None]
+    concerned = names.union(*(old.names for old, _ in asked))
+    every = [each for device in _DEVICES for each in _settings(device)]
     before = [(each, each.fp32_precision) for name, each in every if name in concerned]
-    asked = [(old, old.read()) for old in older]
     try:
-        for old in older:
+        for old, _ in asked:
             old.write(old.exact)
         for name, setting in settings:
             if _is_reduced(setting):
@@ -81,7 +77,7 @@ def _is_reduced(setting: Any) -> bool:
 
 
 def _settings(device: str) -> list[tuple[str, Any]]:
-    """Objects whose ``fp32_precision`` counts on a device, by their names; products first."""
+    """Objects whose ``fp32_precision`` counts on a device, by their names."""
     backends: Any = torch.backends
     if device == "cpu":
         new = hasattr(backends.mkldnn, "conv")

@@ -14,10 +14,10 @@ import numpy.typing as npt
 
 from vivit_bench.arguments import format_size
 from vivit_bench.critical_batch.guide import PlannedPeaks
-from vivit_bench.critical_batch.runner import PLAN_SECONDS, PLAN_WORK, Listener
+from vivit_bench.critical_batch.runner import PLAN_SECONDS, Listener, plan_spec
 from vivit_bench.critical_batch.settings import Cell
 from vivit_bench.errors import VivitBenchError
-from vivit_bench.measure import Observation, Outcome, Reading, Spec, measure
+from vivit_bench.measure import Observation, Outcome, Spec, measure
 from vivit_bench.measure.budget import format_peak
 from vivit_bench.peers import get_engine
 
@@ -208,7 +208,13 @@ class _SmallTrials:
             VivitBenchError: It did not end well.
         """
         if (n, memory_bytes) not in self._seen:
-            seen = self._run(self._spec(n, memory_bytes), self._timeout)
+            spec = Spec(
+                n=n,
+                threads=self.cell.threads,
+                arguments={**self.cell.work(), "memory_bytes": memory_bytes},
+                device=self.cell.device,
+            )
+            seen = self._run(spec, self._timeout)
             if seen.report is not None and seen.outcome is Outcome.DATA:
                 self.available = seen.report.available_samples
             if seen.outcome is not Outcome.FITS or seen.peak_bytes is None or not seen.measured:
@@ -218,27 +224,13 @@ class _SmallTrials:
             self._seen[n, memory_bytes] = seen.peak_bytes, seconds
         return self._seen[n, memory_bytes]
 
-    def _spec(self, n: int, memory_bytes: int | None, **others: Any) -> Spec:
-        work = {**self.cell.work(), "memory_bytes": memory_bytes}
-        arguments = {**work, **others.pop("arguments", {})}
-        return Spec(
-            n=n, threads=self.cell.threads, arguments=arguments, device=self.cell.device, **others
-        )
-
     def plan(self, memory_bytes: int, most: int) -> dict[str, Any]:
         """What `PlanWork` says for a memory.
 
         Raises:
             VivitBenchError: It says nothing.
         """
-        spec = self._spec(
-            most,
-            memory_bytes,
-            arguments={"costs_of": CALIBRATING_SIZES},
-            work=PLAN_WORK,
-            reading=Reading.TIME,
-            digest=True,
-        )
+        spec = plan_spec(self.cell, memory_bytes, most, costs_of=CALIBRATING_SIZES)
         seen = self._run(spec, PLAN_SECONDS)
         if seen.report is None or not seen.report.digest:
             why = seen.message or "not even one sample is within the memory"

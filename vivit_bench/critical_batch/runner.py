@@ -40,7 +40,7 @@ from vivit_bench.measure.trial import Confirming, TrialRun, run_trial
 from vivit_bench.peers import get_engine
 from vivit_bench.store import Run, open_run
 
-PLAN_WORK = "vivit_bench.measure.planning:PlanWork"
+_PLAN_WORK = "vivit_bench.measure.planning:PlanWork"
 PLAN_SECONDS = 120.0
 
 RunPlan = Callable[[Spec, float], Observation]
@@ -160,20 +160,24 @@ def run_search(
     return FinishedSearch(cell, memory_limit, result, trials.from_records, stored.folder, facts)
 
 
-def _ask_for_plan(
-    cell: Cell, limit_bytes: int, max_batch: int, plan: RunPlan, listener: Listener
-) -> list[list[int]]:
-    """Rows of the engine's leanest plan, see `PLANNED`; none where it cannot guide a search."""
-    spec = Spec(
+def plan_spec(cell: Cell, memory_bytes: int, max_batch: int, **others: Any) -> Spec:
+    """Of a child that tells of the engine's plan; other arguments are those of `PlanWork`."""
+    return Spec(
         n=max_batch,
         threads=cell.threads,
-        arguments={**cell.work(), "memory_bytes": limit_bytes},
-        work=PLAN_WORK,
+        arguments={**cell.work(), "memory_bytes": memory_bytes, **others},
+        work=_PLAN_WORK,
         reading=Reading.TIME,
         device=cell.device,
         digest=True,
     )
-    seen = plan(spec, PLAN_SECONDS)
+
+
+def _ask_for_plan(
+    cell: Cell, limit_bytes: int, max_batch: int, plan: RunPlan, listener: Listener
+) -> list[list[int]]:
+    """Rows of the engine's leanest plan, see `PLANNED`; none where it cannot guide a search."""
+    seen = plan(plan_spec(cell, limit_bytes, max_batch), PLAN_SECONDS)
     points = seen.report.digest.get(PLANNED) if seen.report is not None else None
     try:
         PlannedPeaks.from_rows(points or ())

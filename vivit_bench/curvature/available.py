@@ -14,7 +14,7 @@ def available_memory() -> int:
     return min([psutil.virtual_memory().available, *_cgroup_headroom(Path("/sys/fs/cgroup"))])
 
 
-def device_memory(device: "torch.device") -> int:
+def available_device_memory(device: "torch.device") -> int:
     """Bytes of a CUDA device that this process can use now, those its allocator keeps included."""
     import torch
 

@@ -106,12 +106,12 @@ class _Counter:
         passes, timed_ones = self._passes()
         rate = _rate(passes[-1].flops, passes[-1].seconds) if passes else float("inf")
         gemm = gemm_rate(batch.dtype, batch.device, torch.get_num_threads())
+        weight = tuning(batch.device).pairs_weight
         contractions, solvers, rates = [], [], []
         for block in plan.blocks:
             for unit in block.units:
                 pieces = plan.pieces(unit)
                 found = sum(contraction_flops(batch, block, piece) for piece in pieces)
-                weight = tuning(batch.device).pairs_weight
                 slower = weight if pieces[0].contraction is Contraction.PAIRS else 1.0
                 name = f"Gram matrix of {unit.name}"
                 contractions.append(Cost(name, found, slower * found / gemm))

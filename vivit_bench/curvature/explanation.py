@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from vivit_bench.curvature.certificate import Certify
 from vivit_bench.curvature.costs import Costs, costs_of
-from vivit_bench.curvature.minibatch import Patterns, undisturbed
+from vivit_bench.curvature.minibatch import Patterns
 from vivit_bench.curvature.options import (
     Approximation,
     Blocks,
@@ -111,7 +111,7 @@ def explain(
     )
     notes: tuple[str, ...] = ()
     batch, plan = plan_request(request)
-    with undisturbed(model, bounded=memory is not None):
+    with request.undisturbed():
         try:
             costs = costs_of(batch, plan)
         except GraphChanged:  # as a computation would go on

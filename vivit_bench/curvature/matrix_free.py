@@ -23,7 +23,7 @@ from vivit_bench.curvature.iterative import (
     leading_pairs,
     pairs_above,
 )
-from vivit_bench.curvature.minibatch import MiniBatch, undisturbed
+from vivit_bench.curvature.minibatch import MiniBatch
 from vivit_bench.curvature.options import memory_of
 from vivit_bench.curvature.plan import DoesNotFit, size_text
 from vivit_bench.curvature.product_checks import ProductCheck
@@ -353,7 +353,7 @@ def _started(
     check_count("max_products", limit)
     if tolerance is not None:
         check_tolerance(tolerance)
-    with undisturbed(request.model, bounded=request.memory is not None):
+    with request.undisturbed():
         # What PyTorch says of its own parts, as kernels are chosen, is no news to a user.
         warnings.filterwarnings("ignore", message=".*TF32 acceleration")
         warnings.filterwarnings("ignore", message=".*torch.jit.script. is deprecated")

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from vivit_bench.curvature.available import available_memory, device_memory
+from vivit_bench.curvature.available import available_device_memory, available_memory
 from vivit_bench.curvature.options import Memory, Method, memory_of, parse_choice
 from vivit_bench.curvature.plan import DoesNotFit, size_text
 from vivit_bench.curvature.results import Choice, LeadingEigenvalues, NewtonStep
@@ -94,4 +94,4 @@ def _available(model: nn.Module) -> int:
     parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
     if parameter is None or parameter.device.type != "cuda":
         return available_memory()
-    return device_memory(parameter.device)
+    return available_device_memory(parameter.device)

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from vivit_bench.curvature.available import device_memory
+from vivit_bench.curvature.available import available_device_memory
 from vivit_bench.curvature.capture import GraphChanged
 from vivit_bench.curvature.certificate import Certifier, Certify, LayersDisagree
 from vivit_bench.curvature.checks import Checks
@@ -55,6 +56,10 @@ class Request:
             check_drop_trace(self.drop_trace, self.memory)
         if self.certify not in (True, False, "all"):
             raise UsageError(f"certify is {self.certify!r}; use True, False or 'all'")
+
+    def undisturbed(self) -> AbstractContextManager[None]:
+        """What everything that is done for the request happens in; see there."""
+        return undisturbed(self.model, bounded=self.memory is not None)
 
 
 def check_number(name: str, value: object) -> None:
@@ -127,7 +132,7 @@ def plan_request(
         request: The call.
         plain: Parameters that plain autograd computes.
     """
-    with undisturbed(request.model, bounded=request.memory is not None):
+    with request.undisturbed():
         batch, route = _routed(request, plain)
         plan = _plan(request, batch, route)
         return replace(batch, working_bytes=plan.working_bytes), plan
@@ -135,7 +140,7 @@ def plan_request(
 
 def leanest_of(request: Request) -> Stage:
     """The peak of the leanest plan of a request; the request's own memory does not count."""
-    with undisturbed(request.model, bounded=request.memory is not None):
+    with request.undisturbed():
         batch, route = _routed(request)
         certified = request.certify is not False
         return leanest_peak(batch, route, request.blocks, request.goal, certified)
@@ -170,7 +175,7 @@ def run(
     """
     plain: frozenset[nn.Parameter] = frozenset()
     notes: list[str] = []
-    with undisturbed(request.model, bounded=request.memory is not None):
+    with request.undisturbed():
         for attempt in range(3):
             batch, outputs = checked(request)
             try:
@@ -216,7 +221,7 @@ def _plan(request: Request, batch: MiniBatch, route: Route) -> Plan:
     memory = memory_of(request.memory)
     if memory is None and batch.device.type == "cuda" and request.drop_trace is None:
         # A device's solver holds the matrix six times: where that is too much, the CPU's is used.
-        memory = Memory(max(device_memory(batch.device), 1), strict=False)
+        memory = Memory(max(available_device_memory(batch.device), 1), strict=False)
     return make_plan(
         batch,
         route,
