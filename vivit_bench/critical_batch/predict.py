@@ -32,6 +32,9 @@ SCRATCH_BYTES = 8 * 2**20
 NOISE_BYTES = 2 * 2**20
 """By how much the peaks of two equal trials may differ."""
 
+_SMALL_TRIALS, _LARGE_TRIALS, _CONFIRMED_TRIALS = 3, 4, 2
+_START_SECONDS = 8.0
+"""A process with its libraries, model and warm-up."""
 _MOST_SMALL = 512
 _TRIAL_SECONDS = 10.0
 """A small trial that took longer is the last one."""
@@ -53,6 +56,8 @@ class Prediction:
     """What fills the memory, or is at its end before; empty where that is not known."""
     step_seconds: float | None
     """Expected of the work at this size; None where that is not known."""
+    search_seconds: float | None
+    """Expected of a search; None where that is not known."""
 
 
 class Need(Protocol):
@@ -251,7 +256,11 @@ def _by_plan(trials: _SmallTrials, memory_bytes: int, most: int) -> Prediction:
     most = last if ends else most
     found, low, high = predict(PlannedNeed(planned, tuple(map(float, beside))), memory_bytes, most)
     limited_by = _end(found, most, ends) or str(told["limited_by"])
-    return Prediction(memory_bytes, found, low, high, limited_by, told["seconds"])
+    seconds = told["seconds"]
+    return Prediction(
+        *(memory_bytes, found, low, high, limited_by, seconds),
+        _search_seconds(seconds, trials.cell.threads),
+    )
 
 
 def _by_fit(trials: _SmallTrials, memories: Sequence[int], most: int) -> list[Prediction]:
@@ -266,8 +275,22 @@ def _by_fit(trials: _SmallTrials, memories: Sequence[int], most: int) -> list[Pr
     for memory in memories:
         n, low, high = predict(need, memory, most)
         seconds = _seconds(points, n)
-        found.append(Prediction(memory, n, low, high, _end(n, most, ends), seconds))
+        found.append(
+            Prediction(
+                *(memory, n, low, high, _end(n, most, ends), seconds),
+                _search_seconds(seconds, trials.cell.threads),
+            )
+        )
     return found
+
+
+def _search_seconds(step_seconds: float | None, threads: int) -> float | None:
+    """Of a search whose trials near the limit are read on one CPU."""
+    if step_seconds is None:
+        return None
+    confirmed = 0 if threads == 1 else _CONFIRMED_TRIALS * threads
+    trials = _LARGE_TRIALS + confirmed
+    return _SMALL_TRIALS * _START_SECONDS + trials * (step_seconds + _START_SECONDS)
 
 
 def _end(found: int, most: int, of_data: bool) -> str:

@@ -17,6 +17,10 @@ MIB = 2**20
 NOISE_BYTES = MIB
 """Peaks below this cannot be told from the idle process's own changes."""
 
+ONE_CPU_RESOLUTION = MIB // 4
+"""By which a peak that is read with all threads on one CPU may be too large: most readings there
+are equal to 0.01 MiB, none is too small."""
+
 DEFAULT_SHARE = 0.5
 """Share of the memory available now that is the budget without ``--memory-limit``."""
 _DEFAULT_STEP = 64 * MIB

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from vivit_bench.measure.budget import MemoryBudget
+from vivit_bench.measure.budget import ONE_CPU_RESOLUTION, MemoryBudget
 from vivit_bench.measure.parent import Observation, measure
 from vivit_bench.measure.protocol import Measured, Outcome, Ready, Spec
 
@@ -29,8 +29,7 @@ class Trial:
     absolute_peak_bytes: int | None
     """Peak memory of the whole process, in the first reading."""
     elapsed_seconds: float
-    """Wall time with the start of the process. Not a benchmark: a process at its memory limit
-    is slower than usual."""
+    """Wall time with the start of the process, and of all readings."""
     timeout_seconds: float
     """The time-out it ran under."""
     confirmed: bool
@@ -53,6 +52,11 @@ class Trial:
     outside_bytes: int | None = None
     """On CUDA devices what was in use beside at the start of the work, see `Ready`; no limit
     bounds it."""
+    work_seconds: float | None = None
+    """Wall time of the work alone, in the reading that decided; None if it did not end. What
+    makes memory repeat (`EXACT_MEMORY`, one CPU) makes it slower than elsewhere."""
+    repeat: int = 0
+    """How often this batch size had been run to a verdict before."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON types."""
@@ -90,7 +94,8 @@ def run_trial(
 
     Where the peak is too near to the budget for one reading, the trial is run again with all
     its threads on one CPU, where the kernel's page counts are exact, and that decides. The
-    verdict then does not depend on luck, and only trials near the limit pay for it.
+    verdict then does not depend on luck, and only trials near the limit pay for it. A trial of
+    one thread is kept on one CPU from the first.
 
     Args:
         spec: What to run; it has a limit.
@@ -101,6 +106,8 @@ def run_trial(
         The trial.
     """
     started = time.monotonic()
+    if spec.threads == 1:
+        spec = replace(spec, one_cpu=True)
     first = decisive = measure(spec, timeout_seconds)
     confirmed = _too_near(spec, first)
     if confirmed:
@@ -126,6 +133,7 @@ def run_trial(
         other_processes=decisive.other_processes,
         reserved_peak_bytes=(decisive.measured or Measured()).reserved_peak_bytes,
         outside_bytes=ready.outside_bytes,
+        work_seconds=None if decisive.measured is None else decisive.measured.wall_seconds,
     )
     return TrialRun(trial, decisive.stderr)
 
@@ -140,8 +148,10 @@ def _too_near(spec: Spec, seen: Observation) -> bool:
         return False
     if not _finished(seen) or seen.peak_bytes is None:
         return False
-    margin = MemoryBudget(spec.limit_bytes).resolution_bytes(spec.threads)
-    return abs(seen.peak_bytes - spec.limit_bytes) <= margin
+    above = seen.peak_bytes - spec.limit_bytes
+    if spec.one_cpu:  # exact, or else too large
+        return 0 < above <= ONE_CPU_RESOLUTION
+    return abs(above) <= MemoryBudget(spec.limit_bytes).resolution_bytes(spec.threads)
 
 
 def _confirm(spec: Spec, timeout_seconds: float, told: Callable[[int], None]) -> Observation:

@@ -60,6 +60,7 @@ _PREDICTIONS = (
     Column("high", is_detail=True),
     Column("limited_by", "memory is full at", left=True),
     Column("step_seconds", "seconds", ".3g"),
+    Column("search_seconds", "of a search", ".3g"),
     *(Column(name, is_detail=True) for name in ("device", "data", "seed", "dtype", "threads")),
 )
 _TEXT = [
