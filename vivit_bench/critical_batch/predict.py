@@ -19,7 +19,6 @@ from vivit_bench.critical_batch.settings import Cell
 from vivit_bench.errors import VivitBenchError
 from vivit_bench.measure import Observation, Outcome, Spec, measure
 from vivit_bench.measure.budget import format_peak
-from vivit_bench.peers import get_engine
 
 Measure = Callable[[Spec, float], Observation]
 
@@ -187,7 +186,7 @@ def predict_cell(
         VivitBenchError: A small trial failed, or the peaks cannot be continued.
     """
     trials = _SmallTrials(cell, trial_timeout, listener or Listener(), run)
-    if cell.quantity in get_engine(cell.engine).planned:
+    if cell.is_planned:
         return [_by_plan(trials, memory, max_batch) for memory in memories]
     return _by_fit(trials, memories, max_batch)
 
@@ -213,13 +212,7 @@ class _SmallTrials:
             VivitBenchError: It did not end well.
         """
         if (n, memory_bytes) not in self._seen:
-            spec = Spec(
-                n=n,
-                threads=self.cell.threads,
-                arguments={**self.cell.work(), "memory_bytes": memory_bytes},
-                device=self.cell.device,
-            )
-            seen = self._run(spec, self._timeout)
+            seen = self._run(self.cell.spec(n, memory_bytes=memory_bytes), self._timeout)
             if seen.report is not None and seen.outcome is Outcome.DATA:
                 self.available = seen.report.available_samples
             if seen.outcome is not Outcome.FITS or seen.peak_bytes is None or not seen.measured:

@@ -1,7 +1,7 @@
 """A search from settings to stored records."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,6 @@ from vivit_bench.measure.budget import (
 )
 from vivit_bench.measure.meters import device_memory
 from vivit_bench.measure.trial import Confirming, TrialRun, run_trial
-from vivit_bench.peers import get_engine
 from vivit_bench.store import Run, open_run
 
 _PLAN_WORK = "vivit_bench.measure.planning:PlanWork"
@@ -147,7 +146,7 @@ def run_search(
             records = TrialRecords(journal.entries, journal)
         trials = _Trials(cell, memory_limit, stored, records, trial_timeout, listener, run)
         begins = not stored.is_returned and PLANNED not in stored.stored.results
-        if begins and not records.trials and cell.quantity in get_engine(cell.engine).planned:
+        if begins and not records.trials and cell.is_planned:
             trials.check_limit()
             stored.update(**{PLANNED: _ask_for_plan(cell, limit, max_batch, plan, listener)})
         planned = None
@@ -162,15 +161,10 @@ def run_search(
 
 def plan_spec(cell: Cell, memory_bytes: int, max_batch: int, **others: Any) -> Spec:
     """Of a child that tells of the engine's plan; other arguments are those of `PlanWork`."""
-    return Spec(
-        n=max_batch,
-        threads=cell.threads,
-        arguments={**cell.work(), "memory_bytes": memory_bytes, **others},
-        work=_PLAN_WORK,
-        reading=Reading.TIME,
-        device=cell.device,
-        digest=True,
+    spec = cell.spec(
+        max_batch, memory_bytes=memory_bytes, work=_PLAN_WORK, reading=Reading.TIME, digest=True
     )
+    return replace(spec, arguments={**spec.arguments, **others})
 
 
 def _ask_for_plan(
@@ -201,12 +195,8 @@ class _Trials:
         listener: Listener,
         run: RunTrial,
     ):
-        self._spec: dict[str, Any] = {
-            "limit_bytes": memory_limit.limit_bytes,
-            "threads": cell.threads,
-            "arguments": {**cell.work(), "memory_bytes": memory_limit.limit_bytes},
-            "device": cell.device,
-        }
+        self._cell = cell
+        self._limit = memory_limit.limit_bytes
         self._stored = stored
         self._records = records
         self._timeout = timeout
@@ -224,7 +214,7 @@ class _Trials:
         self.check_limit()
         self._listener.started(n, bracket)
         done = self._run(
-            Spec(n=n, **self._spec),
+            self._cell.spec(n, memory_bytes=self._limit, limit_bytes=self._limit),
             self._timeout,
             lambda reading, seconds: self._listener.confirming(n, reading, seconds),
         )
@@ -239,7 +229,7 @@ class _Trials:
     def check_limit(self) -> None:
         """Refuse a budget that cannot be given now; records alone need none."""
         if not self._limit_checked:
-            check_available(self._spec["limit_bytes"], self._spec["device"])
+            check_available(self._limit, self._cell.device)
         self._limit_checked = True
 
 

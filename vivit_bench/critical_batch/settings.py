@@ -11,6 +11,8 @@ from vivit_bench.arguments import problem_slug
 from vivit_bench.curvature.options import Approximation, Curvature, Precision, Samples
 from vivit_bench.errors import UsageError
 from vivit_bench.hardware import CUDA_ENVIRONMENT, OPENMP_WAITING, check_threads, parse_device
+from vivit_bench.measure import Spec
+from vivit_bench.measure.steps import LEAST_CALLS
 from vivit_bench.measure.work import work_of
 from vivit_bench.peers import Quantity, get_engine
 from vivit_bench.problems.catalogue import is_user_problem
@@ -22,6 +24,9 @@ from vivit_bench.store.provenance import library_version
 DEFAULT_MAX_BATCH = 32_768
 DEFAULT_TRIAL_TIMEOUT = 1_800.0
 DEFAULT_ENGINE = "vivit-bench"
+NO_ENGINE = "none"
+"""Of a training step of the user's own."""
+_STEP_WORK = "vivit_bench.measure.steps:StepWork"
 
 # What a trial's process imports of the package.
 _MEASURING_ROOMS = (
@@ -76,6 +81,18 @@ class Cell:
     engine: str
     threads: int
     """CPU threads of a trial."""
+    calls: int = 0
+    """Of a training step of the user's own in a trial; 0 for other quantities."""
+
+    @property
+    def is_step(self) -> bool:
+        """Whether a training step of the user's own is run, in a budget for all of its process."""
+        return self.quantity is Quantity.STEP
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether the engine plans its memory."""
+        return not self.is_step and self.quantity in get_engine(self.engine).planned
 
     @property
     def problem(self) -> str:
@@ -96,7 +113,8 @@ class Cell:
     @property
     def label(self) -> str:
         """Name for people: problem, variant, engine, device."""
-        return f"{self.problem}: {self.variant} ({self.engine}, {self.device})"
+        about = self.device if self.is_step else f"{self.engine}, {self.device}"
+        return f"{self.problem}: {self.variant} ({about})"
 
     @property
     def slug(self) -> str:
@@ -104,12 +122,34 @@ class Cell:
         parts: list[object] = [problem_slug(self.problem), self.quantity]
         if self.approximation is not None:
             parts += [self.approximation.curvature, self.approximation.samples]
-        return "_".join(map(str, [*parts, self.engine]))
+        if not self.is_step:
+            parts.append(self.engine)
+        return "_".join(map(str, parts))
 
     def work(self) -> dict[str, Any]:
         """Arguments of `vivit_bench.measure.work.EngineWork`."""
         work = work_of(self.workload, self.quantity, self.approximation)
         return {**work, "engine": self.engine}
+
+    def spec(self, n: int, *, memory_bytes: int | None = None, **others: Any) -> Spec:
+        """What a child is to do for N samples.
+
+        Args:
+            n: Batch size.
+            memory_bytes: That an engine may take, see `EngineWork`; a step is not told.
+            others: Further fields.
+        """
+        if self.is_step:
+            arguments = {
+                "step": self.problem,
+                "seed": self.workload.seed,
+                "device": self.device,
+                "calls": self.calls,
+            }
+            others |= {"work": _STEP_WORK, "whole_process": True}
+        else:
+            arguments = {**self.work(), "memory_bytes": memory_bytes}
+        return Spec(n=n, threads=self.threads, arguments=arguments, device=self.device, **others)
 
     def record(self) -> dict[str, Any]:
         """What tells this cell's records from others', as plain JSON types.
@@ -125,6 +165,7 @@ class Cell:
             **(none if self.approximation is None else self.approximation.record()),
             "engine": self.engine,
             "threads": self.threads,
+            **({"calls": self.calls} if self.is_step else {}),
             **self.workload.files(),
         }
 
@@ -148,6 +189,7 @@ def make_cell(
     checkpoint: Path | None = None,
     data_dir: Path | None = None,
     dtype: Precision = Precision.FLOAT32,
+    calls: int | None = None,
 ) -> Cell:
     """Check what was asked for and fill in defaults.
 
@@ -165,6 +207,7 @@ def make_cell(
         checkpoint: File of parameters; None for initial ones.
         data_dir: Folder of the data sets; None for the default.
         dtype: Precision of model and matrix products.
+        calls: Of a training step in a trial; default `LEAST_CALLS`.
 
     Returns:
         The cell.
@@ -173,6 +216,20 @@ def make_cell(
         UsageError: A value that is not allowed, with those that are.
     """
     quantity = Quantity(quantity)
+    if quantity is Quantity.STEP:
+        options = {
+            "--curvature": curvature,
+            "--samples": samples,
+            "--mc-samples": None if mc_samples == 1 else mc_samples,
+            "--engine": None if engine == DEFAULT_ENGINE else engine,
+            "--data": data,
+            "--data-dir": data_dir,
+            "--checkpoint": checkpoint,
+            "--dtype": None if dtype is Precision.FLOAT32 else dtype,
+        }
+        return _step_cell(problem, options, device, seed, threads, calls)
+    if calls is not None:
+        raise UsageError(f"--calls {calls}: of a training step; leave the option out")
     if quantity not in (offered := get_engine(engine).quantities):
         names = ", ".join(sorted(offered))
         raise UsageError(f"--quantity {quantity}: the engine {engine} has {names}")
@@ -195,6 +252,39 @@ def make_cell(
         approximation=_approximation(quantity, curvature, samples, mc_samples, seed),
         engine=engine,
         threads=threads_of_a_run(threads),
+    )
+
+
+def _step_cell(
+    problem: str,
+    others: dict[str, Any],
+    device: str,
+    seed: int,
+    threads: int | None,
+    calls: int | None,
+) -> Cell:
+    """Of a training step, which has no other options than these."""
+    if not is_user_problem(problem):
+        raise UsageError(f"--quantity step: {problem} is no path/to/file.py:function")
+    for option, value in others.items():
+        if value is not None:
+            raise UsageError(f"{option} {value}: a training step has none; leave the option out")
+    calls = LEAST_CALLS if calls is None else calls
+    if calls < LEAST_CALLS:
+        raise UsageError(
+            f"--calls {calls}: must be at least {LEAST_CALLS}, as an optimizer's state appears in "
+            "the first"
+        )
+    _check_problem_file(problem)
+    return Cell(
+        workload=WorkloadSpec(
+            problem, data=default_source(problem, "memory"), seed=seed, device=parse_device(device)
+        ),
+        quantity=Quantity.STEP,
+        approximation=None,
+        engine=NO_ENGINE,
+        threads=threads_of_a_run(threads),
+        calls=calls,
     )
 
 

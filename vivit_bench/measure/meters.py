@@ -39,8 +39,8 @@ def make_meter(spec: Spec) -> Meter:
         return NoMeter()
     budget = None if spec.limit_bytes is None else MemoryBudget(spec.limit_bytes)
     if spec.device == "cpu":
-        return HostMeter(budget, spec.one_cpu)
-    return DeviceMeter(budget, spec.device)
+        return HostMeter(budget, spec.one_cpu, spec.whole_process)
+    return DeviceMeter(budget, spec.device, spec.whole_process)
 
 
 class NoMeter:
@@ -61,11 +61,14 @@ class HostMeter:
     Args:
         budget: None sets no limit.
         one_cpu: See `settle`.
+        whole_process: Take an idle process of nothing; pages of files, those of libraries first,
+            do not count all the same.
     """
 
-    def __init__(self, budget: MemoryBudget | None, one_cpu: bool):
+    def __init__(self, budget: MemoryBudget | None, one_cpu: bool, whole_process: bool):
         self._budget = budget
         self._one_cpu = one_cpu
+        self._whole = whole_process
         self._unlimited = resource.getrlimit(resource.RLIMIT_DATA)
 
     def start(self) -> Ready:
@@ -81,6 +84,9 @@ class HostMeter:
                 soft = min(soft, hard)
             # Not RLIMIT_AS, which also counts reserved address space, more for every thread.
             resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+        if self._whole:
+            nothing = MemoryReading(resident=0, peak=0, file=0, data=idle.data)
+            return Ready(idle_bytes=idle.resident, memory=nothing)
         return Ready(idle_bytes=idle.resident, memory=idle, other_bytes=others)
 
     def stop(self) -> Measured:
@@ -115,11 +121,13 @@ class DeviceMeter:
     Args:
         budget: None sets no limit.
         device: ``cuda:i``.
+        whole_process: Take an idle process of nothing.
     """
 
-    def __init__(self, budget: MemoryBudget | None, device: str):
+    def __init__(self, budget: MemoryBudget | None, device: str, whole_process: bool = False):
         self._budget = budget
         self._device = device
+        self._whole = whole_process
         self._idle = self._reserved = self._refused = 0
 
     def start(self) -> Ready:
@@ -134,15 +142,17 @@ class DeviceMeter:
         cuda.synchronize(self._device)
         cuda.empty_cache()
         cuda.reset_peak_memory_stats(self._device)
-        self._idle = cuda.memory_allocated(self._device)
-        self._reserved = cuda.memory_reserved(self._device)
+        idle, reserved = cuda.memory_allocated(self._device), cuda.memory_reserved(self._device)
+        if not self._whole:
+            self._idle, self._reserved = idle, reserved
         self._refused = self._count_refused()
         free, total = cuda.mem_get_info(self._device)
         if self._budget is not None:
-            _check_free(self._device, free, self._budget.limit_bytes)
-            fraction = (self._reserved + self._budget.limit_bytes) / total
+            left = self._budget.limit_bytes + self._reserved - reserved
+            _check_free(self._device, free, max(left, 0))
+            fraction = min((self._reserved + self._budget.limit_bytes) / total, 1.0)
             cuda.set_per_process_memory_fraction(fraction, self._device)
-        return Ready(idle_bytes=self._idle, outside_bytes=max(total - free - self._reserved, 0))
+        return Ready(idle_bytes=idle, outside_bytes=max(total - free - reserved, 0))
 
     def stop(self) -> Measured:
         """See `Meter`.

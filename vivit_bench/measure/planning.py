@@ -1,8 +1,10 @@
 """What an engine's leanest plan needs at several batch sizes, asked in a child; nothing is run."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from vivit_bench.curvature.options import Curvature
 from vivit_bench.measure.work import EngineWork
 from vivit_bench.trees import num_bytes
 
@@ -14,10 +16,11 @@ class PlanWork(EngineWork):
     """The needs of the leanest plan instead of the work itself.
 
     Args:
-        costs_of: If not empty, also ``limited_by`` and ``seconds``, what fills the memory at the
-            largest N within it and how long that takes, and for each of these N that are smaller
-            ``plans``, the peak of the plan within the memory.
-        arguments: Those of the work.
+        costs_of: If not empty, also ``limited_by``, what fills the memory at the largest N within
+            it, ``seconds``, [[N, seconds], ...] of that N and its half, and for each of these N
+            that are smaller ``plans``, the peak of the plan within the memory.
+        arguments: Those of the work. Of an engine without a plan only ``columns`` is told, those of
+            V for a sample, and ``largest_matrix``, see `Engine`.
     """
 
     def __init__(self, *, costs_of: Sequence[int] = (), **arguments: Any) -> None:
@@ -34,6 +37,13 @@ class PlanWork(EngineWork):
         Raises:
             UsageError: The request cannot be computed.
         """
+        if self._quantity not in self._engine.planned:
+            exact = self._approximation.curvature is Curvature.EXACT
+            outputs = math.prod(self._workload.problem.output_shape)
+            return {
+                "columns": outputs if exact else self._approximation.mc_samples,
+                "largest_matrix": self._engine.largest_matrix.get(self._quantity),
+            }
         assert self._memory_bytes is not None
         rows = planned_peaks(self._need, self._memory_bytes, n)
         told: dict[str, Any] = {"planned_peaks": [list(row) for row in rows]}
@@ -41,8 +51,9 @@ class PlanWork(EngineWork):
         if self._costs_of and fitting:
             small = [n for n in self._costs_of if n <= fitting[-1]] or fitting[:1]
             told["plans"] = [[n, self._costs(n)[0]] for n in small]
-            told["seconds"] = self._costs(fitting[-1])[1]
-            told["limited_by"] = self._at[fitting[-1]]
+            last = fitting[-1]
+            told["seconds"] = [[n, self._costs(n)[1]] for n in sorted({max(last // 2, 1), last})]
+            told["limited_by"] = self._at[last]
         return told
 
     def check(self, result: object) -> str:

@@ -62,6 +62,9 @@ class Spec:
     """The budget over the idle process; None: none, and no limit is set."""
     device: str = "cpu"
     """Whose memory is read: ``cpu`` or ``cuda:i``."""
+    whole_process: bool = False
+    """Count, and limit, all of the process and its memory of the device, not what is over the idle
+    process."""
     one_cpu: bool = False
     """Keep all threads on one CPU during the work, where memory is counted exactly."""
     certify: bool = False

@@ -10,7 +10,15 @@ from torch import Tensor, nn
 
 from vivit_bench.curvature.options import Approximation, Curvature
 from vivit_bench.errors import UsageError
-from vivit_bench.peers.engine import CUTOFF, DAMPING, PlainEngine, Quantity, backpropagate_gradient
+from vivit_bench.peers.engine import (
+    CUTOFF,
+    DAMPING,
+    LAPACKS_LARGEST,
+    OF_ENGINES,
+    PlainEngine,
+    Quantity,
+    backpropagate_gradient,
+)
 from vivit_bench.trees import Tree
 
 
@@ -56,7 +64,8 @@ class BackpackEngine(PlainEngine):
     """V from ``SqrtGGNExact`` / ``SqrtGGNMC``."""
 
     name = "backpack"
-    quantities = frozenset(Quantity)
+    quantities = OF_ENGINES
+    largest_matrix = LAPACKS_LARGEST
 
     def prepare(self, model: nn.Module, loss: nn.Module) -> tuple[nn.Module, nn.Module]:
         """See `Engine`."""

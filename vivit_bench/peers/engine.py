@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -28,6 +30,18 @@ class Quantity(StrEnum):
     """The damped Newton step of the per-layer block diagonal."""
     FULL_NEWTON = "full-newton"
     """The damped Newton step of the full GGN."""
+    STEP = "step"
+    """A training step of the user's own; no engine's."""
+
+
+OF_ENGINES = frozenset(Quantity) - {Quantity.STEP}
+
+
+LAPACKS_LARGEST: Mapping[Quantity, int] = MappingProxyType(
+    {Quantity.BLOCK_NEWTON: 32_766, Quantity.FULL_NEWTON: 32_766}
+)
+"""Rows of the largest matrix whose eigenvectors LAPACK's syevd computes: its workspace of
+2 n^2 + 6 n + 1 numbers is a 32-bit integer (https://github.com/pytorch/pytorch/issues/92141)."""
 
 
 class Engine(Protocol):
@@ -37,6 +51,8 @@ class Engine(Protocol):
     quantities: frozenset[Quantity]
     planned: frozenset[Quantity]
     """Those of them whose memory it plans."""
+    largest_matrix: Mapping[Quantity, int]
+    """Rows of the largest matrix that its solver takes, whatever the memory, where there is one."""
 
     def prepare(self, model: nn.Module, loss: nn.Module) -> tuple[nn.Module, nn.Module]:
         """Convert model and loss once, outside of what is measured.
@@ -160,6 +176,7 @@ class PlainEngine:
     """Implementations without a check and a plan of their own."""
 
     planned: frozenset[Quantity] = frozenset()
+    largest_matrix: Mapping[Quantity, int] = MappingProxyType({})
 
     def planned_peak(self, *_: object, **__: object) -> tuple[int, str]:
         """Not to be asked."""

@@ -1,5 +1,8 @@
 """This project's engine."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +19,7 @@ from vivit_bench.curvature import (
 )
 from vivit_bench.curvature.options import Goal
 from vivit_bench.curvature.session import Request, leanest_of
-from vivit_bench.peers.engine import CUTOFF, DAMPING, Quantity, backpropagate_gradient
+from vivit_bench.peers.engine import CUTOFF, DAMPING, OF_ENGINES, Quantity, backpropagate_gradient
 from vivit_bench.trees import Tree
 
 
@@ -24,8 +27,9 @@ class OwnEngine:
     """`vivit_bench.curvature`."""
 
     name = "vivit-bench"
-    quantities = frozenset(Quantity)
+    quantities = OF_ENGINES
     planned = quantities - {Quantity.GRADIENT}
+    largest_matrix: Mapping[Quantity, int] = MappingProxyType({})
 
     def prepare(self, model: nn.Module, loss: nn.Module) -> tuple[nn.Module, nn.Module]:
         """Nothing to convert."""

@@ -20,7 +20,15 @@ from vivit_bench.peers.backpack_engine import (
     extend_for_backpack,
     layer_groups,
 )
-from vivit_bench.peers.engine import CUTOFF, DAMPING, PlainEngine, Quantity, backpropagate_gradient
+from vivit_bench.peers.engine import (
+    CUTOFF,
+    DAMPING,
+    LAPACKS_LARGEST,
+    OF_ENGINES,
+    PlainEngine,
+    Quantity,
+    backpropagate_gradient,
+)
 from vivit_bench.trees import Tree
 
 
@@ -50,7 +58,8 @@ class VivitForPytorch(PlainEngine):
     """Eigenvalues by ``EigvalshComputation``, steps by ``DirectionalDampedNewtonComputation``."""
 
     name = "vivit-for-pytorch"
-    quantities = frozenset(Quantity)
+    quantities = OF_ENGINES
+    largest_matrix = LAPACKS_LARGEST
 
     def prepare(self, model: nn.Module, loss: nn.Module) -> tuple[nn.Module, nn.Module]:
         """See `Engine`."""

@@ -62,14 +62,7 @@ def load_user_problem(name: str, seed: int = 0, checkpoint: Path | None = None) 
     Raises:
         UsageError: One line on whatever is wrong with it.
     """
-    file, function_name = _split(name)
-    with _import_path(file), seeded(seed):
-        function = _find(_run_file(file), function_name, file)
-        try:
-            returned = function()
-        except (Exception, SystemExit) as error:
-            raise UsageError(f"{name} raised {describe(error)}") from error
-    model, loss, data = _unpack(name, returned)
+    model, loss, data = _unpack(name, run_user_function(name, seed))
     check_model(name, model)
     check_loss(name, loss)
     own_data = as_own_data(name, data)
@@ -99,6 +92,21 @@ def load_user_problem(name: str, seed: int = 0, checkpoint: Path | None = None) 
         float_inputs=isinstance(inputs, Tensor) and inputs.is_floating_point(),
         own_data=own_data,
     )
+
+
+def run_user_function(name: str, seed: int = 0) -> Any:
+    """What ``path/to/file.py:function`` returns; the file is run anew, see `load_user_problem`.
+
+    Raises:
+        UsageError: There is none, it requires arguments, or it raised an exception.
+    """
+    file, function_name = _split(name)
+    with _import_path(file), seeded(seed):
+        function = _find(_run_file(file), function_name, file)
+        try:
+            return function()
+        except (Exception, SystemExit) as error:
+            raise UsageError(f"{name} raised {describe(error)}") from error
 
 
 def _split(name: str) -> tuple[Path, str]:
@@ -157,12 +165,18 @@ def _find(module: ModuleType, function_name: str, file: Path) -> Callable[[], An
     ]
     if required:
         raise UsageError(
-            f"{file}:{function_name} requires {', '.join(required)}: give every argument a default"
+            f"{file}:{function_name} requires {', '.join(required)}: give every argument a default "
+            "(a training step step(n, seed) is what such a function returns)"
         )
     return function
 
 
 def _unpack(name: str, returned: Any) -> tuple[Any, Any, Any]:
+    if callable(returned) and not isinstance(returned, nn.Module | type):
+        raise UsageError(
+            f"{name} must return (model, loss, data), got a function; the largest batch of a "
+            f"training step is found by: vivit-bench critical-batch search {name}"
+        )
     if not isinstance(returned, tuple | list) or len(returned) != 3:
         raise UsageError(f"{name} must return (model, loss, data), got {a_type(returned)}")
     model, loss, data = returned
