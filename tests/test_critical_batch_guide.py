@@ -79,16 +79,6 @@ def test_five_large_trials_where_the_plan_is_off_by_up_to_5_percent(
     assert len(engine.large) <= 5
 
 
-def test_the_extrapolated_peaks_need_more_trials_than_the_plan() -> None:
-    """What the plan is for: the peaks lie at 0.92 of the limit from N = 900 to 1900."""
-    planned = quadratic(30, 0.05, 5e-4)
-    by_peaks, by_plan = Engine(planned), Engine(lambda n: 1.03 * planned(n))
-    find_critical_batch_size(by_peaks.run, 32_768, LIMIT)
-    find_critical_batch_size(by_plan.run, 32_768, LIMIT, plan_of(planned))
-    assert max(by_plan.runs) < 1.05 * by_plan.critical
-    assert len(by_plan.large) <= 4 < len([n for n in by_peaks.runs if n > max(SMALL_SIZES)])
-
-
 def wobbling(n: int) -> float:
     return 1 + 0.2 * ((n * 7919) % 3 - 1)
 

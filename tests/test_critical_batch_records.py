@@ -1,5 +1,7 @@
 """Records of trials and searches: durable, resumable, and never mixed silently."""
 
+import contextlib
+import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -13,8 +15,9 @@ import torch
 from vivit_bench.critical_batch import Cell, MemoryLimit, make_cell, run_search
 from vivit_bench.critical_batch import runner as runner_module
 from vivit_bench.critical_batch import settings as settings_module
+from vivit_bench.critical_batch.listener import Listener
 from vivit_bench.critical_batch.records import EXPERIMENT, identity_of, search_rows
-from vivit_bench.critical_batch.runner import FinishedSearch, Listener, choose_limit
+from vivit_bench.critical_batch.runner import FinishedSearch, choose_limit
 from vivit_bench.critical_batch.search import StoppedBy, TrialError
 from vivit_bench.critical_batch.sweep import sweep_cells, table_cells
 from vivit_bench.critical_batch.table_s1 import SUB_TABLES
@@ -73,7 +76,8 @@ def planning(points: list[list[int]]) -> Callable[[Spec, float], Observation]:
         nothing = (None, None, None, None, None, 0, "")
         if not points:
             return Observation(Outcome.TIMEOUT, "stopped after 120 s", *nothing)
-        report = TrialReport(digest={"planned_peaks": points})
+        told = {"planned_peaks": points, "plans": [[16, 16_000]], "limited_by": "eigenvalues"}
+        report = TrialReport(digest={**told, "seconds": [[10, 1.0], [20, 4.0]]})
         return replace(Observation(Outcome.FITS, "", *nothing), report=report)
 
     return plan
@@ -116,10 +120,14 @@ def journals(results_dir: Path) -> list[Path]:
     return sorted((results_dir / EXPERIMENT).glob("*/trials.jsonl"))
 
 
-@pytest.mark.parametrize("survived", range(8))
+UNGUIDED = [1, 2, 4, 8, 16, 32, 24, 20, 22, 21]
+"""Sizes of a search for 21 that nothing guides."""
+
+
+@pytest.mark.parametrize("survived", range(10))
 def test_an_interrupted_search_repeats_no_finished_trial(search: Search, survived: int) -> None:
     whole = FakeTrials(21)
-    expected = [1, 2, 4, 8, 16, 32, 21, 22]
+    expected = UNGUIDED
     first = FakeTrials(21)
     first.interrupt_after = survived
     with pytest.raises(KeyboardInterrupt):
@@ -134,17 +142,17 @@ def test_an_interrupted_search_repeats_no_finished_trial(search: Search, survive
 def test_a_search_is_guided_by_the_plan_it_began_with(
     search: Search, tmp_path: Path, survived: int
 ) -> None:
-    """Asked once, stored, and the same sizes follow after an interruption."""
-    first, rest = FakeTrials(21), FakeTrials(21)
+    """Stored once the small trials are done; the same sizes follow after an interruption."""
+    first, rest, plan = FakeTrials(21), FakeTrials(21), planning([[1, 1_000], [64, 64_000]])
     first.interrupt_after = survived
-    if survived < 3:
-        with pytest.raises(KeyboardInterrupt):
-            search(first, plan=planning([[1, 1_000], [64, 64_000]]))
-    else:
-        search(first, plan=planning([[1, 1_000], [64, 64_000]]))
-    finished = search(rest, plan=not_to_be_asked)
-    assert first.runs + rest.runs == [1, 21, 22]
+    with contextlib.suppress(KeyboardInterrupt):
+        search(first, plan=plan)
+    finished = search(rest, plan=not_to_be_asked if survived else plan)
+    assert first.runs + rest.runs == [16, 21, 22]
     assert finished.result.critical_batch_size == 21
+    header = json.loads((finished.folder / "run.json").read_text())["results"]
+    assert header["expected_seconds"] == [[10, 1.0], [20, 4.0]]
+    assert header["predicted"]["limited_by"] == "eigenvalues"
     assert "planned_peaks" not in rows_of(tmp_path)[0]
 
 
@@ -153,29 +161,86 @@ def test_without_a_plan_a_search_says_why_and_doubles(search: Search) -> None:
     first.interrupt_after = 2
     with pytest.raises(KeyboardInterrupt):
         search(first, listener=notes)
-    assert notes.notes == ["the engine's plan does not guide the search: stopped after 120 s"]
+    (note,) = notes.notes
+    assert note.startswith("nothing guides the search: mnist_mlp")
+    assert note.endswith("stopped after 120 s")
     search(rest, plan=not_to_be_asked)
-    assert first.runs + rest.runs == [1, 2, 4, 8, 16, 32, 21, 22]
+    assert first.runs + rest.runs == UNGUIDED
 
 
-def test_an_engine_that_plans_nothing_is_not_asked(search: Search) -> None:
+CONTINUED = [1, 4, 16, 8, 12, 21, 22]
+"""Sizes of a search for 21 that the peaks of its small trials guide."""
+
+
+@pytest.mark.parametrize("survived", range(8))
+def test_without_a_plan_the_peaks_of_small_trials_guide(
+    search: Search, tmp_path: Path, survived: int
+) -> None:
     gradient = make_cell("mnist_mlp", quantity=Quantity.GRADIENT, threads=2)
-    trials = FakeTrials(21)
-    search(trials, cell=gradient, plan=not_to_be_asked)
-    assert trials.runs == [1, 2, 4, 8, 16, 32, 21, 22]
+    first, rest, notes = FakeTrials(21), FakeTrials(21), Notes()
+    first.interrupt_after = survived
+    with contextlib.suppress(KeyboardInterrupt):
+        search(first, cell=gradient, plan=not_to_be_asked, listener=notes)
+    finished = search(rest, cell=gradient, plan=not_to_be_asked)
+    assert first.runs + rest.runs == CONTINUED
+    assert (finished.result.critical_batch_size, finished.result.stopped_by) == (21, "memory")
+    header = json.loads((finished.folder / "run.json").read_text())["results"]
+    assert header["predicted"]["critical_batch_size"] == 21
+    assert header["predicted"]["low"] <= 21 <= header["predicted"]["high"]
+    if survived == 7:
+        assert notes.notes[0].startswith("expected: N = 21 (")
+
+
+def test_what_takes_much_longer_than_the_time_out_is_not_started(search: Search) -> None:
+    """N takes N seconds; half as much again as the time-out is what nothing is started for."""
+    gradient = make_cell("mnist_mlp", quantity=Quantity.GRADIENT, threads=1)
+
+    class Timed(FakeTrials):
+        def __call__(self, spec: Spec, timeout: float, confirming: Confirming) -> TrialRun:
+            run = super().__call__(spec, timeout, confirming)
+            return replace(run, trial=replace(run.trial, work_seconds=float(spec.n)))
+
+    short, long = Timed(21), Timed(21)
+    finished = search(short, cell=gradient, trial_timeout=13.9)
+    assert short.runs == [1, 4, 16, 8, 12]
+    assert (finished.result.critical_batch_size, finished.result.stopped_by) == (16, "timeout")
+    assert finished.result.message == "N = 21 is expected to take 21 s, and was not started"
+    assert search(long, cell=gradient, trial_timeout=20).result.critical_batch_size == 21
+    assert long.runs == [21, 22]
+
+
+def test_repeats_run_the_deciding_sizes_again_and_are_recorded(search: Search) -> None:
+    once, more, same = FakeTrials(21), FakeTrials(21), FakeTrials(21)
+    search(once, plan=planning([[1, 1_000], [64, 64_000]]))
+    finished = search(more, repeats=3)
+    assert more.runs == [21, 21, 22, 22]
+    assert (finished.result.critical_batch_size, finished.result.repeats) == (21, 3)
+    assert search(same, repeats=2).result.repeats == 3  # there are more already
+    assert same.runs == []
+
+
+def test_a_size_that_fits_only_sometimes_is_too_large(search: Search) -> None:
+    class Unsteady(FakeTrials):
+        def __call__(self, spec: Spec, timeout: float, confirming: Confirming) -> TrialRun:
+            self.threshold = 20 if self.runs.count(21) and spec.n == 21 else 21
+            return super().__call__(spec, timeout, confirming)
+
+    finished = search(Unsteady(21), repeats=2, plan=planning([[1, 1_000], [64, 64_000]]))
+    assert finished.result.critical_batch_size == 20
+    assert finished.result.message == "N = 21 fitted in 1 of 2 trials"
 
 
 def test_a_finished_search_runs_nothing_again_and_fresh_runs_all(search: Search) -> None:
     search(FakeTrials(21))
     again, fresh = FakeTrials(21), FakeTrials(17)
-    assert search(again).from_records == 8
+    assert search(again).from_records == len(UNGUIDED)
     assert again.runs == []
     finished = search(fresh, fresh=True)
     assert finished.from_records == 0
     assert finished.result.critical_batch_size == 17
 
 
-@pytest.mark.parametrize("line", [0, 3, 7])
+@pytest.mark.parametrize("line", [0, 3, 9])
 def test_a_damaged_record_costs_itself_and_a_note(
     search: Search, tmp_path: Path, line: int
 ) -> None:
@@ -188,7 +253,7 @@ def test_a_damaged_record_costs_itself_and_a_note(
     assert "left out" in search_rows(tmp_path)[1][0]
     again, notes = FakeTrials(21), Notes()
     finished = search(again, listener=notes)
-    assert again.runs == [[1, 2, 4, 8, 16, 32, 21, 22][line]]
+    assert again.runs == [UNGUIDED[line]]
     assert finished.result.critical_batch_size == 21
     assert any(f"line {line + 1} is damaged" in note for note in notes.notes)
     assert rows_of(tmp_path)[0]["critical_batch_size"] == 21
@@ -240,7 +305,7 @@ def test_a_timeout_is_tried_again_only_with_more_time(search: Search) -> None:
     assert search(same, trial_timeout=10.0).result.stopped_by is StoppedBy.TIMEOUT
     assert same.runs == []
     assert search(more, trial_timeout=20.0).result.critical_batch_size == 21
-    assert more.runs == [8, 16, 32, 21, 22]
+    assert more.runs == UNGUIDED[3:]
 
 
 def test_an_error_is_told_with_its_log_and_tried_again(
@@ -347,8 +412,8 @@ def test_rows_of_all_searches_are_made_of_their_runs(search: Search, tmp_path: P
     assert (first["critical_batch_size"], first["is_lower_bound"]) == (21, False)
     assert first["stopped_by"] == "memory"
     assert first["peak_bytes"] == 21_000
-    assert first["trials"] == 8
-    assert first["elapsed_seconds"] == 16.0
+    assert first["trials"] == len(UNGUIDED)
+    assert first["elapsed_seconds"] == 2.0 * len(UNGUIDED)
     assert first["memory_limit_bytes"] == 21_500
     names = ("problem", "quantity", "curvature", "samples", "data", "engine")
     assert [first[name] for name in names] == [

@@ -113,48 +113,6 @@ def test_a_timeout_or_limit_ends_the_search_at_the_largest_size_known_to_fit(
         assert result.stopped_by in (StoppedBy.MEMORY, StoppedBy.MAX_BATCH)
 
 
-@given(
-    st.integers(10, 1000),
-    st.floats(0.5, 100),
-    st.floats(0, 0.2),
-    st.integers(2_000, 100_000),
-    st.sampled_from([0.0, 0.3]),
-)
-def test_peaks_guide_the_bisection_to_the_same_number_in_fewer_trials(
-    base: int, slope: float, bend: float, limit: int, noise: float
-) -> None:
-    """Peaks a + b N + c N^2, also with some noise: the limit is found in a few trials."""
-
-    def peak(n: int) -> int:
-        wobble = noise * slope * ((n * 7919) % 3 - 1)
-        return int(1000 * (base + slope * n + bend * n * n + wobble))
-
-    def run(n: int, bracket: Bracket) -> Trial:
-        fits = peak(n) <= 1000 * limit
-        outcome = Outcome.FITS if fits else Outcome.OUT_OF_MEMORY
-        return replace(trial(n, outcome), peak_bytes=peak(n))
-
-    plain = find_critical_batch_size(run, 2**20)
-    guided = find_critical_batch_size(run, 2**20, 1000 * limit)
-    assert guided.critical_batch_size == plain.critical_batch_size
-    doublings = plain.critical_batch_size.bit_length() + 1
-    assert len(guided.trials) <= max(doublings + 5, len(plain.trials))
-
-
-@given(thresholds, maxima, st.lists(st.integers(0, 2**40), min_size=1), st.integers(0, 2**40))
-def test_misleading_peaks_cost_trials_but_never_the_number(
-    threshold: int, max_batch: int, peaks: list[int], limit: int
-) -> None:
-    machine = Machine(threshold)
-
-    def run(n: int, bracket: Bracket) -> Trial:
-        return replace(machine.run(n, bracket), peak_bytes=peaks[n % len(peaks)])
-
-    result = find_critical_batch_size(run, max_batch, limit)
-    assert result.critical_batch_size == min(threshold, max_batch)
-    assert len(set(machine.runs)) == len(machine.runs) <= 7 * max_batch.bit_length() + 2
-
-
 @given(thresholds, maxima, st.integers(1, 50_000))
 def test_all_samples_there_are_are_tried(threshold: int, max_batch: int, samples: int) -> None:
     """The end of the data is a bound like the largest batch size allowed, met on the way."""

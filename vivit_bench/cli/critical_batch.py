@@ -42,7 +42,7 @@ from vivit_bench.critical_batch.settings import (
 )
 from vivit_bench.curvature.options import Curvature, Precision, Samples
 from vivit_bench.errors import UsageError, VivitBenchError
-from vivit_bench.peers import Quantity
+from vivit_bench.peers import OF_ENGINES, Quantity
 from vivit_bench.report.tables import TableFormat
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ class PredictedQuantity(StrEnum):
     EIGENVALUES = "eigenvalues"
     BLOCK_NEWTON = "block-newton"
     FULL_NEWTON = "full-newton"
+    STEP = "step"
     ALL = "all"
 
 
@@ -82,6 +83,14 @@ LimitOption = Annotated[
         "device's memory, as PyTorch's allocator reserves it.",
         show_default="half of the memory available now",
         rich_help_panel=MACHINE,
+    ),
+]
+CallsOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Calls of a training step in a trial.",
+        show_default="3",
+        rich_help_panel=APPROXIMATION,
     ),
 ]
 MaxBatchOption = Annotated[
@@ -152,16 +161,20 @@ MixOption = Annotated[
     epilog=examples(
         "critical-batch search cifar10_3c3d --memory-limit 2GiB",
         "critical-batch search net.py:make --quantity full-newton --dtype float64 --quiet",
+        "critical-batch search train.py:step --memory-limit 8GiB",
     )
 )
 def search(
     problem: ProblemArgument,
     quantity: Annotated[
-        Quantity,
+        Quantity | None,
         typer.Option(
-            help="What is computed; the gradient always is.", rich_help_panel=APPROXIMATION
+            help="What is computed; the gradient always is. step: a training step of your own, "
+            "which FUNCTION returns.",
+            show_default="eigenvalues, or step where FUNCTION returns one",
+            rich_help_panel=APPROXIMATION,
         ),
-    ] = Quantity.EIGENVALUES,
+    ] = None,
     curvature: Annotated[
         Curvature | None,
         typer.Option(
@@ -187,9 +200,18 @@ def search(
     engine: EngineOption = DEFAULT_ENGINE,
     device: DeviceOption = "cpu",
     threads: RunThreadsOption = None,
+    calls: CallsOption = None,
     memory_limit: LimitOption = None,
     max_batch: MaxBatchOption = DEFAULT_MAX_BATCH,
     timeout: TimeoutOption = DEFAULT_TRIAL_TIMEOUT,
+    repeats: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Trials of the N that fits and of the N + 1 that does not.",
+            rich_help_panel=MACHINE,
+        ),
+    ] = 1,
     results_dir: ResultsDirOption = DEFAULT_RESULTS_DIR,
     fresh: FreshOption = False,
     format: FormatOption = TableFormat.TABLE,
@@ -197,19 +219,22 @@ def search(
 ) -> None:
     """Search the largest batch size whose work fits the memory limit.
 
-    From where the engine's plan, or doubling, says that it is, to an N that fits beside an N + 1
+    From where the engine's plan, or small trials, say that it is, to an N that fits beside an N + 1
     that does not; every trial is a process of its own. Interrupted at any moment, the same command
     goes on where it stopped.
+
+    Where FUNCTION returns a callable step(n, seed), a training step of your own, a trial builds it
+    anew and calls it three times, and the limit is for the whole process.
     """
     from vivit_bench.critical_batch import choose_limit, make_cell, run_search
     from vivit_bench.critical_batch.settings import check_bounds
     from vivit_bench.report.critical_batch import search_table
 
-    check_bounds(max_batch, timeout)
+    check_bounds(max_batch, timeout, repeats)
     limit = _size(memory_limit)
     cell = make_cell(
         problem,
-        quantity=quantity,
+        quantity=quantity or _default_quantity(problem, seed),
         curvature=curvature,
         samples=samples,
         mc_samples=mc_samples,
@@ -221,6 +246,7 @@ def search(
         checkpoint=checkpoint,
         data_dir=data_dir,
         dtype=dtype,
+        calls=calls,
     )
     with _progress(quiet) as progress:
         chosen = choose_limit(
@@ -232,6 +258,7 @@ def search(
             results_dir=results_dir,
             max_batch=max_batch,
             trial_timeout=timeout,
+            repeats=repeats,
             fresh=fresh,
             listener=progress,
         )
@@ -255,9 +282,13 @@ def predict(
         ),
     ],
     quantity: Annotated[
-        list[PredictedQuantity],
-        typer.Option(help="What is computed, repeatable.", rich_help_panel=APPROXIMATION),
-    ] = [PredictedQuantity.EIGENVALUES],  # noqa: B006
+        list[PredictedQuantity] | None,
+        typer.Option(
+            help="What is computed, repeatable; all: but step.",
+            show_default="eigenvalues, or step where FUNCTION returns one",
+            rich_help_panel=APPROXIMATION,
+        ),
+    ] = None,
     curvature: Annotated[
         Curvature,
         typer.Option(
@@ -281,6 +312,7 @@ def predict(
     engine: EngineOption = DEFAULT_ENGINE,
     device: DeviceOption = "cpu",
     threads: RunThreadsOption = None,
+    calls: CallsOption = None,
     max_batch: MaxBatchOption = DEFAULT_MAX_BATCH,
     timeout: TimeoutOption = DEFAULT_TRIAL_TIMEOUT,
     format: FormatOption = TableFormat.TABLE,
@@ -300,11 +332,16 @@ def predict(
     memories = [parse_size(size) for size in memory]
     for size in memories:
         check_limit(size, "--memory")
-    chosen = list(Quantity) if PredictedQuantity.ALL in quantity else map(Quantity, quantity)
+    if quantity is None:
+        chosen = [_default_quantity(problem, seed)]
+    elif PredictedQuantity.ALL in quantity:
+        chosen = [each for each in Quantity if each in OF_ENGINES]
+    else:
+        chosen = [Quantity(each) for each in quantity]
     found = []
     with _progress(quiet) as progress:
         for each in chosen:
-            of_curvature = each is not Quantity.GRADIENT
+            of_curvature = each not in (Quantity.GRADIENT, Quantity.STEP)
             cell = make_cell(
                 problem,
                 quantity=each,
@@ -319,6 +356,7 @@ def predict(
                 checkpoint=checkpoint,
                 data_dir=data_dir,
                 dtype=dtype,
+                calls=calls,
             )
             progress.note(cell.label)
             predictions = predict_cell(
@@ -544,6 +582,12 @@ def _select(
     for note in [*damaged, *selection.notes]:
         typer.echo(f"warning: {note}", err=True)
     return selection
+
+
+def _default_quantity(problem: str, seed: int) -> Quantity:
+    from vivit_bench.critical_batch.settings import default_quantity
+
+    return default_quantity(problem, seed)
 
 
 def _size(text: str | None) -> int | None:

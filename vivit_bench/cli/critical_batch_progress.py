@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from vivit_bench.critical_batch.runner import Listener
+from vivit_bench.critical_batch.listener import Listener
 from vivit_bench.critical_batch.search import Bracket
 from vivit_bench.measure.budget import format_peak
 from vivit_bench.measure.trial import MOST_CONFIRMATIONS, Trial

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from vivit_bench.lazy import lazy_getattr
 
 if TYPE_CHECKING:
+    from vivit_bench.critical_batch.listener import Listener
     from vivit_bench.critical_batch.predict import Prediction, predict_cell
     from vivit_bench.critical_batch.runner import (
         FinishedSearch,
-        Listener,
         MemoryLimit,
         choose_limit,
         run_search,
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "Cell": "settings",
     "FinishedSearch": "runner",
-    "Listener": "runner",
+    "Listener": "listener",
     "MemoryLimit": "runner",
     "Prediction": "predict",
     "SearchResult": "search",

@@ -24,9 +24,13 @@ _SETTINGS = (
     *("dtype", "memory_limit_bytes", "seed", "threads", "checkpoint"),
 )
 PLANNED = "planned_peaks"
-"""In a search's header what guides it: [[N, bytes], ...] of the engine's leanest plan; an empty
-list if nothing does."""
-_INTERNAL = ("limit_chosen_by_user", PLANNED)
+"""In a search's header what guides it: [[N, bytes], ...] that are expected to be needed, by the
+engine's leanest plan or small trials; an empty list if nothing does."""
+EXPECTED = "expected_seconds"
+"""The same of the work's seconds."""
+PREDICTED = "predicted"
+"""The same as `Prediction.to_json`, made before the first large trial; None if nothing was."""
+_INTERNAL = ("limit_chosen_by_user", PLANNED, EXPECTED, PREDICTED)
 _FACTS = (
     *("cpu", "cores", "ram_bytes", *CARD, "host", "os", "torch", "backpack"),
     *("deepobs", "numpy", "vivit_for_pytorch", "vivit_bench", "git_commit", "python"),
@@ -56,10 +60,10 @@ class TrialRecords:
     def __init__(self, entries: Sequence[dict[str, Any]], journal: Journal | None) -> None:
         self._journal = journal
         trials = [Trial.from_json(entry) for entry in entries]
-        self.trials = {trial.n: trial for trial in trials}
-        """Batch size -> its last record."""
+        self.trials = {(trial.n, trial.repeat): trial for trial in trials}
+        """Batch size and how often it had been run -> its last record."""
 
-    def reusable(self, n: int, timeout_seconds: float) -> Trial | None:
+    def reusable(self, n: int, timeout_seconds: float, repeat: int = 0) -> Trial | None:
         """The record of a batch size, if running it again can tell nothing new.
 
         An error can go away; a time-out can under a longer ``--timeout``.
@@ -67,8 +71,9 @@ class TrialRecords:
         Args:
             n: Batch size.
             timeout_seconds: Present time-out.
+            repeat: How often it had been run.
         """
-        trial = self.trials.get(n)
+        trial = self.trials.get((n, repeat))
         if trial is None or trial.outcome is Outcome.ERROR:
             return None
         if trial.outcome is Outcome.TIMEOUT and trial.timeout_seconds < timeout_seconds:
@@ -83,7 +88,7 @@ class TrialRecords:
         """
         assert self._journal is not None
         self._journal.append(trial.to_json())
-        self.trials[trial.n] = trial
+        self.trials[trial.n, trial.repeat] = trial
 
 
 def finished_records(stored: StoredRun) -> TrialRecords:
@@ -114,15 +119,18 @@ def facts_of(result: SearchResult, *, max_batch: int, trial_timeout: float) -> d
         "idle_bytes": critical.idle_bytes if critical else None,
         **on_device,
         "elapsed_seconds": round(sum(trial.elapsed_seconds for trial in result.trials), 1),
+        "repeats": result.repeats,
         "max_batch": max_batch,
         "trial_timeout_seconds": trial_timeout,
         "ended_at": max(trial.ended_at for trial in result.trials),
     }
 
 
-def goes_further(stored: StoredRun, max_batch: int, trial_timeout: float) -> bool:
+def goes_further(stored: StoredRun, max_batch: int, trial_timeout: float, repeats: int) -> bool:
     """Whether a finished search can get further under these bounds than under its own."""
     facts = stored.results
+    if facts["stopped_by"] == StoppedBy.MEMORY:
+        return bool(repeats > facts.get("repeats", 1))
     if facts["stopped_by"] == StoppedBy.MAX_BATCH:
         return bool(max_batch > facts["max_batch"])
     return bool(

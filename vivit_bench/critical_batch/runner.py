@@ -7,8 +7,12 @@ from typing import Any
 
 from vivit_bench.arguments import format_size
 from vivit_bench.critical_batch.guide import PlannedPeaks
+from vivit_bench.critical_batch.listener import Listener
+from vivit_bench.critical_batch.predict import CALIBRATING_SIZES, ask_for_plan, continued, forecast
 from vivit_bench.critical_batch.records import (
+    EXPECTED,
     PLANNED,
+    PREDICTED,
     STDERR,
     TRIALS,
     TrialRecords,
@@ -18,7 +22,14 @@ from vivit_bench.critical_batch.records import (
     identity_of,
     remembered_limit,
 )
-from vivit_bench.critical_batch.search import Bracket, SearchResult, find_critical_batch_size
+from vivit_bench.critical_batch.search import (
+    SMALL_SIZES,
+    Bracket,
+    SearchResult,
+    TrialError,
+    find_critical_batch_size,
+    known_bracket,
+)
 from vivit_bench.critical_batch.settings import (
     DEFAULT_MAX_BATCH,
     DEFAULT_TRIAL_TIMEOUT,
@@ -26,8 +37,8 @@ from vivit_bench.critical_batch.settings import (
     check_bounds,
 )
 from vivit_bench.curvature.available import available_memory
-from vivit_bench.errors import UsageError
-from vivit_bench.measure import Observation, Outcome, Reading, Spec, Trial, measure
+from vivit_bench.errors import UsageError, VivitBenchError
+from vivit_bench.measure import Observation, Outcome, Spec, Trial, measure
 from vivit_bench.measure.budget import (
     DEFAULT_SHARE,
     DEVICE_RESERVE,
@@ -39,33 +50,8 @@ from vivit_bench.measure.meters import device_memory
 from vivit_bench.measure.trial import Confirming, TrialRun, run_trial
 from vivit_bench.store import Run, open_run
 
-_PLAN_WORK = "vivit_bench.measure.planning:PlanWork"
-PLAN_SECONDS = 120.0
-
 RunPlan = Callable[[Spec, float], Observation]
 RunTrial = Callable[[Spec, float, Confirming], TrialRun]
-
-
-class Listener:
-    """Is told what happens during a search; this one ignores it."""
-
-    def note(self, text: str) -> None:
-        """Something the user should know."""
-
-    def started(self, n: int, bracket: Bracket) -> None:
-        """A trial begins."""
-
-    def confirming(self, n: int, reading: int, seconds: float) -> None:
-        """A trial's peak is too near to the limit: it is measured again.
-
-        Args:
-            n: Batch size.
-            reading: The how-manieth time, of at most `MOST_CONFIRMATIONS`.
-            seconds: The trial took so far.
-        """
-
-    def finished(self, trial: Trial, from_records: bool) -> None:
-        """A trial ended, or its record was used."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +84,7 @@ def run_search(
     results_dir: Path,
     max_batch: int = DEFAULT_MAX_BATCH,
     trial_timeout: float = DEFAULT_TRIAL_TIMEOUT,
+    repeats: int = 1,
     fresh: bool = False,
     listener: Listener | None = None,
     run: RunTrial = run_trial,
@@ -111,6 +98,7 @@ def run_search(
         results_dir: Folder of all results.
         max_batch: Largest batch size to run.
         trial_timeout: Seconds for the work of one trial.
+        repeats: Trials of the critical N, and of N + 1.
         fresh: Forget the records and start over.
         listener: Is told what happens.
         run: Runs one trial.
@@ -124,19 +112,20 @@ def run_search(
         UsageError: A value that is not allowed.
         VivitBenchError: The same search is running already.
     """
-    check_bounds(max_batch, trial_timeout)
+    check_bounds(max_batch, trial_timeout, repeats)
     listener = listener or Listener()
     limit = memory_limit.limit_bytes
     with open_run(
         results_dir,
         identity_of(cell, limit),
         fresh=fresh,
-        more_wanted=lambda stored: goes_further(stored, max_batch, trial_timeout),
+        more_wanted=lambda stored: goes_further(stored, max_batch, trial_timeout, repeats),
         note=listener.note,
     ) as stored:
         if stored.is_returned:
             facts = stored.stored.results
             max_batch, trial_timeout = facts["max_batch"], facts["trial_timeout_seconds"]
+            repeats = facts.get("repeats", 1)
             records = finished_records(stored.stored)
         else:
             stored.update(limit_chosen_by_user=memory_limit.chosen_by_user)
@@ -145,41 +134,73 @@ def run_search(
                 listener.note(damaged)
             records = TrialRecords(journal.entries, journal)
         trials = _Trials(cell, memory_limit, stored, records, trial_timeout, listener, run)
-        begins = not stored.is_returned and PLANNED not in stored.stored.results
-        if begins and not records.trials and cell.is_planned:
+        if not stored.is_returned and PLANNED not in stored.stored.results:
             trials.check_limit()
-            stored.update(**{PLANNED: _ask_for_plan(cell, limit, max_batch, plan, listener)})
+            small = _SmallTrials(cell, trials, plan)
+            stored.update(**_look_ahead(small, limit, max_batch, listener))
+        header = stored.stored.results
         planned = None
-        if points := stored.stored.results.get(PLANNED):
+        if points := header.get(PLANNED):
             planned = PlannedPeaks.from_rows(points)
-        result = find_critical_batch_size(trials.run, max_batch, limit, planned)
+        seconds = header.get(EXPECTED, [])
+        result = find_critical_batch_size(
+            *(trials.run, max_batch, limit, planned),
+            known=[] if planned is None else trials.small(max_batch),
+            again=trials.run,
+            repeats=repeats,
+            expected=lambda n: None if trials.has(n) else continued(seconds, n),
+            timeout_seconds=trial_timeout,
+        )
         if not stored.is_returned:
             facts = facts_of(result, max_batch=max_batch, trial_timeout=trial_timeout)
             stored.finish({**stored.stored.results, **facts}, [TRIALS])
     return FinishedSearch(cell, memory_limit, result, trials.from_records, stored.folder, facts)
 
 
-def plan_spec(cell: Cell, memory_bytes: int, max_batch: int, **others: Any) -> Spec:
-    """Of a child that tells of the engine's plan; other arguments are those of `PlanWork`."""
-    spec = cell.spec(
-        max_batch, memory_bytes=memory_bytes, work=_PLAN_WORK, reading=Reading.TIME, digest=True
-    )
-    return replace(spec, arguments={**spec.arguments, **others})
-
-
-def _ask_for_plan(
-    cell: Cell, limit_bytes: int, max_batch: int, plan: RunPlan, listener: Listener
-) -> list[list[int]]:
-    """Rows of the engine's leanest plan, see `PLANNED`; none where it cannot guide a search."""
-    seen = plan(plan_spec(cell, limit_bytes, max_batch), PLAN_SECONDS)
-    points = seen.report.digest.get(PLANNED) if seen.report is not None else None
+def _look_ahead(
+    small: "_SmallTrials", limit_bytes: int, max_batch: int, listener: Listener
+) -> dict[str, Any]:
+    """What is expected of a search, for its header; where nothing can be, it is not guided."""
     try:
-        PlannedPeaks.from_rows(points or ())
-    except ValueError:
-        why = seen.message or "not even one sample is within the limit"
-        listener.note(f"the engine's plan does not guide the search: {why}")
-        return []
-    return points or []
+        (found,) = forecast(small, [limit_bytes], max_batch)
+    except TrialError:
+        raise
+    except (VivitBenchError, ValueError) as error:
+        listener.note(f"nothing guides the search: {error}")
+        return {PLANNED: [], EXPECTED: [], PREDICTED: None}
+    told = found.prediction
+    step = "" if told.step_seconds is None else f", {told.step_seconds:.3g} s a trial"
+    listener.note(
+        f"expected: N = {told.critical_batch_size} ({told.low} - {told.high}, 95 %){step}"
+    )
+    return {
+        PLANNED: [list(point) for point in found.planned.points],
+        EXPECTED: [list(point) for point in found.seconds],
+        PREDICTED: told.to_json(),
+    }
+
+
+class _SmallTrials:
+    """Small trials of a search, as a forecast asks for them: under the limit, and recorded."""
+
+    def __init__(self, cell: Cell, trials: "_Trials", plan: RunPlan) -> None:
+        self.cell = cell
+        self._trials = trials
+        self._plan = plan
+        self.available: int | None = None
+
+    def measure(self, n: int, memory_bytes: int | None) -> tuple[int, float]:
+        trial = self._trials.run(n, self._trials.bracket)
+        if trial.outcome is Outcome.DATA:
+            self.available = trial.available_samples
+        if trial.outcome is Outcome.ERROR:
+            raise TrialError(trial)
+        if trial.outcome is not Outcome.FITS or trial.peak_bytes is None:
+            raise VivitBenchError(f"N = {n}: {trial.message}")
+        return trial.peak_bytes, self.cell.of_all_threads(trial.work_seconds or 0.0)
+
+    def plan(self, memory_bytes: int, most: int) -> dict[str, Any]:
+        return ask_for_plan(self.cell, memory_bytes, most, self._plan, CALIBRATING_SIZES)
 
 
 class _Trials:
@@ -203,28 +224,56 @@ class _Trials:
         self._listener = listener
         self._run = run
         self._limit_checked = False
+        self._seen: dict[tuple[int, int], Trial] = {}
         self.from_records = 0
 
-    def run(self, n: int, bracket: Bracket) -> Trial:
-        recorded = self._records.reusable(n, self._timeout)
+    @property
+    def bracket(self) -> Bracket:
+        """What is known so far."""
+        return known_bracket(list(self._seen.values()))
+
+    def small(self, max_batch: int) -> list[Trial]:
+        """Those of the recorded trials that a forecast has made, and that tell of memory."""
+        sizes = [n for n, repeat in self._records.trials if not repeat]
+        found = [
+            self.run(n, self.bracket)
+            for n in sizes
+            if n <= min(SMALL_SIZES[-1], max_batch) and self.has(n)
+        ]
+        return [t for t in found if t.outcome in (Outcome.FITS, Outcome.OUT_OF_MEMORY)]
+
+    def has(self, n: int) -> bool:
+        """Whether the trial of N needs not be run."""
+        return self._records.reusable(n, self._timeout) is not None
+
+    def run(self, n: int, bracket: Bracket, repeat: int = 0) -> Trial:
+        """A trial, from the records where it is there; what was told once is not told again."""
+        if (n, repeat) not in self._seen:
+            self._seen[n, repeat] = self._run_or_recall(n, bracket, repeat)
+        return self._seen[n, repeat]
+
+    def _run_or_recall(self, n: int, bracket: Bracket, repeat: int) -> Trial:
+        recorded = self._records.reusable(n, self._timeout, repeat)
         if recorded is not None:
             self.from_records += 1
             self._listener.finished(recorded, True)
             return recorded
         self.check_limit()
         self._listener.started(n, bracket)
+        make = self._cell.small_spec if n <= SMALL_SIZES[-1] else self._cell.spec
         done = self._run(
-            self._cell.spec(n, memory_bytes=self._limit, limit_bytes=self._limit),
+            make(n, memory_bytes=self._limit, limit_bytes=self._limit),
             self._timeout,
             lambda reading, seconds: self._listener.confirming(n, reading, seconds),
         )
-        self._records.append(done.trial)
-        if done.trial.outcome is Outcome.ERROR and done.stderr:
+        trial = replace(done.trial, repeat=repeat)
+        self._records.append(trial)
+        if trial.outcome is Outcome.ERROR and done.stderr:
             self._stored.write(STDERR, f"{done.stderr}\n")
             log = self._stored.folder / STDERR
             self._listener.note(f"what the trial of N = {n} wrote to stderr: {log}")
-        self._listener.finished(done.trial, False)
-        return done.trial
+        self._listener.finished(trial, False)
+        return trial
 
     def check_limit(self) -> None:
         """Refuse a budget that cannot be given now; records alone need none."""

@@ -1,10 +1,12 @@
 """The search for the critical batch size: a pure function of "does N fit?".
 
 Which batch size is run next decides only how long the search takes. The result is always
-an N that fitted beside an N + 1 that did not. An engine that plans guides it by its plan
-(`vivit_bench.critical_batch.guide`), any other by the peaks that were measured.
+an N that fitted beside an N + 1 that did not. What memory is expected to be needed guides it
+(`vivit_bench.critical_batch.guide`): an engine's plan, or the continued peaks of small trials.
 """
 
+import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -14,9 +16,12 @@ from vivit_bench.errors import VivitBenchError
 from vivit_bench.measure import Outcome, Trial
 from vivit_bench.measure.budget import MemoryBudget
 
-SMALL_SIZES = (1, 8, 64)
+SMALL_SIZES = (1, 16, 32, 64)
 """Run before a planned size that is 8 times as large, beside which they cost nothing: failures are
 seen early, and something fits."""
+
+HOPELESS = 1.5
+"""Times the time-out: a trial that is expected to take longer is not started."""
 
 _STEPS = (0, 0, 0, 1, 4, 16, 100)
 """Percent by which a search leaves a planned size, one trial after the other; 0: by one sample."""
@@ -56,16 +61,15 @@ def next_batch_size(
 ) -> int | None:
     """The batch size to run next: doubled while all fit, then bisected.
 
-    With a memory limit, bisection is guided: the next N is where the peaks measured so far
-    say the limit is. Every sixth trial of the bisection halves the bracket all the same.
-    With a plan there is no doubling: a few small N, then the one that the plan names.
+    With a plan, or a curve that is forecast, there is no doubling: a few small N, then the one that
+    it names.
 
     Args:
         bracket: What is known so far.
         trials: All trials so far, in the order they were run.
         max_batch: Largest batch size allowed.
         limit_bytes: Memory limit that the trials' peaks are compared with; None: do not guide.
-        planned: What the engine's leanest plan needs; None: it makes none.
+        planned: What is expected to be needed; None: nothing is.
 
     Returns:
         N, or None if nothing is left to run.
@@ -77,14 +81,7 @@ def next_batch_size(
         return _next_planned(bracket, trials, max_batch, limit_bytes, planned)
     if too_large is None:
         return min(max(2 * fits, 1), max_batch)
-    most = min(too_large - 1, max_batch)
-    middle = (fits + too_large) // 2
-    doubling = next(i for i, t in enumerate(trials) if t.outcome is Outcome.OUT_OF_MEMORY)
-    bisected = len(trials) - doubling - 1
-    predicted = None if limit_bytes is None else _predict(trials, limit_bytes)
-    if predicted is None or bisected % 6 == 5:
-        return min(middle, most)
-    return min(max(predicted, fits + 1), most)
+    return min((fits + too_large) // 2, too_large - 1, max_batch)
 
 
 def _next_planned(
@@ -123,48 +120,6 @@ def _step(n: int, number: int) -> int:
     return max(n * _STEPS[min(number, len(_STEPS) - 1)] // 100, 1)
 
 
-def _predict(trials: Sequence[Trial], limit_bytes: int) -> int | None:
-    """Largest N whose peak is within the limit, if peaks follow a quadratic in N.
-
-    The quadratic passes through three that fitted, the largest and two well apart from it or,
-    where the smallest that did not fit was run to its end all the same, through that one
-    and the first two.
-
-    Args:
-        trials: All so far.
-        limit_bytes: The limit.
-
-    Returns:
-        N, or None if the peaks are no rising curve.
-    """
-    points: list[tuple[int, int]] = []
-    peaks = {t.n: t.peak_bytes for t in trials if t.outcome is Outcome.FITS and t.peak_bytes}
-    for n, peak in sorted(peaks.items(), reverse=True):
-        # Between neighbours the peaks differ less than they vary.
-        if len(points) < 3 and (not points or n <= 0.9 * points[0][0]):
-            points.insert(0, (n, peak))
-    failed = {t.n: t.peak_bytes or 0 for t in trials if t.outcome is Outcome.OUT_OF_MEMORY}
-    too_large = min(failed)
-    # The peak of a trial that was stopped says nothing.
-    whole = limit_bytes < failed[too_large] < MemoryBudget(limit_bytes).watchdog_bytes
-    if whole and points and too_large > 1.02 * points[-1][0]:
-        points = [*points[-2:], (too_large, failed[too_large])]
-    if len(points) < 3:
-        return None
-    (x0, y0), (x1, y1), (x2, y2) = points
-    slope01, slope12 = (y1 - y0) / (x1 - x0), (y2 - y1) / (x2 - x1)
-    bend = max((slope12 - slope01) / (x2 - x0), 0.0)
-    # peak(N) = y1 + slope (N - x1) + bend (N - x1)^2
-    slope, rest = slope12 - bend * (x2 - x1), limit_bytes - y1
-    if slope <= 0 or rest < 0:
-        return None
-    predicted = int(x1 + 2 * rest / (slope + (slope**2 + 4 * bend * rest) ** 0.5))
-    if not whole and predicted >= too_large:
-        # Refuted, and by how much is not known: go down by 1 %, then by 4 %, then by 16 %.
-        predicted = too_large - too_large * min(4 ** (len(failed) - 1), 50) // 100
-    return predicted
-
-
 @dataclass(frozen=True)
 class SearchResult:
     """A finished search."""
@@ -173,9 +128,11 @@ class SearchResult:
     """Largest batch size that fitted; 0 if not even one sample does."""
     stopped_by: StoppedBy
     message: str
-    """What ended the search early; empty otherwise."""
+    """What ended the search early, or which sizes fitted in some of their trials only."""
     trials: tuple[Trial, ...]
     """In the order they were run."""
+    repeats: int = 1
+    """Trials of the critical N, and of N + 1."""
 
     @property
     def is_lower_bound(self) -> bool:
@@ -185,7 +142,7 @@ class SearchResult:
     @property
     def critical_trial(self) -> Trial | None:
         """The trial of the critical batch size; None if that is 0."""
-        sizes = {trial.n: trial for trial in self.trials}
+        sizes = {trial.n: trial for trial in reversed(self.trials)}  # the first of each
         return sizes.get(self.critical_batch_size)
 
 
@@ -204,21 +161,34 @@ def find_critical_batch_size(
     max_batch: int,
     limit_bytes: int | None = None,
     planned: PlannedPeaks | None = None,
+    *,
+    known: Sequence[Trial] = (),
+    again: Callable[[int, Bracket, int], Trial] | None = None,
+    repeats: int = 1,
+    expected: Callable[[int], float | None] = lambda n: None,
+    timeout_seconds: float = math.inf,
 ) -> SearchResult:
     """Find the largest batch size that fits.
 
-    Doubling from 1 until a trial runs out of memory, then bisection, guided by the measured
-    peaks, to the exact number; or from the size that the engine's plan names (see
-    `next_batch_size`). The critical N and N + 1 have both been run, if memory stopped the search;
-    so has ``max_batch``, if that did, or all samples there are, if a trial met the end of the data.
-    A time-out or another limit ends the search at the largest N known to fit.
+    Doubling from 1 until a trial runs out of memory, then bisection to the exact number; or from
+    the size that is expected (see `next_batch_size`). The critical N and N + 1 have both been run,
+    if memory stopped the search; so has ``max_batch``, if that did, or all samples there are, if a
+    trial met the end of the data. A time-out or another limit ends the search at the largest N
+    known to fit; what is expected to take much longer than the time-out is not even started, but
+    the largest N is that is not.
 
     Args:
         run: Runs one batch size. It is also told what is known so far, and is called at most
             once for every N.
         max_batch: Largest batch size to run, at least 1.
-        limit_bytes: What the trials' peaks must not exceed, to guide the bisection.
-        planned: What the engine's leanest plan needs; None: it makes none.
+        limit_bytes: What the trials' peaks must not exceed, to guide the search.
+        planned: What is expected to be needed; None: nothing is.
+        known: Trials that fitted, or did not, before the search began.
+        again: Runs a batch size once more; is also told how often it was run. Of the critical N and
+            N + 1 ``repeats`` trials are made: N fits in all of them, and N + 1 not in all.
+        repeats: See ``again``.
+        expected: N -> seconds; None where nothing is known.
+        timeout_seconds: Of a trial.
 
     Returns:
         The result.
@@ -226,17 +196,30 @@ def find_critical_batch_size(
     Raises:
         TrialError: A trial ended with `Outcome.ERROR`.
     """
-    bracket = Bracket()
-    trials: list[Trial] = []
+    trials = list(known)
     most, all_samples = max_batch, None
-    while (n := next_batch_size(bracket, trials, most, limit_bytes, planned)) is not None:
-        trial = run(n, bracket)
+    while True:
+        bracket = known_bracket(trials)
+        n = next_batch_size(bracket, trials, most, limit_bytes, planned)
+        if n is not None:
+            seconds = _expected_seconds(expected, trials, n)
+            if seconds > HOPELESS * timeout_seconds:
+                affordable = _affordable(expected, trials, n, timeout_seconds)
+                if affordable <= bracket.fits:
+                    message = f"N = {n} is expected to take {seconds:.0f} s, and was not started"
+                    return SearchResult(
+                        bracket.fits, StoppedBy.TIMEOUT, message, tuple(trials), repeats
+                    )
+                n = affordable
+            trial = run(n, bracket)
+        else:
+            repeated = None if again is None else _next_repeat(bracket, trials, repeats)
+            if again is None or repeated is None:
+                break
+            n, number = repeated
+            trial = again(n, bracket, number)
         trials.append(trial)
         match trial.outcome:
-            case Outcome.FITS:
-                bracket = Bracket(n, bracket.too_large)
-            case Outcome.OUT_OF_MEMORY:
-                bracket = Bracket(bracket.fits, n)
             case Outcome.DATA:
                 assert trial.available_samples is not None
                 most = all_samples = min(trial.available_samples, n - 1)
@@ -245,11 +228,70 @@ def find_critical_batch_size(
             case Outcome.TIMEOUT | Outcome.LIMIT:
                 reason = StoppedBy(trial.outcome.value)
                 message = f"N = {n}: {trial.message}"
-                return SearchResult(bracket.fits, reason, message, tuple(trials))
+                fits = known_bracket(trials).fits
+                return SearchResult(fits, reason, message, tuple(trials), repeats)
     found = tuple(trials)
     if bracket.too_large == bracket.fits + 1:
-        return SearchResult(bracket.fits, StoppedBy.MEMORY, "", found)
+        return SearchResult(bracket.fits, StoppedBy.MEMORY, _unsteady(trials), found, repeats)
     if all_samples is not None:
         message = f"the data end at {all_samples} samples"
-        return SearchResult(bracket.fits, StoppedBy.DATA, message, found)
-    return SearchResult(bracket.fits, StoppedBy.MAX_BATCH, "", found)
+        return SearchResult(bracket.fits, StoppedBy.DATA, message, found, repeats)
+    return SearchResult(bracket.fits, StoppedBy.MAX_BATCH, "", found, repeats)
+
+
+def known_bracket(trials: Sequence[Trial]) -> Bracket:
+    """What trials tell: a size that once did not fit is too large, whatever it did else."""
+    too_large = min((t.n for t in trials if t.outcome is Outcome.OUT_OF_MEMORY), default=None)
+    fitted = (t.n for t in trials if t.outcome is Outcome.FITS)
+    fits = max((n for n in fitted if too_large is None or n < too_large), default=0)
+    return Bracket(fits, too_large)
+
+
+def _next_repeat(bracket: Bracket, trials: Sequence[Trial], repeats: int) -> tuple[int, int] | None:
+    """The critical N or N + 1, and how often it was run; None if that is often enough."""
+    if bracket.too_large != bracket.fits + 1:
+        return None
+    runs = Counter(trial.n for trial in trials)
+    return next(
+        ((n, runs[n]) for n in (bracket.fits, bracket.too_large) if n and runs[n] < repeats), None
+    )
+
+
+def _unsteady(trials: Sequence[Trial]) -> str:
+    """Sizes that fitted in some of their trials only; empty if there are none."""
+    runs = Counter(trial.n for trial in trials)
+    fitted = Counter(trial.n for trial in trials if trial.outcome is Outcome.FITS)
+    mixed = [n for n in sorted(runs) if 0 < fitted[n] < runs[n]]
+    return "; ".join(f"N = {n} fitted in {fitted[n]} of {runs[n]} trials" for n in mixed)
+
+
+def _expected_seconds(
+    expected: Callable[[int], float | None], trials: Sequence[Trial], n: int
+) -> float:
+    """What N will take, as the largest trial that was timed corrects it; 0 if nothing is known."""
+    seconds = expected(n)
+    if seconds is None:
+        return 0.0
+    timed = [
+        (t.n, t.work_seconds)
+        for t in trials
+        if t.outcome is Outcome.FITS and t.work_seconds and not t.confirmed
+    ]
+    largest, took = max(timed, default=(0, 0.0))
+    guess = expected(largest) if largest > SMALL_SIZES[-1] else None
+    return seconds * took / guess if guess else seconds
+
+
+def _affordable(
+    expected: Callable[[int], float | None],
+    trials: Sequence[Trial],
+    n: int,
+    timeout_seconds: float,
+) -> int:
+    """The largest size below N that should be done well within the time-out; 0 if none is."""
+    low, high = 0, n
+    while high - low > 1:
+        middle = (low + high) // 2
+        within = _expected_seconds(expected, trials, middle) <= timeout_seconds / HOPELESS
+        low, high = (middle, high) if within else (low, middle)
+    return low

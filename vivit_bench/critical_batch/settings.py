@@ -2,8 +2,8 @@
 
 import math
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from vivit_bench.arguments import problem_slug
 from vivit_bench.curvature.options import Approximation, Curvature, Precision, Samples
 from vivit_bench.errors import UsageError
 from vivit_bench.hardware import CUDA_ENVIRONMENT, OPENMP_WAITING, check_threads, parse_device
-from vivit_bench.measure import Spec
+from vivit_bench.measure import Observation, Reading, Spec, measure
 from vivit_bench.measure.steps import LEAST_CALLS
 from vivit_bench.measure.work import work_of
 from vivit_bench.peers import Quantity, get_engine
@@ -27,6 +27,8 @@ DEFAULT_ENGINE = "vivit-bench"
 NO_ENGINE = "none"
 """Of a training step of the user's own."""
 _STEP_WORK = "vivit_bench.measure.steps:StepWork"
+_KIND_WORK = "vivit_bench.measure.steps:KindWork"
+_PLAN_WORK = "vivit_bench.measure.planning:PlanWork"
 
 # What a trial's process imports of the package.
 _MEASURING_ROOMS = (
@@ -95,6 +97,11 @@ class Cell:
         return not self.is_step and self.quantity in get_engine(self.engine).planned
 
     @property
+    def largest_matrix(self) -> int | None:
+        """Rows of the largest matrix that the engine's solver takes; None if it takes any."""
+        return None if self.is_step else get_engine(self.engine).largest_matrix.get(self.quantity)
+
+    @property
     def problem(self) -> str:
         """DeepOBS name or ``path/to/file.py:function``, as the user typed it."""
         return self.workload.problem
@@ -150,6 +157,21 @@ class Cell:
         else:
             arguments = {**self.work(), "memory_bytes": memory_bytes}
         return Spec(n=n, threads=self.threads, arguments=arguments, device=self.device, **others)
+
+    def small_spec(self, n: int, **fields: Any) -> Spec:
+        """Of a small trial, all of whose threads are on one CPU, where its peak is exact."""
+        return self.spec(n, one_cpu=self.device == "cpu", **fields)
+
+    def of_all_threads(self, seconds: float) -> float:
+        """About what a small trial's seconds are where each thread has a CPU."""
+        return seconds / self.threads if self.device == "cpu" else seconds
+
+    def plan_spec(self, memory_bytes: int, max_batch: int, costs_of: Sequence[int] = ()) -> Spec:
+        """Of a child that tells of the engine's plan; the last two are those of `PlanWork`."""
+        spec = self.spec(
+            max_batch, memory_bytes=memory_bytes, work=_PLAN_WORK, reading=Reading.TIME, digest=True
+        )
+        return replace(spec, arguments={**spec.arguments, "costs_of": list(costs_of)})
 
     def record(self) -> dict[str, Any]:
         """What tells this cell's records from others', as plain JSON types.
@@ -288,6 +310,32 @@ def _step_cell(
     )
 
 
+def default_quantity(
+    problem: str, seed: int, run: Callable[[Spec, float], Observation] = measure
+) -> Quantity:
+    """A training step where the user's function returns one, which a child finds out.
+
+    Args:
+        problem: DeepOBS name or ``path/to/file.py:function``.
+        seed: Of the random numbers that the function may draw.
+        run: Runs the child.
+
+    Raises:
+        UsageError: The function cannot be called.
+    """
+    if not is_user_problem(problem):
+        return Quantity.EIGENVALUES
+    _check_problem_file(problem)
+    arguments = {"problem": problem, "seed": seed}
+    spec = Spec(
+        n=1, threads=1, arguments=arguments, work=_KIND_WORK, reading=Reading.TIME, digest=True
+    )
+    seen = run(spec, DEFAULT_TRIAL_TIMEOUT)
+    if seen.report is None or "is_step" not in seen.report.digest:
+        raise UsageError(seen.message.removeprefix("set-up failed: "))
+    return Quantity.STEP if seen.report.digest["is_step"] else Quantity.EIGENVALUES
+
+
 def threads_of_a_run(threads: int | None) -> int:
     """CPU threads of a measured process; None for all this process may use.
 
@@ -298,7 +346,7 @@ def threads_of_a_run(threads: int | None) -> int:
     return threads or len(os.sched_getaffinity(0))
 
 
-def check_bounds(max_batch: int, trial_timeout: float) -> None:
+def check_bounds(max_batch: int, trial_timeout: float, repeats: int = 1) -> None:
     """Refuse bounds of a search that cannot be.
 
     Raises:
@@ -307,6 +355,8 @@ def check_bounds(max_batch: int, trial_timeout: float) -> None:
     if max_batch < 1:
         raise UsageError(f"--max-batch {max_batch}: must be at least 1")
     check_timeout(trial_timeout)
+    if repeats < 1:
+        raise UsageError(f"--repeats {repeats}: must be at least 1")
 
 
 def check_timeout(seconds: float) -> None:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vivit_bench.critical_batch.listener import Listener
 from vivit_bench.critical_batch.runner import (
     FinishedSearch,
-    Listener,
     MemoryLimit,
     choose_limit,
     run_search,

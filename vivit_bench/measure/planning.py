@@ -20,7 +20,7 @@ class PlanWork(EngineWork):
             it, ``seconds``, [[N, seconds], ...] of that N and its half, and for each of these N
             that are smaller ``plans``, the peak of the plan within the memory.
         arguments: Those of the work. Of an engine without a plan only ``columns`` is told, those of
-            V for a sample, and ``largest_matrix``, see `Engine`.
+            V for a sample.
     """
 
     def __init__(self, *, costs_of: Sequence[int] = (), **arguments: Any) -> None:
@@ -40,10 +40,7 @@ class PlanWork(EngineWork):
         if self._quantity not in self._engine.planned:
             exact = self._approximation.curvature is Curvature.EXACT
             outputs = math.prod(self._workload.problem.output_shape)
-            return {
-                "columns": outputs if exact else self._approximation.mc_samples,
-                "largest_matrix": self._engine.largest_matrix.get(self._quantity),
-            }
+            return {"columns": outputs if exact else self._approximation.mc_samples}
         assert self._memory_bytes is not None
         rows = planned_peaks(self._need, self._memory_bytes, n)
         told: dict[str, Any] = {"planned_peaks": [list(row) for row in rows]}

@@ -198,6 +198,8 @@ def search_table(finished: FinishedSearch) -> Table:
     }
     on_cpu = finished.cell.device == "cpu"
     meaning = BUDGET_MEANING if on_cpu else "allocated device memory over model and data"
+    if finished.cell.is_step:
+        meaning = "whole process, without pages of files" if on_cpu else "device memory of the step"
     return Table(_SEARCH, [row], notes=[f"The memory limit is for the {meaning}."], is_record=True)
 
 
