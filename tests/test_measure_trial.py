@@ -30,6 +30,7 @@ from vivit_bench.measure.verdict import Kill
 STUBS = Path(__file__).with_name("stub_work.py")
 MIB = 2**20
 LIMIT = 64 * MIB
+KIB_32 = 2**15
 
 
 def make_spec(stub: str, n: int = 1, **arguments: Any) -> Spec:
@@ -363,6 +364,7 @@ def ended(pid: int, seconds: float) -> bool:
         ([10, 40, 20, 30, 50], 20, 4),  # over the budget by that much; the smallest decides
         ([10, 40, -5, 30, 50], -5, 2),  # the first that fits ends it
         ([-10, 40, 30, 20, 60], 20, 4),
+        ([10, 40, 30, 30, 60], 30, 3),  # two that agree end it
     ],
 )
 def test_the_smallest_of_at_most_four_readings_on_one_cpu_decides(
@@ -371,7 +373,7 @@ def test_the_smallest_of_at_most_four_readings_on_one_cpu_decides(
     limit, specs, told = 2**30, [], []
 
     def seen(spec: Spec, timeout_seconds: float) -> Observation:
-        peak = limit + peaks[len(specs)]
+        peak = limit + KIB_32 * peaks[len(specs)]
         specs.append((spec.one_cpu, timeout_seconds))
         fits = Outcome.FITS if peak <= limit else Outcome.OUT_OF_MEMORY
         ready, report = Ready(5), TrialReport()
@@ -381,10 +383,40 @@ def test_the_smallest_of_at_most_four_readings_on_one_cpu_decides(
     spec = Spec(n=7, threads=3, limit_bytes=limit)
     trial = run_trial(spec, 10.0, lambda reading, seconds: told.append(reading)).trial
     assert trial.confirmed
-    assert trial.peak_bytes == limit + decisive
+    assert trial.peak_bytes == limit + KIB_32 * decisive
     assert trial.outcome is (Outcome.FITS if decisive <= 0 else Outcome.OUT_OF_MEMORY)
     assert specs == [(False, 10.0), *[(True, 30.0)] * readings]
     assert told == list(range(1, readings + 1))
+
+
+@pytest.mark.parametrize(
+    ("peaks", "decisive", "readings"),
+    [
+        ([1, 50], 1, 0),  # it fits, and that is exact
+        ([10, 50], 10, 0),  # so is that it does not
+        ([4, 4, 50], 4, 1),  # unless it was interrupted; it was not
+        ([4, 0, 50], 0, 1),
+    ],
+)
+def test_a_trial_of_one_thread_is_on_one_cpu_from_the_first(
+    monkeypatch: pytest.MonkeyPatch, peaks: list[int], decisive: int, readings: int
+) -> None:
+    """The limit is 1 in these units."""
+    limit, specs, told = 2**30, [], []
+
+    def seen(spec: Spec, timeout_seconds: float) -> Observation:
+        peak = limit + KIB_32 * (peaks[len(specs)] - 1)
+        specs.append(spec)
+        fits = Outcome.FITS if peak <= limit else Outcome.OUT_OF_MEMORY
+        return Observation(fits, "", Ready(5), None, TrialReport(), peak, peak + 5, 0, "")
+
+    monkeypatch.setattr("vivit_bench.measure.trial.measure", seen)
+    spec = Spec(n=7, threads=1, limit_bytes=limit)
+    trial = run_trial(spec, 10.0, lambda reading, seconds: told.append(reading)).trial
+    assert trial.peak_bytes == limit + KIB_32 * (decisive - 1)
+    assert trial.confirmed is (readings > 0)
+    assert all(spec.one_cpu for spec in specs)
+    assert len(specs) == 1 + readings == 1 + len(told)
 
 
 def test_a_warm_up_of_the_same_work_is_not_measured() -> None:

@@ -32,15 +32,19 @@ class PlannedPeaks:
     """
 
     points: tuple[tuple[int, int], ...]
+    share: float = LEANEST_SHARE
+    """Where it needs this share of the limit, a trial shows what it really takes; 0: each does."""
 
     @classmethod
-    def from_rows(cls, rows: Iterable[Sequence[int]]) -> "PlannedPeaks":
+    def from_rows(
+        cls, rows: Iterable[Sequence[int]], share: float = LEANEST_SHARE
+    ) -> "PlannedPeaks":
         """Of (N, bytes).
 
         Raises:
             ValueError: They are no such rows.
         """
-        return cls(tuple((n, need) for n, need in rows))
+        return cls(tuple((n, need) for n, need in rows), share)
 
     def __post_init__(self) -> None:
         sizes = [n for n, _ in self.points]
@@ -99,7 +103,7 @@ def predict_critical_batch_size(
 def _ran_leanest(planned: PlannedPeaks, trial: Trial, limit_bytes: int) -> bool:
     """Whether a trial's peak, or what it had reached when it was stopped, is the leanest plan's."""
     ended = trial.outcome is Outcome.FITS or (trial.peak_bytes or 0) > limit_bytes
-    return ended and planned.at(trial.n) >= LEANEST_SHARE * limit_bytes
+    return ended and planned.at(trial.n) >= planned.share * limit_bytes
 
 
 def _interpolated(points: Sequence[tuple[int, float]], n: int) -> float:

@@ -32,9 +32,9 @@ PLAN_SECONDS = 120.0
 _SMALL_TRIALS, _LARGE_TRIALS, _CONFIRMED_TRIALS = 3, 4, 2
 _START_SECONDS = 8.0
 """A process with its libraries, model and warm-up."""
-_MOST_SMALL = 64
-_TRIAL_SECONDS = 10.0
-"""A small trial that took longer is the last one."""
+_MOST_SMALL = 4096
+_TRIAL_SECONDS, _SOON, _SOON_SECONDS = 10.0, 64, 3.0
+"""A small trial that took longer is the last one; from this N on, what took longer than that."""
 _BETWEEN = (0.5, 0.75)
 """Sizes beside the largest small one, over it: three numbers are fitted to peaks that bend."""
 
@@ -304,7 +304,8 @@ def _small_peaks(trials: SmallTrials, memory_bytes: int) -> list[tuple[int, int,
                 raise
             break  # the engine's, the memory's or the data's end
         points.append((n, peak, seconds))
-        if seconds > _TRIAL_SECONDS or peak > memory_bytes // 4:
+        most_seconds = _TRIAL_SECONDS if n < _SOON else _SOON_SECONDS
+        if seconds > most_seconds or peak > memory_bytes // 4:
             break
         n *= 4
     last = points[-1][0]

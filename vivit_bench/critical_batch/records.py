@@ -28,9 +28,11 @@ PLANNED = "planned_peaks"
 engine's leanest plan or small trials; an empty list if nothing does."""
 EXPECTED = "expected_seconds"
 """The same of the work's seconds."""
+SMALL = "small_sizes"
+"""The N of the small trials by which all that was found."""
 PREDICTED = "predicted"
 """The same as `Prediction.to_json`, made before the first large trial; None if nothing was."""
-_INTERNAL = ("limit_chosen_by_user", PLANNED, EXPECTED, PREDICTED)
+_INTERNAL = ("limit_chosen_by_user", PLANNED, EXPECTED, SMALL, PREDICTED)
 _FACTS = (
     *("cpu", "cores", "ram_bytes", *CARD, "host", "os", "torch", "backpack"),
     *("deepobs", "numpy", "vivit_for_pytorch", "vivit_bench", "git_commit", "python"),

@@ -1,18 +1,19 @@
 """A search from settings to stored records."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from vivit_bench.arguments import format_size
-from vivit_bench.critical_batch.guide import PlannedPeaks
+from vivit_bench.critical_batch.guide import LEANEST_SHARE, PlannedPeaks
 from vivit_bench.critical_batch.listener import Listener
 from vivit_bench.critical_batch.predict import CALIBRATING_SIZES, ask_for_plan, continued, forecast
 from vivit_bench.critical_batch.records import (
     EXPECTED,
     PLANNED,
     PREDICTED,
+    SMALL,
     STDERR,
     TRIALS,
     TrialRecords,
@@ -23,7 +24,6 @@ from vivit_bench.critical_batch.records import (
     remembered_limit,
 )
 from vivit_bench.critical_batch.search import (
-    SMALL_SIZES,
     Bracket,
     SearchResult,
     TrialError,
@@ -141,11 +141,11 @@ def run_search(
         header = stored.stored.results
         planned = None
         if points := header.get(PLANNED):
-            planned = PlannedPeaks.from_rows(points)
+            planned = PlannedPeaks.from_rows(points, LEANEST_SHARE if cell.is_planned else 0.0)
         seconds = header.get(EXPECTED, [])
         result = find_critical_batch_size(
             *(trials.run, max_batch, limit, planned),
-            known=[] if planned is None else trials.small(max_batch),
+            known=trials.known([n for n in header.get(SMALL, []) if n <= max_batch]),
             again=trials.run,
             repeats=repeats,
             expected=lambda n: None if trials.has(n) else continued(seconds, n),
@@ -167,7 +167,7 @@ def _look_ahead(
         raise
     except (VivitBenchError, ValueError) as error:
         listener.note(f"nothing guides the search: {error}")
-        return {PLANNED: [], EXPECTED: [], PREDICTED: None}
+        return {PLANNED: [], EXPECTED: [], SMALL: [], PREDICTED: None}
     told = found.prediction
     step = "" if told.step_seconds is None else f", {told.step_seconds:.3g} s a trial"
     listener.note(
@@ -176,6 +176,7 @@ def _look_ahead(
     return {
         PLANNED: [list(point) for point in found.planned.points],
         EXPECTED: [list(point) for point in found.seconds],
+        SMALL: small.sizes,
         PREDICTED: told.to_json(),
     }
 
@@ -188,9 +189,12 @@ class _SmallTrials:
         self._trials = trials
         self._plan = plan
         self.available: int | None = None
+        self.sizes: list[int] = []
+        """N of the trials so far."""
 
     def measure(self, n: int, memory_bytes: int | None) -> tuple[int, float]:
-        trial = self._trials.run(n, self._trials.bracket)
+        trial = self._trials.run(n, self._trials.bracket, small=True)
+        self.sizes.append(n)
         if trial.outcome is Outcome.DATA:
             self.available = trial.available_samples
         if trial.outcome is Outcome.ERROR:
@@ -232,27 +236,22 @@ class _Trials:
         """What is known so far."""
         return known_bracket(list(self._seen.values()))
 
-    def small(self, max_batch: int) -> list[Trial]:
-        """Those of the recorded trials that a forecast has made, and that tell of memory."""
-        sizes = [n for n, repeat in self._records.trials if not repeat]
-        found = [
-            self.run(n, self.bracket)
-            for n in sizes
-            if n <= min(SMALL_SIZES[-1], max_batch) and self.has(n)
-        ]
+    def known(self, sizes: Sequence[int]) -> list[Trial]:
+        """Those of some trials, made before, that tell of memory."""
+        found = [self.run(n, self.bracket) for n in sizes if self.has(n)]
         return [t for t in found if t.outcome in (Outcome.FITS, Outcome.OUT_OF_MEMORY)]
 
     def has(self, n: int) -> bool:
         """Whether the trial of N needs not be run."""
         return self._records.reusable(n, self._timeout) is not None
 
-    def run(self, n: int, bracket: Bracket, repeat: int = 0) -> Trial:
+    def run(self, n: int, bracket: Bracket, repeat: int = 0, small: bool = False) -> Trial:
         """A trial, from the records where it is there; what was told once is not told again."""
         if (n, repeat) not in self._seen:
-            self._seen[n, repeat] = self._run_or_recall(n, bracket, repeat)
+            self._seen[n, repeat] = self._run_or_recall(n, bracket, repeat, small)
         return self._seen[n, repeat]
 
-    def _run_or_recall(self, n: int, bracket: Bracket, repeat: int) -> Trial:
+    def _run_or_recall(self, n: int, bracket: Bracket, repeat: int, small: bool) -> Trial:
         recorded = self._records.reusable(n, self._timeout, repeat)
         if recorded is not None:
             self.from_records += 1
@@ -260,7 +259,7 @@ class _Trials:
             return recorded
         self.check_limit()
         self._listener.started(n, bracket)
-        make = self._cell.small_spec if n <= SMALL_SIZES[-1] else self._cell.spec
+        make = self._cell.small_spec if small else self._cell.spec
         done = self._run(
             make(n, memory_bytes=self._limit, limit_bytes=self._limit),
             self._timeout,

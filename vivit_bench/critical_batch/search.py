@@ -58,6 +58,7 @@ def next_batch_size(
     max_batch: int,
     limit_bytes: int | None = None,
     planned: PlannedPeaks | None = None,
+    known: int = 0,
 ) -> int | None:
     """The batch size to run next: doubled while all fit, then bisected.
 
@@ -70,6 +71,7 @@ def next_batch_size(
         max_batch: Largest batch size allowed.
         limit_bytes: Memory limit that the trials' peaks are compared with; None: do not guide.
         planned: What is expected to be needed; None: nothing is.
+        known: How many of the trials were made to find that out.
 
     Returns:
         N, or None if nothing is left to run.
@@ -78,7 +80,7 @@ def next_batch_size(
     if fits >= max_batch or too_large == fits + 1:
         return None
     if planned is not None and limit_bytes is not None:
-        return _next_planned(bracket, trials, max_batch, limit_bytes, planned)
+        return _next_planned(bracket, trials, max_batch, limit_bytes, planned, known)
     if too_large is None:
         return min(max(2 * fits, 1), max_batch)
     return min((fits + too_large) // 2, too_large - 1, max_batch)
@@ -90,6 +92,7 @@ def _next_planned(
     max_batch: int,
     limit_bytes: int,
     planned: PlannedPeaks,
+    known: int,
 ) -> int:
     """The planned size, then where it is after each trial's correction.
 
@@ -98,8 +101,9 @@ def _next_planned(
     """
     fits, too_large = bracket.fits, bracket.too_large
     predicted = predict_critical_batch_size(planned, trials, limit_bytes, max_batch)
-    fitted = sum(t.outcome is Outcome.FITS and t.n not in SMALL_SIZES for t in trials)
-    failed = sum(t.outcome is Outcome.OUT_OF_MEMORY for t in trials)
+    large = [t for t in trials[known:] if t.n not in SMALL_SIZES]
+    fitted = sum(t.outcome is Outcome.FITS for t in large)
+    failed = sum(t.outcome is Outcome.OUT_OF_MEMORY for t in trials[known:])
     if too_large is None:
         small = next((n for n in SMALL_SIZES if n > fits), None)
         if small is not None and (small == 1 or 8 * small <= predicted):
@@ -200,7 +204,7 @@ def find_critical_batch_size(
     most, all_samples = max_batch, None
     while True:
         bracket = known_bracket(trials)
-        n = next_batch_size(bracket, trials, most, limit_bytes, planned)
+        n = next_batch_size(bracket, trials, most, limit_bytes, planned, len(known))
         if n is not None:
             seconds = _expected_seconds(expected, trials, n)
             if seconds > HOPELESS * timeout_seconds:
