@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from vivit_bench.curvature import banded, rates
+from vivit_bench.curvature.options import Goal
 from vivit_bench.curvature.solvers import (
     Tridiagonal,
     cholesky_solve_in_place,
@@ -101,6 +103,9 @@ CASES: dict[str, Callable[[], Tensor]] = {
     ),
     "glued Wilkinson": glued_wilkinson,
     "second differences": lambda: coupled(spread(200, 2), -spread(199, 1)),
+    "20 decades": lambda: with_eigenvalues(torch.logspace(-20, 0, 203, dtype=torch.float64)),
+    "of both signs": lambda: with_eigenvalues(torch.linspace(-1, 1, 130, dtype=torch.float64)),
+    "diagonal": lambda: torch.diag(random(150).square()),
     "tiny entries": lambda: 1e-200 * gram(120, 60),
     "huge entries": lambda: 1e200 * gram(120, 60),
 }
@@ -145,6 +150,52 @@ def oracle(request: pytest.FixtureRequest) -> Oracle:
 
 def test_eigenvalues(oracle: Oracle) -> None:
     assert oracle.values_wrong_by(eigenvalues_in_place(lower(oracle.matrix))) < 0.5
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every matrix is large enough for a band."""
+    monkeypatch.setattr(banded, "BANDED_ROWS", 1)
+
+
+@pytest.mark.parametrize("width", [1, 7, 32, 64])
+@pytest.mark.usefixtures("large")
+def test_eigenvalues_by_way_of_a_band(
+    oracle: Oracle, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(banded, "WIDTH", width)
+    if len(oracle.matrix):
+        test_eigenvalues(oracle)
+
+
+@pytest.mark.parametrize("m", [1, 2, 3, 7, 8, 9, 15, 16, 17, 100])
+def test_a_band_is_that_of_a_similar_matrix_and_the_upper_triangle_is_untouched(m: int) -> None:
+    matrix, width = gram(m, m + 3), 8
+    own = lower(matrix)
+    band = torch.from_numpy(banded.reduce_to_band(own.numpy(), width))
+    assert own.triu(1).isnan().sum() == m * (m - 1) // 2
+    whole = torch.zeros_like(matrix)
+    for d in range(min(width + 1, m)):
+        whole += torch.diag(band[d, : m - d], -d)
+    whole += whole.tril(-1).t()
+    expected, found = matrix, whole
+    for _ in range(3):  # traces of powers
+        torch.testing.assert_close(found.trace(), expected.trace(), rtol=1e-12, atol=0)
+        expected, found = expected @ matrix, found @ whole
+
+
+def test_the_threshold_is_where_the_band_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what the memory plan counts for it."""
+    monkeypatch.setattr(banded, "BANDED_ROWS", 100)
+    widths: list[int] = []
+    reduce = banded.reduce_to_band
+    monkeypatch.setattr(
+        banded, "reduce_to_band", lambda a, width: widths.append(width) or reduce(a, width)
+    )
+    for m, expected in ((99, 0), (100, 1), (101, 2)):
+        test_eigenvalues(Oracle(gram(m, m)))
+        assert len(widths) == expected
+        assert (banded.band_bytes(m) > 0) == (m >= 100)
 
 
 @pytest.mark.parametrize("width", [1, 7, 64, 1000])
@@ -245,6 +296,17 @@ def test_a_matrix_that_is_not_finite_is_an_error(m: int, bad: float) -> None:
                 solve(lower(matrix))
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("m", [2, 40, 300])
+@pytest.mark.usefixtures("large")
+def test_a_large_matrix_that_is_not_finite_is_an_error(m: int, bad: float) -> None:
+    for row, column in ((m - 1, 0), (m // 2, m // 2), (m - 1, m - 2)):
+        matrix = gram(m, m)
+        matrix[row, column] = matrix[column, row] = bad
+        with pytest.raises(np.linalg.LinAlgError):
+            eigenvalues_in_place(lower(matrix))
+
+
 def test_wrong_eigenvectors_are_an_error() -> None:
     matrix = glued_wilkinson()
     problem = TridiagonalEigenproblem(matrix.diagonal().numpy(), matrix.diagonal(1).numpy())
@@ -315,6 +377,7 @@ MEMORY = """
     ("call", "shift", "share"),
     [
         ("solvers.eigenvalues_in_place(matrix)", 0, 0.1),
+        ("solvers.banded.BANDED_ROWS = 1; solvers.eigenvalues_in_place(matrix)", 0, 0.12),
         (
             "solvers.Tridiagonal(matrix).functions(1000, torch.ones(1, m - 1000).double(), x)",
             0,
@@ -324,7 +387,14 @@ MEMORY = """
         ("solvers.cholesky_solve_in_place(matrix, 1e-3, x)", 3, 0.7),
         ("solvers.cholesky_solve_in_place(matrix, 1e-3, x)", 0, 1.0),
     ],
-    ids=["eigenvalues", "functions", "vectors", "Cholesky", "Cholesky fails"],
+    ids=[
+        "eigenvalues",
+        "eigenvalues by way of a band",
+        "functions",
+        "vectors",
+        "Cholesky",
+        "Cholesky fails",
+    ],
 )
 def test_peak_memory_beyond_the_matrix(call: str, shift: float, share: float) -> None:
     """The process's largest resident size over that just before, by 8 m^2 with m = 2000.
@@ -339,3 +409,20 @@ def test_peak_memory_beyond_the_matrix(call: str, shift: float, share: float) ->
     assert run.returncode == 0, run.stderr
     print(run.stdout)
     assert float(run.stdout) < share
+
+
+def test_seconds_by_way_of_a_band_grow_as_its_stages_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first with the cube, the second with the square; what is timed is of few rows."""
+    monkeypatch.setattr(banded, "BANDED_ROWS", 1000)
+
+    def timed(work: Callable[[], object], _: torch.device) -> float:
+        work()
+        return 1.0
+
+    monkeypatch.setattr(rates, "timed", timed)
+    rows, few = 2 * rates.SOLVER_ROWS, rates.SOLVER_ROWS
+    measure = rates.solver_rate.__wrapped__
+    cpu = torch.device("cpu")
+    assert measure(rows, Goal.EIGENVALUES, True, cpu, 1) == 4 / 3 * rows**3 / (8 + 4)
+    assert measure(few, Goal.EIGENVALUES, True, cpu, 1) == 4 / 3 * few**3
+    assert measure(rows, Goal.EIGENVALUES, False, cpu, 1) == 4 / 3 * few**3

@@ -21,6 +21,7 @@ from math import ceil
 
 import torch
 
+from vivit_bench.curvature.banded import band_bytes
 from vivit_bench.curvature.factors import (
     AffineFactor,
     Contraction,
@@ -740,7 +741,7 @@ class _Planner:
         if not in_place:
             return int(_DIRECT[self.goal] * m * m)
         if self.goal is Goal.EIGENVALUES:
-            return _triangle(m, 8, self.batch.device)
+            return _triangle(m, 8, self.batch.device) + band_bytes(m)
         return _triangle(m, 8, self.batch.device) + 8 * m * 256 * 4
 
 

@@ -5,7 +5,10 @@ from collections.abc import Callable
 from functools import cache
 
 import torch
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from torch import Tensor
 
+from vivit_bench.curvature.banded import WIDTH, band_eigenvalues, by_band, reduce_to_band
 from vivit_bench.curvature.diagonalised import Diagonalised
 from vivit_bench.curvature.options import Goal
 from vivit_bench.curvature.solvers import (
@@ -14,6 +17,7 @@ from vivit_bench.curvature.solvers import (
     eigenvalues_in_place,
 )
 from vivit_bench.curvature.systems import ONE_THREAD_ROWS, threads_for
+from vivit_bench.curvature.tridiagonal import Doubles
 
 GEMM_ROWS = 1024
 SOLVER_ROWS = 768
@@ -42,9 +46,9 @@ def gemm_rate(dtype: torch.dtype, device: torch.device, threads: int) -> float:
 def solver_share(goal: Goal, in_place: bool) -> float:
     """Operations of a solver over m^3.
 
-    4/3 for the tridiagonal form; at most 4/3 for its eigenvectors by divide and conquer and 2 for
-    the product with the reflectors, where they are formed (LAPACK Users' Guide); 1/3 for a
-    Cholesky factorisation.
+    4/3 for the tridiagonal form, or a band; at most 4/3 for its eigenvectors by divide and conquer
+    and 2 for the product with the reflectors, where they are formed (LAPACK Users' Guide); 1/3 for
+    a Cholesky factorisation.
     """
     if goal is Goal.INVERSE:
         return 1 / 3
@@ -91,4 +95,19 @@ def solver_rate(rows: int, goal: Goal, in_place: bool, device: torch.device, thr
 
     one_thread = {Goal.EIGENVALUES: ONE_THREAD_ROWS, Goal.INVERSE: 0}
     with threads_for(rows, one_thread.get(goal, ONE_THREAD_ROWS // 3)):
+        if goal is Goal.EIGENVALUES and in_place and by_band(rows):
+            return solver_share(goal, in_place) * rows**3 / _band_seconds(matrix, rows)
         return solver_share(goal, in_place) * few**3 / timed(solve, device)
+
+
+def _band_seconds(few: Tensor, rows: int) -> float:
+    """Of the eigenvalues of a matrix by way of a band, whose two stages grow differently.
+
+    On few rows the second, O(m^2), is half of all.
+    """
+    cpu = torch.device("cpu")
+    with threadpool_limits(torch.get_num_threads(), user_api="blas"):
+        bands: list[Doubles] = []
+        first = timed(lambda: bands.append(reduce_to_band(few.numpy().copy(), WIDTH)), cpu)
+        second = timed(lambda: band_eigenvalues(bands.pop()), cpu)
+    return first * (rows / len(few)) ** 3 + second * (rows / len(few)) ** 2

@@ -13,6 +13,7 @@ from scipy.linalg import lapack
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
 
+from vivit_bench.curvature import banded
 from vivit_bench.curvature.kernels import mirror_lower
 from vivit_bench.curvature.tridiagonal import Doubles, TridiagonalEigenproblem
 
@@ -21,7 +22,7 @@ REFLECTORS = 64
 
 
 def eigenvalues_in_place(matrix: Tensor) -> Tensor:
-    """All eigenvalues; LAPACK's dsytrd and dsterf.
+    """All eigenvalues; LAPACK's dsytrd and dsterf, of a large matrix by way of a band.
 
     Args:
         matrix: [m, m] float64, lower triangle; destroyed.
@@ -32,6 +33,11 @@ def eigenvalues_in_place(matrix: Tensor) -> Tensor:
     Raises:
         numpy.linalg.LinAlgError: The matrix is not finite, or the iteration does not converge.
     """
+    if banded.by_band(len(matrix)):
+        scale = _scale_down(matrix)
+        with threadpool_limits(torch.get_num_threads(), user_api="blas"):
+            values = banded.banded_eigenvalues(matrix.numpy())
+        return torch.from_numpy(values).mul_(scale)
     diagonal, beside, _, scale = _tridiagonalize(matrix)
     if len(beside):
         diagonal, info = lapack.dsterf(diagonal, beside)
@@ -148,10 +154,7 @@ def _tridiagonalize(matrix: Tensor) -> tuple[Doubles, Doubles, Doubles, float]:
     m = len(matrix)
     if m == 0:
         return np.empty(0), np.empty(0), np.empty(0), 1.0
-    scale = _power_of_two(float(matrix.diagonal().abs().max()))
-    if scale != 1.0:
-        for row in range(m):
-            matrix[row, : row + 1] /= scale
+    scale = _scale_down(matrix)
     with threadpool_limits(torch.get_num_threads(), user_api="blas"):
         # By columns, as LAPACK reads it, the lower triangle is the upper one.
         work = int(lapack.dsytrd_lwork(m, lower=0)[0])
@@ -163,6 +166,15 @@ def _tridiagonalize(matrix: Tensor) -> tuple[Doubles, Doubles, Doubles, float]:
     if not (np.isfinite(diagonal).all() and np.isfinite(beside).all()):
         raise np.linalg.LinAlgError("the matrix is not finite")
     return diagonal, beside, tau, scale
+
+
+def _scale_down(matrix: Tensor) -> float:
+    """Divide the lower triangle by what is returned, so that squares are in range."""
+    scale = _power_of_two(float(matrix.diagonal().abs().max()))
+    if scale != 1.0:
+        for row in range(len(matrix)):
+            matrix[row, : row + 1] /= scale
+    return scale
 
 
 def _power_of_two(size: float) -> float:

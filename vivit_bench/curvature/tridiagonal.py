@@ -17,6 +17,7 @@ wrong without a word.
 import ctypes
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -439,17 +440,22 @@ def _secular(d: Doubles, z: Doubles, rho: float) -> tuple[Doubles, Doubles]:
     return nearest, offsets
 
 
-def _address(function: str) -> int:
-    """Of a LAPACK function in SciPy, which exports all of them for other languages."""
-    capsule = cython_lapack.__pyx_capi__[function]
+def address(module: ModuleType, function: str) -> int:
+    """Of a BLAS or LAPACK function in SciPy, which exports all of them for other languages.
+
+    Args:
+        module: `scipy.linalg.cython_blas` or `scipy.linalg.cython_lapack`.
+        function: Its name.
+    """
+    capsule = module.__pyx_capi__[function]
     name = ctypes.pythonapi.PyCapsule_GetName
     name.restype, name.argtypes = ctypes.c_char_p, [ctypes.py_object]
-    address = ctypes.pythonapi.PyCapsule_GetPointer
-    address.restype, address.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-    return int(address(capsule, name(capsule)))
+    pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    return int(pointer(capsule, name(capsule)))
 
 
 _INT, _DOUBLE = ctypes.POINTER(ctypes.c_int), ctypes.POINTER(ctypes.c_double)
 _dlaed4 = ctypes.CFUNCTYPE(None, _INT, _INT, _DOUBLE, _DOUBLE, _DOUBLE, _DOUBLE, _DOUBLE, _INT)(
-    _address("dlaed4")
+    address(cython_lapack, "dlaed4")
 )  # n, i, d, z, delta, rho, dlam, info
