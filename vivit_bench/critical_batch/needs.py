@@ -51,7 +51,7 @@ class PlannedNeed:
 
 
 class FittedNeed:
-    """A + b N + c N^2 through measured peaks, by least squares of their relative errors.
+    """A + b N + c N^2 through measured peaks, by weighted least squares.
 
     Args:
         points: (N, bytes), three at least, N ascending.
@@ -65,7 +65,8 @@ class FittedNeed:
             raise ValueError(f"{len(points)} peaks that do not rise")
         self._x = np.array([n for n, _ in points], dtype=float)
         self._y = np.array([peak for _, peak in points], dtype=float)
-        self._weights = 1 / np.hypot(0.005 * self._y, NOISE_BYTES)
+        # What grows with N follows the curve to half a percent.
+        self._weights = 1 / np.hypot(0.005 * (self._y - self._y.min()), NOISE_BYTES)
         self._powers = 3 if len(points) > 3 else 2
         self._fit()
         # Peaks do not bend down; and a bend that is none would decide far away.

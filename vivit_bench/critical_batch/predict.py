@@ -305,7 +305,8 @@ def _small_peaks(trials: SmallTrials, memory_bytes: int) -> list[tuple[int, int,
             break  # the engine's, the memory's or the data's end
         points.append((n, peak, seconds))
         most_seconds = _TRIAL_SECONDS if n < _SOON else _SOON_SECONDS
-        if seconds > most_seconds or peak > memory_bytes // 4:
+        first = points[0][1]
+        if seconds > most_seconds or peak - first > (memory_bytes - first) // 4:
             break
         n *= 4
     last = points[-1][0]
