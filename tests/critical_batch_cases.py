@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from vivit_bench.critical_batch.records import EXPERIMENT, TRIALS
+from vivit_bench.measure import Outcome, Trial
 from vivit_bench.store import Identity, open_run
 from vivit_bench.store import run as run_module
 
@@ -12,7 +13,12 @@ _MACHINE = ("cpu", "cores", "ram_bytes", "host", "gpu")
 
 
 def add_search(results_dir: Path, **values: Any) -> None:
-    """Store a finished search; by default eigenvalues, exact, full, of cifar10_3c3d."""
+    """Store a finished search; by default eigenvalues, exact, full, of cifar10_3c3d.
+
+    ``facts`` are further results, ``ran`` are the trials.
+    """
+    more: dict[str, Any] = values.pop("facts", {})
+    ran: list[Trial] = values.pop("ran", [])
     row: dict[str, Any] = {
         "problem": "cifar10_3c3d",
         "quantity": "eigenvalues",
@@ -48,8 +54,10 @@ def add_search(results_dir: Path, **values: Any) -> None:
     }
     try:
         with open_run(results_dir, identity) as run:
-            run.journal(TRIALS)
-            run.finish({name: facts[name] for name in _RESULTS}, [TRIALS])
+            journal = run.journal(TRIALS)
+            for done in ran:
+                journal.append(done.to_json())
+            run.finish({name: facts[name] for name in _RESULTS} | more, [TRIALS])
     finally:
         run_module.provenance = before
 
@@ -71,3 +79,21 @@ def add_gradient(results_dir: Path, size: int, **values: Any) -> None:
         "critical_batch_size": size,
     }
     add_search(results_dir, **{**shown, **values})
+
+
+def trial(n: int, outcome: Outcome = Outcome.FITS, **values: Any) -> Trial:
+    """A trial with a peak of N MiB and N / 10 seconds of work, out of 10 seconds allowed."""
+    made: dict[str, Any] = {
+        "n": n,
+        "outcome": outcome,
+        "message": "",
+        "peak_bytes": n * 2**20,
+        "idle_bytes": 5,
+        "absolute_peak_bytes": None,
+        "elapsed_seconds": 5.0,
+        "timeout_seconds": 10.0,
+        "confirmed": False,
+        "ended_at": "2026-01-01",
+        "work_seconds": n / 10,
+    }
+    return Trial(**{**made, **values})

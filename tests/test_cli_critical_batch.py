@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from command_line import Run, group_runner
-from critical_batch_cases import add_gradient, add_variants
+from critical_batch_cases import add_gradient, add_search, add_variants, trial
 
 from vivit_bench.critical_batch.table_s1 import SubTable
 from vivit_bench.measure import Observation, Outcome, Spec, TrialReport
@@ -37,6 +37,7 @@ def test_a_real_search_and_its_resumption(run: Run, tmp_path: Path) -> None:
     assert row["stopped_by"] == "max-batch"
     assert row["is_lower_bound"] is True
     assert row["idle_bytes"] > 100 * 2**20
+    assert row["work_seconds"] > 0
     again = run(*command, "--max-batch", 2, "--format", "json", "--quiet")
     assert (again.code, again.err) == (0, "")
     found = json.loads(again.out)
@@ -159,20 +160,25 @@ def test_tables_are_printed_and_written(run: Run, tmp_path: Path) -> None:
     )
     outcome = run("table", "--paper", "--format", "csv")
     assert outcome.code == 0
-    lines = outcome.out.splitlines()
-    head = "a,vivit-bench,float32,cifar10_3c3d,exact,10,1166,20,3004,"
-    assert lines[1] == head + "False,False,memory,memory,2147483648"
+    (row, *_) = csv.DictReader(io.StringIO(outcome.out))
+    names = ("table", "engine", "problem", "curvature", "full", "full_paper", "frac_paper")
+    assert [row[name] for name in names] == [
+        *("a", "vivit-bench", "cifar10_3c3d", "exact", "10", "1166", "3004"),
+    ]
+    assert (row["full_stopped_by"], row["memory_limit_bytes"]) == ("memory", "2147483648")
     assert "warning: cpu: left out 4 searches with the memory limits 1 MiB" in outcome.err
     folder = tmp_path / "results" / "critical_batch"
     assert (folder / "table_s1a.csv").read_text() == outcome.out
     assert f"wrote {Path('results') / 'critical_batch' / 'table_s1a.csv'}" in outcome.err
     assert "wrote" not in run("table", "--paper", "--quiet").err
     small = run("table", "--memory-limit", "1MiB", "--table", "a", "--problem", "cifar10_3c3d")
-    assert "exact         1     2" in small.out
+    assert ["cifar10_3c3d", "exact", "1", "-", "2", "-"] in [
+        line.split() for line in small.out.splitlines()
+    ]
     assert (folder / "table_s1a.csv").read_text() == outcome.out
     add_variants(tmp_path / "results", (1, 2, 3, 4), quantity="full-newton")
     rows = json.loads(run("table", "--format", "json").out)
-    assert [row["table"] for row in rows] == ["a", "a", "c", "c"]
+    assert [row["table"] for row in rows] == ["a"] * 3 + ["c"] * 3
     missing = run("table", "--table", "b")
     assert (missing.code, missing.out) == (2, "")
     assert "vivit-bench critical-batch sweep --table b" in missing.err
@@ -192,6 +198,42 @@ def test_a_figure_per_problem_and_device(run: Run, tmp_path: Path) -> None:
         "critical_batch_nets-a-net_cuda.pdf",
     ]
     assert all(path.stat().st_size > 1_000 for path in paths)
+
+
+def test_growth_is_drawn_per_cell(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "results"
+    old = [trial(n, work_seconds=None) for n in (1, 2)]
+    add_search(folder, ran=old)
+    add_search(folder, ran=[trial(1)], engine="vivit-for-pytorch")
+    add_search(folder, ran=[trial(1)], curvature="mc", mc_samples=2, problem="nets/a.py:net")
+    engines = ("--engine", "vivit-bench", "--engine", "vivit-for-pytorch", "--mc-samples", 2)
+    outcome = run("plot", "--kind", "growth", *engines)
+    assert outcome.code == 0
+    paths = [Path(line) for line in outcome.out.splitlines()]
+    assert sorted(path.name for path in paths) == [
+        "critical_batch_growth_cifar10_3c3d_eigenvalues_exact_full_cpu.pdf",
+        "critical_batch_growth_cifar10_3c3d_eigenvalues_exact_full_cpu.png",
+        "critical_batch_growth_nets-a-net_eigenvalues_mc_m2_full_cpu.pdf",
+        "critical_batch_growth_nets-a-net_eigenvalues_mc_m2_full_cpu.png",
+    ]
+    assert all(path.stat().st_size > 1_000 for path in paths)
+    (note,) = outcome.err.splitlines()
+    assert "note: critical_batch_growth_cifar10_3c3d_eigenvalues_exact_full_cpu: 2 of 3" in note
+    quiet = run("plot", "--kind", "growth", *engines, "--quiet")
+    assert (quiet.out, quiet.err) == (outcome.out, "")
+    assert "sizes" in run("plot", "--kind", "bars").err
+
+
+def test_what_is_left_out_is_told_also_by_plot(run: Run, tmp_path: Path) -> None:
+    add_search(tmp_path / "results", ran=[trial(1)], ended_at="2027-01-01")
+    add_search(tmp_path / "results", ran=[trial(1)], seed=1)
+    for arguments in (("plot",), ("plot", "--kind", "growth"), ("table",)):
+        outcome = run(*arguments, "--quiet")
+        assert outcome.code == 0
+        (line,) = outcome.err.splitlines()
+        assert "warning: cpu: left out 1 search of cifar10_3c3d with seed 1" in line
+    listed = run("list", "--quiet", "--format", "json")
+    assert (len(json.loads(listed.out)), listed.err) == (2, "")
 
 
 @pytest.mark.parametrize("command", ["table", "plot"])

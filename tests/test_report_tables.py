@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from vivit_bench.report.tables import Column, Table, TableFormat, render
+from vivit_bench.report.tables import Column, Table, TableFormat, format_seconds, render
 
 COLUMNS = (
     Column("layer", left=True),
@@ -87,3 +87,26 @@ def test_headers_break_before_a_table_becomes_a_list() -> None:
 def test_an_empty_table_has_its_header() -> None:
     for style in TableFormat:
         assert render(Table(COLUMNS, []), style)
+
+
+def test_a_mark_stands_behind_a_value_for_people_alone() -> None:
+    column = Column("size", bound="more", mark="why")
+    rows = [{"size": 5, "more": True, "why": "(time;\nsoon)"}, {"size": 6}]
+    table = Table([column], rows)
+    assert render(table, TableFormat.TABLE, 80).splitlines() == [
+        "       size",
+        "-----------",
+        ">= 5 (time;",
+        "      soon)",
+        "          6",
+    ]
+    assert "| >= 5 (time; soon) |" in render(table, TableFormat.MARKDOWN)
+    assert render(table, TableFormat.CSV) == "size\n5\n6\n"
+    assert json.loads(render(table, TableFormat.JSON)) == [{"size": 5}, {"size": 6}]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(0.01234, "0.012"), (1.234, "1.23"), (12.34, "12.3"), (1234.5, "1234")]
+)
+def test_seconds_have_three_digits(seconds: float, shown: str) -> None:
+    assert format_seconds(seconds) == shown

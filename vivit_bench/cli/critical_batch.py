@@ -47,7 +47,7 @@ from vivit_bench.report.tables import TableFormat
 
 if TYPE_CHECKING:
     from vivit_bench.cli.critical_batch_progress import SearchProgress
-    from vivit_bench.report.critical_batch import Selection
+    from vivit_bench.report.critical_batch_selection import Selection
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -62,6 +62,15 @@ class Letter(StrEnum):
     B = "b"
     C = "c"
     D = "d"
+
+
+class PlotKind(StrEnum):
+    """What `plot` draws."""
+
+    SIZES = "sizes"
+    """Bars of critical batch sizes."""
+    GROWTH = "growth"
+    """Peak memory and seconds of the trials against N."""
 
 
 class PredictedQuantity(StrEnum):
@@ -151,7 +160,7 @@ MixOption = Annotated[
     bool,
     typer.Option(
         "--mix",
-        help="Put searches of all memory limits and machines together.",
+        help="Put searches of all memory limits, machines, data, seeds and weights together.",
         rich_help_panel=MACHINE,
     ),
 ]
@@ -478,8 +487,10 @@ def table(
 ) -> None:
     """Print stored critical batch sizes as in Table S.1, and write CSV, Markdown and LaTeX.
 
-    One table has searches under one memory limit and of one machine: the newest. With
-    --problem it is only printed. As CSV and JSON all tables are printed as one.
+    One table has searches under one memory limit and of one machine, and of each problem one
+    data source, seed and checkpoint: the newest. Seconds of the work at that size stand beside it;
+    what else than memory ended a search is said behind >=. With --problem it is only printed.
+    As CSV and JSON all tables are printed as one.
     """
     from vivit_bench.critical_batch.records import EXPERIMENT
     from vivit_bench.critical_batch.table_s1 import SUB_TABLES
@@ -515,9 +526,11 @@ def table(
 def list_command(
     results_dir: ResultsDirOption = DEFAULT_RESULTS_DIR,
     format: FormatOption = TableFormat.TABLE,
+    quiet: QuietOption = False,
 ) -> None:
     """Print all finished searches, a row each; as CSV or JSON with machine and libraries."""
-    from vivit_bench.report.critical_batch import load_searches, searches_table
+    from vivit_bench.report.critical_batch import searches_table
+    from vivit_bench.report.critical_batch_selection import load_searches
 
     searches, damaged = load_searches(results_dir)
     for note in damaged:
@@ -528,10 +541,19 @@ def list_command(
 @app.command(
     epilog=examples(
         "critical-batch plot",
-        "critical-batch plot --engine vivit-bench --engine vivit-for-pytorch",
+        "critical-batch plot --kind growth --engine vivit-bench --engine vivit-for-pytorch",
     )
 )
 def plot(
+    kind: Annotated[
+        PlotKind,
+        typer.Option(
+            help="sizes: bars of critical batch sizes (Figures 1b, S.4b, S.5b), a figure per "
+            "problem and kind of device. growth: peak memory and seconds of the trials against "
+            "N, a figure per cell with the engines beside each other.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = PlotKind.SIZES,
     mc_samples: McSamplesOption = 1,
     problem: StoredProblemsOption = None,
     dtype: DtypeOption = Precision.FLOAT32,
@@ -539,22 +561,48 @@ def plot(
     memory_limit: StoredLimitOption = None,
     mix: MixOption = False,
     results_dir: ResultsDirOption = DEFAULT_RESULTS_DIR,
+    quiet: QuietOption = False,
 ) -> None:
-    """Draw stored critical batch sizes as bars (Figures 1b, S.4b, S.5b), PNG and PDF.
+    """Draw stored critical batch sizes, or what their trials took, PNG and PDF.
 
-    One figure per problem and kind of device, the gradient beside the approximations.
+    Prints the paths of the figures. They have the searches that table has; the gradient
+    stands beside the approximations.
     """
+    selection = _select(results_dir, engine, problem, memory_limit, mc_samples, dtype, mix)
+    draw = _draw_growth if kind is PlotKind.GROWTH else _draw_sizes
+    for path, note in draw(selection, results_dir):
+        typer.echo(path)
+        if note and not quiet:
+            typer.echo(f"note: {path.stem}: {note}", err=True)
+
+
+Drawn = Iterator[tuple[Path, str]]
+"""Files of figures, and what there is to know of them."""
+
+
+def _draw_sizes(selection: "Selection", results_dir: Path) -> Drawn:
     from vivit_bench.critical_batch.records import EXPERIMENT
     from vivit_bench.report.critical_batch_figures import plot_critical_batch_sizes
     from vivit_bench.report.critical_batch_tables import in_paper_order
 
-    rows = _select(results_dir, engine, problem, memory_limit, mc_samples, dtype, mix).rows
-    folder = results_dir / EXPERIMENT
+    rows, folder = selection.rows, results_dir / EXPERIMENT
     for name in in_paper_order(rows["problem"]):
         for device, part in rows[rows["problem"] == name].groupby("device"):
             stem = folder / f"critical_batch_{problem_slug(name)}_{device}"
-            for path in plot_critical_batch_sizes(part, stem):
-                typer.echo(path)
+            yield from ((path, "") for path in plot_critical_batch_sizes(part, stem))
+
+
+def _draw_growth(selection: "Selection", results_dir: Path) -> Drawn:
+    from vivit_bench.critical_batch.records import EXPERIMENT
+    from vivit_bench.report.critical_batch_curves import curves_of, growth_stem, unrecorded_seconds
+    from vivit_bench.report.critical_batch_growth import plot_growth
+
+    for curves in curves_of(selection.rows, results_dir):
+        stem = results_dir / EXPERIMENT / growth_stem(curves)
+        png, pdf = plot_growth(curves, stem)
+        missing = unrecorded_seconds(curves)
+        yield png, ""
+        yield pdf, missing and f"{missing}; search --fresh measures them"
 
 
 def _select(
@@ -567,7 +615,7 @@ def _select(
     mix: bool,
 ) -> "Selection":
     """Comparable stored searches; what is left out is told on stderr."""
-    from vivit_bench.report.critical_batch import load_searches, select_searches
+    from vivit_bench.report.critical_batch_selection import load_searches, select_searches
 
     searches, damaged = load_searches(results_dir)
     selection = select_searches(

@@ -1,6 +1,7 @@
 """Searches on disk: a folder each, with a line per trial; tables over them are made when asked."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from vivit_bench.store import (
     Journal,
     StoredRun,
     finished_runs,
+    load_run,
     read_journal,
     stored_runs,
 )
@@ -22,6 +24,7 @@ TRIALS, STDERR = "trials.jsonl", "stderr.txt"
 _SETTINGS = (
     *("problem", "quantity", "curvature", "samples", "mc_samples", "device", "engine", "data"),
     *("dtype", "memory_limit_bytes", "seed", "threads", "checkpoint"),
+    *("checkpoint_file", "problem_file"),
 )
 PLANNED = "planned_peaks"
 """In a search's header what guides it: [[N, bytes], ...] that are expected to be needed, by the
@@ -32,7 +35,7 @@ SMALL = "small_sizes"
 """The N of the small trials by which all that was found."""
 PREDICTED = "predicted"
 """The same as `Prediction.to_json`, made before the first large trial; None if nothing was."""
-_INTERNAL = ("limit_chosen_by_user", PLANNED, EXPECTED, SMALL, PREDICTED)
+_INTERNAL = ("limit_chosen_by_user", PLANNED, EXPECTED, SMALL)
 _FACTS = (
     *("cpu", "cores", "ram_bytes", *CARD, "host", "os", "torch", "backpack"),
     *("deepobs", "numpy", "vivit_for_pytorch", "vivit_bench", "git_commit", "python"),
@@ -99,11 +102,44 @@ def finished_records(stored: StoredRun) -> TrialRecords:
     return TrialRecords(entries, None)
 
 
+@dataclass(frozen=True)
+class SearchTrials:
+    """What a finished search ran, and what was expected of it."""
+
+    trials: list[Trial]
+    """The last record of each N and repeat, N ascending."""
+    planned: list[tuple[int, int]]
+    """(N, bytes), see `PLANNED`."""
+    expected: list[tuple[int, float]]
+    """(N, seconds), see `EXPECTED`."""
+
+
+def trials_of(results_dir: Path, run: str) -> SearchTrials:
+    """The trials of a finished search.
+
+    Args:
+        results_dir: Folder of all results.
+        run: Name of its folder.
+
+    Raises:
+        VivitBenchError: It is gone or damaged.
+    """
+    stored = load_run(results_dir / EXPERIMENT / run, EXPERIMENT)
+    found = finished_records(stored).trials
+    planned, expected = (stored.results.get(name) or [] for name in (PLANNED, EXPECTED))
+    return SearchTrials(
+        [found[key] for key in sorted(found)],
+        [(n, need) for n, need in planned],
+        [(n, seconds) for n, seconds in expected],
+    )
+
+
 def facts_of(result: SearchResult, *, max_batch: int, trial_timeout: float) -> dict[str, Any]:
     """What a finished search's header says.
 
-    ``peak_bytes`` (over the idle process) and ``idle_bytes`` are those of the critical batch
-    size, and None if that is 0; ``reserved_peak_bytes`` is there on CUDA devices only.
+    ``peak_bytes`` (over the idle process), ``idle_bytes``, ``work_seconds`` and ``confirmed``
+    (whether these seconds are of all threads on one CPU) are those of the critical batch size, and
+    None if that is 0; ``reserved_peak_bytes`` is there on CUDA devices only.
     ``elapsed_seconds`` adds up the trials, whenever they were run; ``ended_at`` is the end of the
     last one.
     """
@@ -119,12 +155,20 @@ def facts_of(result: SearchResult, *, max_batch: int, trial_timeout: float) -> d
         "trials": len(result.trials),
         "peak_bytes": critical.peak_bytes if critical else None,
         "idle_bytes": critical.idle_bytes if critical else None,
+        **_time_facts(critical),
         **on_device,
         "elapsed_seconds": round(sum(trial.elapsed_seconds for trial in result.trials), 1),
         "repeats": result.repeats,
         "max_batch": max_batch,
         "trial_timeout_seconds": trial_timeout,
         "ended_at": max(trial.ended_at for trial in result.trials),
+    }
+
+
+def _time_facts(critical: Trial | None) -> dict[str, Any]:
+    return {
+        "work_seconds": critical.work_seconds if critical else None,
+        "confirmed": critical.confirmed if critical else None,
     }
 
 
@@ -160,12 +204,13 @@ def search_rows(results_dir: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """One row per finished search, the oldest first, and a line on each that is damaged.
 
     Returns:
-        Flat rows: settings, results, environment, machine and libraries.
+        Rows: settings, results, environment, machine and libraries; flat but for `PREDICTED`.
     """
     runs, notes = finished_runs(results_dir, EXPERIMENT)
     rows = [
         {
             **{name: stored.settings.get(name) for name in _SETTINGS},
+            **_missing_facts(stored),
             **{k: v for k, v in stored.results.items() if k not in _INTERNAL},
             **{name: stored.provenance.get(name) for name in _FACTS},
             "code": stored.environment.get("code"),
@@ -174,3 +219,11 @@ def search_rows(results_dir: Path) -> tuple[list[dict[str, Any]], list[str]]:
         for stored in runs
     ]
     return rows, notes
+
+
+def _missing_facts(stored: StoredRun) -> dict[str, Any]:
+    """What the headers of older searches do not say, and their trials do."""
+    if "work_seconds" in stored.results:
+        return {}
+    size = stored.results["critical_batch_size"]
+    return _time_facts(finished_records(stored).trials.get((size, 0)))

@@ -6,7 +6,7 @@ from typing import Any
 from vivit_bench.comparison.scaling import COSTS, Series
 from vivit_bench.measure import Outcome
 from vivit_bench.measure.budget import MIB
-from vivit_bench.report.tables import Column, Table
+from vivit_bench.report.tables import Column, Table, format_number, format_seconds
 
 ENDINGS = {
     Outcome.OUT_OF_MEMORY: "out of memory",
@@ -18,19 +18,8 @@ ENDINGS = {
 """How a run ended, in a cell or a figure."""
 
 
-def _seconds(value: float) -> str:
-    """Three significant digits, or all before the point; two below 0.1."""
-    return f"{value:#.2g}" if value < 0.1 else _number(value)
-
-
-def _number(value: float) -> str:
-    """Two decimals below 10, one below 100."""
-    decimals = 2 if value < 9.995 else 1 if value < 99.95 else 0
-    return f"{value:.{decimals}f}"
-
-
 def _mebibytes(size: int) -> str:
-    return "<1" if size < MIB else _number(size / MIB)
+    return "<1" if size < MIB else format_number(size / MIB)
 
 
 def _count(value: float) -> str:
@@ -44,12 +33,12 @@ def _count(value: float) -> str:
 _RATIO_ENDS = ("wall_ratio_low", "wall_ratio_high")
 _COLUMNS = (
     Column("engine", left=True),
-    Column("wall_seconds", "wall s", _seconds),
-    Column("wall_ratio", "ratio", _number, interval=_RATIO_ENDS),
-    Column("cpu_seconds", "CPU s", _seconds),
+    Column("wall_seconds", "wall s", format_seconds),
+    Column("wall_ratio", "ratio", format_number, interval=_RATIO_ENDS),
+    Column("cpu_seconds", "CPU s", format_seconds),
     Column("minor_faults", "faults", _count),
     Column("peak_bytes", "peak MiB", _mebibytes),
-    Column("peak_ratio", "ratio", _number),
+    Column("peak_ratio", "ratio", format_number),
 )
 _DETAILS = (
     *("runs", "wall_min_seconds", "wall_max_seconds", "wall_low_seconds", "wall_high_seconds"),

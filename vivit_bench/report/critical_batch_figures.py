@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from vivit_bench.arguments import format_size
-from vivit_bench.report.critical_batch import circumstances
+from vivit_bench.report.critical_batch_selection import circumstances
 from vivit_bench.report.figures import STYLE, save_figure
 
 # Okabe and Ito's palette, as in the spectra; light ones carry a fraction of the samples.
@@ -21,8 +21,8 @@ _BARS = {
     ("mc", "full"): ("mc, full", "#D55E00"),
     ("mc", "frac"): ("mc, frac", "#F2B084"),
 }
-_GRADIENT = ("gradient", "#7F7F7F")
-_QUANTITIES = ("gradient", "eigenvalues", "block-newton", "full-newton")
+_ALONE = {"gradient": ("gradient", "#7F7F7F"), "step": ("step", "#009E73")}
+_QUANTITIES = ("gradient", "step", "eigenvalues", "block-newton", "full-newton")
 _BAR_INCHES = 0.36
 
 Group = tuple[str, list[dict[str, Any]]]
@@ -103,7 +103,7 @@ def _draw_groups(panel: Axes, groups: list[Group]) -> None:
         places = position + np.arange(len(bars))
         ticks.append(float(places.mean()))
         for place, bar in zip(places, bars, strict=True):
-            label, colour = _BARS.get((bar["curvature"], bar["samples"]), _GRADIENT)
+            label, colour = _ALONE.get(bar["quantity"]) or _BARS[bar["curvature"], bar["samples"]]
             size = int(bar["critical_batch_size"])
             shown = "" if label in labelled else label
             panel.bar(place, size, width=0.9, color=colour, edgecolor="white", label=shown)

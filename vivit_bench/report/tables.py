@@ -48,6 +48,7 @@ class Column:
         is_detail: Left out where people read: in CSV and JSON only.
         bound: Key of a flag in the rows: where it is set, people read ``>=`` before the value.
         interval: Keys of two ends in the rows: where they are there, people read them after it.
+        mark: Key of a text in the rows that people read after all that, on lines as it has them.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Column:
     is_detail: bool = False
     bound: str = ""
     interval: tuple[str, str] | None = None
+    mark: str = ""
 
     @property
     def header(self) -> str:
@@ -71,11 +73,13 @@ class Column:
 
     def cell_of(self, row: Row) -> str:
         """This column's cell of a row."""
-        mark = ">= " if row.get(self.bound) else ""
+        at_least = ">= " if row.get(self.bound) else ""
         ends = [row.get(name) for name in self.interval or ()]
         known = ends and None not in ends
         spread = f" ({'-'.join(map(self.cell, ends))})" if known else ""
-        return mark + self.cell(row.get(self.name)) + spread
+        mark = row.get(self.mark) or ""
+        separator = " " if mark and not mark[0].isspace() else ""
+        return f"{at_least}{self.cell(row.get(self.name))}{spread}{separator}{mark}"
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,17 @@ def render(table: Table, style: TableFormat, width: int | None = None) -> str:
                 )
             ]
     return "\n".join(lines) + "\n"
+
+
+def format_number(value: float) -> str:
+    """Two decimals below 10, one below 100."""
+    decimals = 2 if value < 9.995 else 1 if value < 99.95 else 0
+    return f"{value:.{decimals}f}"
+
+
+def format_seconds(value: float) -> str:
+    """Three significant digits, or all before the point; two below 0.1."""
+    return f"{value:#.2g}" if value < 0.1 else format_number(value)
 
 
 def json_text(value: Any) -> str:

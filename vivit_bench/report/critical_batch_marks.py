@@ -1,0 +1,63 @@
+"""What else than memory ended a search, beside its size: a lower bound says of what kind it is."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pandas as pd
+
+from vivit_bench.critical_batch import StoppedBy
+
+_MARKS = {
+    StoppedBy.TIMEOUT: ("time", "a trial took, or would have taken, longer than --timeout allows"),
+    StoppedBy.LIMIT: ("32-bit limit", "a library takes no larger problem, whatever the memory"),
+    StoppedBy.DATA: ("data", "there are no more samples"),
+    StoppedBy.MAX_BATCH: ("max", "the largest N that was allowed fits; see --max-batch"),
+}
+_BEFORE_MEMORY = (StoppedBy.TIMEOUT, StoppedBy.LIMIT)
+"""Where memory would have ended the search is worth a prediction."""
+
+Row = Mapping[str, Any]
+
+
+def mark_of(row: Row) -> str:
+    """What stands after a size: ``(time)``, or with a prediction on lines of their own.
+
+    Args:
+        row: Of a search: ``stopped_by``, and ``predicted_critical_batch_size``,
+            ``predicted_low``, ``predicted_high`` where there is a prediction.
+
+    Returns:
+        Empty if memory ended the search.
+    """
+    reason = StoppedBy(row["stopped_by"])
+    if reason is StoppedBy.MEMORY:
+        return ""
+    word = _MARKS[reason][0]
+    size, low, high = predicted_size(row)
+    if size is None or reason not in _BEFORE_MEMORY:
+        return f"({word})"
+    interval = f"\n[{low:,}, {high:,}]" if low is not None and high is not None else ""
+    start = "\n" if " " in word else ""  # a line is to be no wider than the interval
+    return f"{start}({word};\npredicted {size:,}{interval})"
+
+
+def predicted_size(row: Row) -> tuple[int | None, int | None, int | None]:
+    """The size that memory allows as it was predicted, and the ends of its interval."""
+    size, low, high = (
+        None if pd.isna(value := row.get(f"predicted_{name}")) else int(value)
+        for name in ("critical_batch_size", "low", "high")
+    )
+    return size, low, high
+
+
+def explanations(rows: Iterable[Row]) -> list[str]:
+    """A line on each mark that `mark_of` gives some searches."""
+    rows = list(rows)
+    reasons = {StoppedBy(row["stopped_by"]) for row in rows}
+    lines = [f">= ({word}): {why}." for reason, (word, why) in _MARKS.items() if reason in reasons]
+    if any("predicted" in mark_of(row) for row in rows):
+        lines.append(
+            "predicted: the size at which memory would end the search, and the interval that "
+            "holds it with 95 % probability."
+        )
+    return lines
