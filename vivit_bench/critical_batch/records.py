@@ -26,7 +26,11 @@ _SETTINGS = (
 PLANNED = "planned_peaks"
 """In a search's header what guides it: [[N, bytes], ...] of the engine's leanest plan; an empty
 list if nothing does."""
-_INTERNAL = ("limit_chosen_by_user", PLANNED)
+PREDICTED = "predicted"
+"""In a search's header what was predicted of it before its first trial, see `Prediction`."""
+JOBS = "jobs"
+"""In a search's header the most searches that ran at the same time; absent where it ran alone."""
+_INTERNAL = ("limit_chosen_by_user", PLANNED, PREDICTED)
 _FACTS = (
     *("cpu", "cores", "ram_bytes", *CARD, "host", "os", "torch", "backpack"),
     *("deepobs", "numpy", "vivit_for_pytorch", "vivit_bench", "git_commit", "python"),
@@ -156,6 +160,7 @@ def search_rows(results_dir: Path) -> tuple[list[dict[str, Any]], list[str]]:
     rows = [
         {
             **{name: stored.settings.get(name) for name in _SETTINGS},
+            JOBS: 1,
             **{k: v for k, v in stored.results.items() if k not in _INTERNAL},
             **{name: stored.provenance.get(name) for name in _FACTS},
             "code": stored.environment.get("code"),

@@ -8,6 +8,7 @@ from typing import Any
 from vivit_bench.arguments import format_size
 from vivit_bench.critical_batch.guide import PlannedPeaks
 from vivit_bench.critical_batch.records import (
+    JOBS,
     PLANNED,
     STDERR,
     TRIALS,
@@ -100,6 +101,7 @@ def run_search(
     max_batch: int = DEFAULT_MAX_BATCH,
     trial_timeout: float = DEFAULT_TRIAL_TIMEOUT,
     fresh: bool = False,
+    at_once: int = 1,
     listener: Listener | None = None,
     run: RunTrial = run_trial,
     plan: RunPlan = measure,
@@ -113,6 +115,7 @@ def run_search(
         max_batch: Largest batch size to run.
         trial_timeout: Seconds for the work of one trial.
         fresh: Forget the records and start over.
+        at_once: Searches that run at the same time, which is stored: times are longer then.
         listener: Is told what happens.
         run: Runs one trial.
         plan: Runs the child that is asked for the engine's plan.
@@ -141,6 +144,8 @@ def run_search(
             records = finished_records(stored.stored)
         else:
             stored.update(limit_chosen_by_user=memory_limit.chosen_by_user)
+            if at_once > stored.stored.results.get(JOBS, 1):
+                stored.update(**{JOBS: at_once})
             journal = stored.journal(TRIALS)
             for damaged in journal.notes:
                 listener.note(damaged)
@@ -249,6 +254,7 @@ def choose_limit(
     *,
     results_dir: Path,
     fresh: bool = False,
+    at_once: int = 1,
     listener: Listener | None = None,
 ) -> MemoryLimit:
     """The user's memory limit, or a share of what is available now.
@@ -261,6 +267,7 @@ def choose_limit(
         asked_bytes: The user's choice.
         results_dir: Folder of all results.
         fresh: Choose anew.
+        at_once: Searches that share the memory.
         listener: Is told the limit and its reason.
 
     Returns:
@@ -282,10 +289,11 @@ def choose_limit(
         return MemoryLimit(kept, False)
     device = cells[0].device
     available = available_memory() if device == "cpu" else device_memory(device).free_bytes
-    limit = default_limit(available)
+    limit = default_limit(available // at_once)
+    shared = "" if at_once == 1 else f", shared by {at_once} searches"
     listener.note(
-        f"memory limit: {format_size(limit)}, {DEFAULT_SHARE:.0%} of the memory available now "
-        "(choose with --memory-limit SIZE)"
+        f"memory limit: {format_size(limit)}, {DEFAULT_SHARE:.0%} of the memory available now"
+        f"{shared} (choose with --memory-limit SIZE)"
     )
     return MemoryLimit(limit, False)
 
