@@ -19,7 +19,7 @@ from vivit_bench.critical_batch.listener import Listener
 from vivit_bench.critical_batch.records import EXPERIMENT, identity_of, search_rows
 from vivit_bench.critical_batch.runner import FinishedSearch, choose_limit
 from vivit_bench.critical_batch.search import StoppedBy, TrialError
-from vivit_bench.critical_batch.sweep import sweep_cells, table_cells
+from vivit_bench.critical_batch.sweep import table_cells
 from vivit_bench.critical_batch.table_s1 import SUB_TABLES
 from vivit_bench.curvature.options import Curvature, Samples
 from vivit_bench.errors import StorageError, UsageError, VivitBenchError
@@ -403,6 +403,21 @@ def test_a_changed_problem_file_has_records_of_its_own(search: Search, tmp_path:
     assert len(stored_runs(tmp_path, EXPERIMENT)[0]) == 2
 
 
+def test_the_most_searches_that_ran_at_a_time_are_stored(search: Search, tmp_path: Path) -> None:
+    """Over several sittings; nothing of a search that always ran alone."""
+    for at_once, interrupt_after in ((2, 2), (3, 2), (1, None)):
+        trials = FakeTrials(21)
+        trials.interrupt_after = interrupt_after
+        with contextlib.suppress(KeyboardInterrupt):
+            search(trials, at_once=at_once)
+    search(FakeTrials(21), at_once=4)  # it is finished, and nothing is run
+    search(FakeTrials(21), cell=make_cell("mnist_mlp", seed=1, threads=2))
+    headers = {run.settings["seed"]: run.results for run in stored_runs(tmp_path, EXPERIMENT)[0]}
+    assert headers[0]["jobs"] == 3
+    assert "jobs" not in headers[1]
+    assert {row["seed"]: row["jobs"] for row in rows_of(tmp_path)} == {0: 3, 1: 1}
+
+
 def test_rows_of_all_searches_are_made_of_their_runs(search: Search, tmp_path: Path) -> None:
     search(FakeTrials(21))
     search(FakeTrials(0), cell=make_cell("mnist_mlp", seed=7, threads=2))
@@ -564,6 +579,8 @@ def test_the_default_limit_stays_while_its_search_is_unfinished(
     other = make_cell("mnist_mlp", seed=1, threads=2)
     assert choose_limit([other], None, results_dir=tmp_path).limit_bytes == 3 * 2**30
     assert choose_limit([cell], 2**30, results_dir=tmp_path) == MemoryLimit(2**30, True)
+    shared = choose_limit([other], None, results_dir=tmp_path, at_once=3)
+    assert shared.limit_bytes == 2**30
     assert notes.notes == [
         "memory limit: 4 GiB, 50% of the memory available now (choose with --memory-limit SIZE)",
         "memory limit: 4 GiB, chosen when the search began "
@@ -598,27 +615,6 @@ def test_the_cells_of_table_s1() -> None:
         "eigenvalues, mc, full",
         "eigenvalues, mc, frac",
     ]
-
-
-def test_a_sweep_goes_on_after_a_failed_cell(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cells = [make_cell("mnist_mlp", seed=seed, threads=2) for seed in range(3)]
-    searched: list[int] = []
-
-    def run(cell: Cell, memory_limit: MemoryLimit, **options: Any) -> FinishedSearch:
-        ending = {4: Outcome.ERROR} if cell.workload.seed == 1 else {}
-        searched.append(cell.workload.seed)
-        trials = FakeTrials(9, ending)
-        return run_search(cell, memory_limit, run=trials, plan=planning([]), **options)
-
-    monkeypatch.setattr("vivit_bench.critical_batch.sweep.run_search", run)
-    options: dict[str, Any] = {"memory_limit": 2**30, "results_dir": tmp_path}
-    steps = list(sweep_cells(cells, max_batch=64, trial_timeout=60.0, **options))
-    ends = [step for step in steps if step.finished or step.error]
-    assert searched == [0, 1, 2]
-    assert [step.error is None for step in ends] == [True, False, True]
-    assert {row["seed"] for row in rows_of(tmp_path)} == {0, 2}
 
 
 def test_a_limit_below_what_can_be_measured_is_refused(cell: Cell, tmp_path: Path) -> None:

@@ -74,6 +74,18 @@ def format_size(size: int | None) -> str:
     return "-" if size is None else humanize.naturalsize(size, binary=True, format="%.4g")
 
 
+def format_duration(seconds: float | None) -> str:
+    """Time for people: ``45 s``, ``12 min``, ``3 h 20 min``; a dash for None."""
+    if seconds is None:
+        return "-"
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    if not hours:
+        return f"{minutes} min"
+    return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+
+
 def parse_blocks(values: Sequence[str]) -> Blocks | dict[str, list[str]]:
     """The block structure that ``--blocks`` asks for.
 

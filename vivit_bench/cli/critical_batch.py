@@ -41,12 +41,14 @@ from vivit_bench.critical_batch.settings import (
     DEFAULT_TRIAL_TIMEOUT,
 )
 from vivit_bench.curvature.options import Curvature, Precision, Samples
-from vivit_bench.errors import UsageError, VivitBenchError
+from vivit_bench.errors import UsageError
 from vivit_bench.peers import OF_ENGINES, Quantity
 from vivit_bench.report.tables import TableFormat
 
 if TYPE_CHECKING:
     from vivit_bench.cli.critical_batch_progress import SearchProgress
+    from vivit_bench.cli.sweep_progress import SweepProgress
+    from vivit_bench.critical_batch.sweep_plan import SweepPlan
     from vivit_bench.report.critical_batch_selection import Selection
 
 app = typer.Typer(
@@ -145,6 +147,15 @@ StoredTablesOption = Annotated[
         "d full-newton on cuda.",
         show_default="all there are",
         rich_help_panel=APPROXIMATION,
+    ),
+]
+JobsOption = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="Searches at a time, each on CPUs of its own, on the cpu only; --threads is then "
+        "the CPUs divided among them. Sizes are the same, seconds are not.",
+        rich_help_panel=MACHINE,
     ),
 ]
 StoredLimitOption = Annotated[
@@ -380,6 +391,7 @@ def predict(
     epilog=examples(
         "critical-batch sweep --table a --table c --memory-limit 2GiB",
         "critical-batch sweep --problem mnist_mlp --engine vivit-bench --engine vivit-for-pytorch",
+        "critical-batch sweep --memory-limit 2GiB --jobs 4 --dry-run",
     )
 )
 def sweep(
@@ -403,24 +415,39 @@ def sweep(
     max_batch: MaxBatchOption = DEFAULT_MAX_BATCH,
     timeout: TimeoutOption = DEFAULT_TRIAL_TIMEOUT,
     results_dir: ResultsDirOption = DEFAULT_RESULTS_DIR,
+    jobs: JobsOption = 1,
     fresh: FreshOption = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print the plan with predictions of what is to be run, from small trials (about "
+            "a minute each), and stop: no search is run, nothing is stored.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
     format: FormatOption = TableFormat.TABLE,
     quiet: QuietOption = False,
 ) -> None:
     """Search the cells of the paper's Tables S.1a to S.1c, or some; finished ones are skipped.
 
-    Table S.1d, on a CUDA device, is searched with --table d. A cell that fails is named at the
-    end, and the exit code is then 1.
+    The plan is printed first. Table S.1d, on a CUDA device, is searched with --table d. A cell
+    that fails is named at the end, and the exit code is then 1.
     """
-    from vivit_bench.critical_batch.sweep import sweep_cells, table_cells
+    from vivit_bench.critical_batch.sweep import run_sweep, table_cells, threads_of
+    from vivit_bench.critical_batch.sweep_plan import plan_sweep
     from vivit_bench.critical_batch.table_s1 import DEFAULT_TABLES, PROBLEMS, SUB_TABLES
     from vivit_bench.report.critical_batch import sweep_table
+    from vivit_bench.report.sweep_plan import plan_table
+    from vivit_bench.report.tables import render
 
     problems = problem or PROBLEMS
     if checkpoint is not None and len(set(problems)) > 1:
         raise UsageError(f"--checkpoint {checkpoint}: of one model; name its --problem alone")
     limit = _size(memory_limit)
     tables = [SUB_TABLES[letter] for letter in table or DEFAULT_TABLES]
+    # Threads are a setting of what is stored: they are counted here, where all CPUs are seen.
+    trial_threads = threads_of(jobs, threads)
     cells = table_cells(
         tables,
         problems,
@@ -430,38 +457,39 @@ def sweep(
         data=data,
         data_dir=data_dir,
         seed=seed,
-        threads=threads,
+        threads=trial_threads,
         checkpoint=checkpoint,
         dtype=dtype,
     )
-    failed, finished = [], []
     with _progress(quiet) as progress:
-        done = 0
-        for step in sweep_cells(
+        if trial_threads != threads:
+            progress.note(f"--threads {trial_threads}: the CPUs divided among --jobs {jobs}")
+        plan = plan_sweep(
             cells,
             memory_limit=limit,
             results_dir=results_dir,
             max_batch=max_batch,
             trial_timeout=timeout,
             fresh=fresh,
+            at_once=jobs,
             listener=progress,
-        ):
-            if step.error is not None:
-                failed.append(step.cell.label)
-                progress.close()
-                typer.echo(f"{step.cell.label}: {step.error}", err=True)
-            elif step.finished is None:
-                done += 1
-                progress.note(f"[{done}/{len(cells)}] {step.cell.label}")
-            else:
-                finished.append(step.finished)
-    if finished:
-        hand_out(sweep_table(finished), format)
-    if failed:
-        raise VivitBenchError(
-            f"{len(failed)} of {len(cells)} searches failed: {'; '.join(failed)}; "
-            "the same command tries them again"
         )
+        if dry_run:
+            plan = plan.predicted(progress)
+    planned = plan_table(plan, were_predicted=dry_run)
+    if dry_run:
+        hand_out(planned, format)
+        return
+    with _sweep_progress(quiet, plan) as shown:
+        shown.note(render(planned, TableFormat.TABLE).rstrip())
+        steps = run_sweep(plan, shown)
+        shown.note(shown.summary(steps))
+    if finished := [step.finished for step in steps if step.finished is not None]:
+        hand_out(sweep_table(finished), format)
+    if len(finished) < len(steps):
+        from vivit_bench.cli.sweep_progress import failures
+
+        raise failures(steps)
 
 
 @app.command(
@@ -647,6 +675,17 @@ def _progress(quiet: bool) -> Iterator["SearchProgress"]:
     from vivit_bench.cli.critical_batch_progress import SearchProgress
 
     progress = SearchProgress(progress_console(quiet))
+    try:
+        yield progress
+    finally:
+        progress.close()
+
+
+@contextlib.contextmanager
+def _sweep_progress(quiet: bool, plan: "SweepPlan") -> Iterator["SweepProgress"]:
+    from vivit_bench.cli.sweep_progress import SweepProgress
+
+    progress = SweepProgress(progress_console(quiet), plan)
     try:
         yield progress
     finally:

@@ -35,6 +35,8 @@ SMALL = "small_sizes"
 """The N of the small trials by which all that was found."""
 PREDICTED = "predicted"
 """The same as `Prediction.to_json`, made before the first large trial; None if nothing was."""
+JOBS = "jobs"
+"""In a search's header the most searches that ran at the same time; absent where it ran alone."""
 _INTERNAL = ("limit_chosen_by_user", PLANNED, EXPECTED, SMALL)
 _FACTS = (
     *("cpu", "cores", "ram_bytes", *CARD, "host", "os", "torch", "backpack"),
@@ -172,7 +174,7 @@ def _time_facts(critical: Trial | None) -> dict[str, Any]:
     }
 
 
-def goes_further(stored: StoredRun, max_batch: int, trial_timeout: float, repeats: int) -> bool:
+def goes_further(stored: StoredRun, max_batch: int, trial_timeout: float, repeats: int = 1) -> bool:
     """Whether a finished search can get further under these bounds than under its own."""
     facts = stored.results
     if facts["stopped_by"] == StoppedBy.MEMORY:
@@ -210,6 +212,7 @@ def search_rows(results_dir: Path) -> tuple[list[dict[str, Any]], list[str]]:
     rows = [
         {
             **{name: stored.settings.get(name) for name in _SETTINGS},
+            JOBS: 1,
             **_missing_facts(stored),
             **{k: v for k, v in stored.results.items() if k not in _INTERNAL},
             **{name: stored.provenance.get(name) for name in _FACTS},

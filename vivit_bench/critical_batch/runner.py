@@ -11,6 +11,7 @@ from vivit_bench.critical_batch.listener import Listener
 from vivit_bench.critical_batch.predict import CALIBRATING_SIZES, ask_for_plan, continued, forecast
 from vivit_bench.critical_batch.records import (
     EXPECTED,
+    JOBS,
     PLANNED,
     PREDICTED,
     SMALL,
@@ -86,6 +87,7 @@ def run_search(
     trial_timeout: float = DEFAULT_TRIAL_TIMEOUT,
     repeats: int = 1,
     fresh: bool = False,
+    at_once: int = 1,
     listener: Listener | None = None,
     run: RunTrial = run_trial,
     plan: RunPlan = measure,
@@ -100,6 +102,7 @@ def run_search(
         trial_timeout: Seconds for the work of one trial.
         repeats: Trials of the critical N, and of N + 1.
         fresh: Forget the records and start over.
+        at_once: Searches that run at the same time, which is stored: times are longer then.
         listener: Is told what happens.
         run: Runs one trial.
         plan: Runs the child that is asked for the engine's plan.
@@ -129,6 +132,8 @@ def run_search(
             records = finished_records(stored.stored)
         else:
             stored.update(limit_chosen_by_user=memory_limit.chosen_by_user)
+            if at_once > stored.stored.results.get(JOBS, 1):
+                stored.update(**{JOBS: at_once})
             journal = stored.journal(TRIALS)
             for damaged in journal.notes:
                 listener.note(damaged)
@@ -287,6 +292,7 @@ def choose_limit(
     *,
     results_dir: Path,
     fresh: bool = False,
+    at_once: int = 1,
     listener: Listener | None = None,
 ) -> MemoryLimit:
     """The user's memory limit, or a share of what is available now.
@@ -299,6 +305,7 @@ def choose_limit(
         asked_bytes: The user's choice.
         results_dir: Folder of all results.
         fresh: Choose anew.
+        at_once: Searches that share the memory.
         listener: Is told the limit and its reason.
 
     Returns:
@@ -320,10 +327,11 @@ def choose_limit(
         return MemoryLimit(kept, False)
     device = cells[0].device
     available = available_memory() if device == "cpu" else device_memory(device).free_bytes
-    limit = default_limit(available)
+    limit = default_limit(available // at_once)
+    shared = "" if at_once == 1 else f", shared by {at_once} searches"
     listener.note(
-        f"memory limit: {format_size(limit)}, {DEFAULT_SHARE:.0%} of the memory available now "
-        "(choose with --memory-limit SIZE)"
+        f"memory limit: {format_size(limit)}, {DEFAULT_SHARE:.0%} of the memory available now"
+        f"{shared} (choose with --memory-limit SIZE)"
     )
     return MemoryLimit(limit, False)
 

@@ -1,32 +1,17 @@
-"""All cells of Table S.1, one search after the other."""
+"""All cells of Table S.1: which they are, and their searches, in turn or several at a time."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import os
+from collections.abc import Sequence
 from typing import Any
 
-from vivit_bench.critical_batch.listener import Listener
-from vivit_bench.critical_batch.runner import (
-    FinishedSearch,
-    MemoryLimit,
-    choose_limit,
-    run_search,
-)
-from vivit_bench.critical_batch.settings import Cell, check_bounds, make_cell
+from vivit_bench.critical_batch.jobs import SweepListener, SweepStep, run_here, run_jobs
+from vivit_bench.critical_batch.settings import Cell, make_cell
+from vivit_bench.critical_batch.sweep_plan import SweepPlan
 from vivit_bench.critical_batch.table_s1 import SubTable
 from vivit_bench.curvature.options import VARIANTS, Curvature
-from vivit_bench.errors import VivitBenchError
+from vivit_bench.errors import UsageError
+from vivit_bench.hardware import check_threads
 from vivit_bench.peers import Quantity, get_engine
-
-
-@dataclass(frozen=True)
-class SweepStep:
-    """One cell of a sweep."""
-
-    cell: Cell
-    finished: FinishedSearch | None = None
-    error: VivitBenchError | None = None
-    """Why the search failed; the sweep goes on."""
 
 
 def table_cells(
@@ -73,57 +58,53 @@ def table_cells(
     return list(cells)
 
 
-def sweep_cells(
-    cells: Iterable[Cell],
-    *,
-    memory_limit: int | None,
-    results_dir: Path,
-    max_batch: int,
-    trial_timeout: float,
-    fresh: bool = False,
-    listener: Listener | None = None,
-) -> Iterator[SweepStep]:
-    """Search all cells under one memory limit per device; records make finished ones quick.
+def run_sweep(plan: SweepPlan, listener: SweepListener) -> list[SweepStep]:
+    """Search all cells of a plan.
 
     Args:
-        cells: From `table_cells`.
-        memory_limit: Bytes; None for a share of what is available now.
-        results_dir: Folder of all results.
-        max_batch: Largest batch size to run.
-        trial_timeout: Seconds for the work of one trial.
-        fresh: Forget the records.
+        plan: From `plan_sweep`.
         listener: Is told what happens.
 
-    Yields:
-        A step without result when a cell begins, and one with its result or error.
+    Returns:
+        How each search ended, in the plan's order.
+
+    Raises:
+        VivitBenchError: No process can be started.
     """
-    check_bounds(max_batch, trial_timeout)
-    cells = list(cells)
-    limits: dict[str, MemoryLimit] = {}
-    for cell in cells:
-        yield SweepStep(cell)
-        try:
-            if cell.device not in limits:
-                limits[cell.device] = choose_limit(
-                    [other for other in cells if other.device == cell.device],
-                    memory_limit,
-                    results_dir=results_dir,
-                    fresh=fresh,
-                    listener=listener,
-                )
-            finished = run_search(
-                cell,
-                limits[cell.device],
-                results_dir=results_dir,
-                max_batch=max_batch,
-                trial_timeout=trial_timeout,
-                fresh=fresh,
-                listener=listener,
-            )
-        except VivitBenchError as error:
-            yield SweepStep(cell, error=error)
-        else:
-            yield SweepStep(cell, finished)
+    if plan.at_once == 1:
+        return [run_here(planned.job, listener) for planned in plan.searches]
+    # What is stored takes no time, and what is refused neither.
+    steps = [run_here(each.job, listener) for each in plan.searches if not each.is_to_run]
+    waiting = [each.job for each in plan.searches if each.is_to_run]
+    steps += run_jobs(waiting, plan.at_once, listener)
+    order = {planned.job: number for number, planned in enumerate(plan.searches)}
+    return sorted(steps, key=lambda step: order[step.job])
+
+
+def threads_of(at_once: int, threads: int | None) -> int | None:
+    """CPU threads of a trial where searches share this process's CPUs.
+
+    Args:
+        at_once: Searches that run at the same time.
+        threads: The user's choice; None: as many as there are CPUs for each.
+
+    Returns:
+        The choice; None, which means all CPUs, only for one search at a time.
+
+    Raises:
+        UsageError: There are too few CPUs.
+    """
+    check_threads(threads)
+    cpus = len(os.sched_getaffinity(0))
+    needed = at_once * (threads or 1)
+    if at_once > 1 and needed > cpus:
+        fewer = cpus // (threads or 1)
+        ways = [f"--jobs {max(fewer, 1)}", *([f"--threads {cpus // at_once}"] * (at_once <= cpus))]
+        raise UsageError(
+            f"--jobs {at_once}: {at_once} searches with --threads {threads or 1} need {needed} "
+            f"CPUs, and this process may use {cpus}; use {' or '.join(ways)}"
+        )
+    return threads if at_once == 1 else threads or cpus // at_once
 
 
 def _variants(

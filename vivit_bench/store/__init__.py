@@ -5,7 +5,7 @@ from vivit_bench.store.identity import Identity, State, check_name, differences
 from vivit_bench.store.journal import Journal, read_journal
 from vivit_bench.store.policy import Action, Decision, Found, decide
 from vivit_bench.store.provenance import Provenance, code_fingerprint, environment, provenance
-from vivit_bench.store.run import Run, check_run, open_run
+from vivit_bench.store.run import Run, check_run, foresee_run, open_run
 from vivit_bench.store.stored import (
     DamagedRunError,
     StoredRun,
@@ -36,6 +36,7 @@ __all__ = [
     "environment",
     "find_run",
     "finished_runs",
+    "foresee_run",
     "load_run",
     "nothing_found",
     "open_run",

@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from vivit_bench.errors import StorageError, UsageError, VivitBenchError
-from vivit_bench.store.files import remove_temporary, sha256, storage_errors, write_atomic
+from vivit_bench.store.files import (
+    TEMPORARY,
+    remove_temporary,
+    sha256,
+    storage_errors,
+    write_atomic,
+)
 from vivit_bench.store.identity import Identity, State, check_name, differences
 from vivit_bench.store.journal import Journal
 from vivit_bench.store.policy import Action, Decision, Found, decide
@@ -129,6 +135,35 @@ def check_run(results_dir: Path, identity: Identity, *, fresh: bool = False) -> 
         _refuse(folder, found, decide(found, fresh), stored)
 
 
+def foresee_run(
+    results_dir: Path,
+    identity: Identity,
+    *,
+    fresh: bool = False,
+    more_wanted: Callable[[StoredRun], bool] = lambda stored: False,
+) -> tuple[Action, StoredRun | None]:
+    """What `open_run` would do now. Nothing is written, and the lock is not asked for.
+
+    Args:
+        results_dir: Folder of all results.
+        identity: What would be run.
+        fresh: See `open_run`.
+        more_wanted: See `open_run`.
+
+    Returns:
+        The action, and what is stored at the address; None for nothing.
+
+    Raises:
+        UsageError: See `open_run`.
+        VivitBenchError: See `open_run`.
+    """
+    folder = results_dir / identity.experiment / identity.address
+    found, stored = _look(folder, identity, more_wanted, tidy=False)
+    decision = decide(found, fresh)
+    _refuse(folder, found, decision, stored)
+    return decision.action, stored
+
+
 @contextlib.contextmanager
 def open_run(
     results_dir: Path,
@@ -189,17 +224,23 @@ def open_run(
 
 
 def _look(
-    folder: Path, identity: Identity, more_wanted: Callable[[StoredRun], bool]
+    folder: Path,
+    identity: Identity,
+    more_wanted: Callable[[StoredRun], bool],
+    *,
+    tidy: bool = True,
 ) -> tuple[Found, StoredRun | None]:
-    """What lies at an address."""
+    """What lies at an address; ``tidy`` removes what a kill left there."""
     if not exists(folder):
         return Found(), None
     if folder.is_symlink() or not folder.is_dir():
         return Found(foreign=True), None
     if not exists(folder / HEADER):
         # A run that was killed before its header was written leaves an empty folder.
-        remove_temporary(folder)
-        return Found(foreign=any(folder.iterdir())), None
+        if tidy:
+            remove_temporary(folder)
+        names = [path.name for path in folder.iterdir()]
+        return Found(foreign=any(not name.endswith(TEMPORARY) for name in names)), None
     try:
         stored = read_header(folder)
     except DamagedRunError as error:
