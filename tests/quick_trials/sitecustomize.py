@@ -26,6 +26,7 @@ class QuickEngine:
     name = "vivit-bench"
     quantities = frozenset(Quantity)
     planned = frozenset[Quantity]()
+    largest_matrix: dict[Quantity, int] = {}  # noqa: RUF012
 
 
 def quick(spec: Spec, timeout_seconds: float) -> Observation:
