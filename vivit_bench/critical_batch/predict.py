@@ -295,7 +295,7 @@ def _small_peaks(trials: SmallTrials, memory_bytes: int) -> list[tuple[int, int,
     The smallest only see failures early: below a quarter of the largest, fixed costs decide.
     """
     points: list[tuple[int, int, float]] = []
-    n = 1
+    n = 2 if trials.cell.is_step else 1  # batch normalisation does not train on one sample
     while n <= _MOST_SMALL:
         try:
             peak, seconds = trials.measure(n, None)

@@ -172,7 +172,7 @@ def _look_ahead(
         raise
     except (VivitBenchError, ValueError) as error:
         listener.note(f"nothing guides the search: {error}")
-        return {PLANNED: [], EXPECTED: [], SMALL: [], PREDICTED: None}
+        return {PLANNED: [], EXPECTED: [], SMALL: small.sizes, PREDICTED: None}
     told = found.prediction
     step = "" if told.step_seconds is None else f", {told.step_seconds:.3g} s a trial"
     listener.note(
