@@ -550,6 +550,30 @@ def table(
                 typer.echo(f"wrote {path}", err=True)
 
 
+@app.command(
+    epilog=examples("critical-batch predictions", "critical-batch predictions --format csv")
+)
+def predictions(
+    results_dir: ResultsDirOption = DEFAULT_RESULTS_DIR,
+    format: FormatOption = TableFormat.TABLE,
+    quiet: QuietOption = False,
+) -> None:
+    """Print what was predicted of stored searches, beside what they found; write CSV and Markdown.
+
+    Predictions are those made before a search's first large trial.
+    """
+    from vivit_bench.critical_batch.records import EXPERIMENT
+    from vivit_bench.report.critical_batch_accuracy import accuracy_table
+    from vivit_bench.report.tables import render, write_in_all_formats
+
+    made = accuracy_table(results_dir)
+    hand_out(made, format)
+    stem = results_dir / EXPERIMENT / "predictions"
+    for path in write_in_all_formats(stem, lambda style: render(made, style)):
+        if not quiet:
+            typer.echo(f"wrote {path}", err=True)
+
+
 @app.command("list", epilog=examples("critical-batch list", "critical-batch list --format csv"))
 def list_command(
     results_dir: ResultsDirOption = DEFAULT_RESULTS_DIR,

@@ -102,7 +102,7 @@ def predictions_table(
     rows: list[dict[str, Any]] = []
     for cell, prediction in found:
         row: dict[str, Any] = {**cell.record(), **asdict(prediction)}
-        row["work"] = _work(row)
+        row["work"] = work_of_row(row)
         rows.append(row)
     notes = [f"Predicted from small trials, not run; memory: {BUDGET_MEANING}."]
     most = max(prediction.memory_bytes for _, prediction in found)
@@ -134,7 +134,7 @@ def _table_of(rows: Sequence[dict[str, Any]]) -> Table:
     shown = {column.name for column in _SEARCHES}
     names = dict.fromkeys(name for row in rows for name in row if name not in shown)
     details = [Column(name, is_detail=True) for name in names]
-    lines = [{**row, "work": _work(row), "mark": mark_of(row)} for row in rows]
+    lines = [{**row, "work": work_of_row(row), "mark": mark_of(row)} for row in rows]
     return Table([*_SEARCHES, *details], lines, notes=explanations(rows))
 
 
@@ -144,10 +144,10 @@ def _finished_row(finished: FinishedSearch) -> dict[str, Any]:
         "memory_limit_bytes": finished.memory_limit.limit_bytes,
         **finished.facts,
     }
-    return {**row, "work": _work(row)}
+    return {**row, "work": work_of_row(row)}
 
 
-def _work(row: Mapping[str, Any]) -> str:
+def work_of_row(row: Mapping[str, Any]) -> str:
     """What was computed and how, as the label of a cell says it."""
     draws = row["mc_samples"]
     device, dtype = row["device"], row["dtype"]
