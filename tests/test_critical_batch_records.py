@@ -615,6 +615,9 @@ def test_the_cells_of_table_s1() -> None:
         "eigenvalues, mc, full",
         "eigenvalues, mc, frac",
     ]
+    parts = {"curvatures": [Curvature.MC], "samples": [Samples.FRAC]}
+    some = table_cells(tables, problems[:1], ["vivit-bench"], gradient=False, threads=2, **parts)
+    assert [cell.variant for cell in some] == ["eigenvalues, mc, frac", "full-newton, mc, frac"]
 
 
 def test_a_limit_below_what_can_be_measured_is_refused(cell: Cell, tmp_path: Path) -> None:

@@ -403,6 +403,22 @@ def sweep(
             help="Also search the gradient alone, for the plots.", rich_help_panel=APPROXIMATION
         ),
     ] = True,
+    curvature: Annotated[
+        list[Curvature] | None,
+        typer.Option(
+            help="Of the cells, repeatable.",
+            show_default="exact and mc",
+            rich_help_panel=APPROXIMATION,
+        ),
+    ] = None,
+    samples: Annotated[
+        list[Samples] | None,
+        typer.Option(
+            help="Of the cells, repeatable.",
+            show_default="full and frac",
+            rich_help_panel=APPROXIMATION,
+        ),
+    ] = None,
     mc_samples: McSamplesOption = 1,
     data: MemoryDataOption = None,
     data_dir: DataDirOption = None,
@@ -453,6 +469,8 @@ def sweep(
         problems,
         engine,
         gradient=gradient,
+        curvatures=curvature or tuple(Curvature),
+        samples=samples or tuple(Samples),
         mc_samples=mc_samples,
         data=data,
         data_dir=data_dir,

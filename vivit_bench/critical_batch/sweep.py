@@ -1,14 +1,14 @@
 """All cells of Table S.1: which they are, and their searches, in turn or several at a time."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 from vivit_bench.critical_batch.jobs import SweepListener, SweepStep, run_here, run_jobs
 from vivit_bench.critical_batch.settings import Cell, make_cell
 from vivit_bench.critical_batch.sweep_plan import SweepPlan
 from vivit_bench.critical_batch.table_s1 import SubTable
-from vivit_bench.curvature.options import VARIANTS, Curvature
+from vivit_bench.curvature.options import VARIANTS, Curvature, Samples
 from vivit_bench.errors import UsageError
 from vivit_bench.hardware import check_threads
 from vivit_bench.peers import Quantity, get_engine
@@ -20,6 +20,8 @@ def table_cells(
     engines: Sequence[str],
     *,
     gradient: bool = True,
+    curvatures: Container[Curvature] = tuple(Curvature),
+    samples: Container[Samples] = tuple(Samples),
     mc_samples: int = 1,
     **options: Any,
 ) -> list[Cell]:
@@ -31,12 +33,15 @@ def table_cells(
         engines: Names; a table whose quantity an engine lacks is left out for it.
         gradient: Also the gradient alone on each device, for the plots; computed by the first
             engine, as there is nothing to compare.
+        curvatures: Of the cells.
+        samples: Of the cells.
         mc_samples: M of the Monte-Carlo cells.
         options: See `make_cell`.
 
     Returns:
         The cells, each once.
     """
+    variants = [each for each in VARIANTS if each[0] in curvatures and each[1] in samples]
     cells: dict[Cell, None] = {}
     for problem in problems:
         if gradient:
@@ -52,9 +57,18 @@ def table_cells(
         for engine in engines:
             for table in tables:
                 if table.quantity in get_engine(engine).quantities:
-                    cells.update(
-                        dict.fromkeys(_variants(table, problem, engine, mc_samples, options))
-                    )
+                    for curvature, part in variants:
+                        cell = make_cell(
+                            problem,
+                            quantity=table.quantity,
+                            curvature=curvature,
+                            samples=part,
+                            mc_samples=mc_samples if curvature is Curvature.MC else 1,
+                            device=table.device,
+                            engine=engine,
+                            **options,
+                        )
+                        cells[cell] = None
     return list(cells)
 
 
@@ -105,21 +119,3 @@ def threads_of(at_once: int, threads: int | None) -> int | None:
             f"CPUs, and this process may use {cpus}; use {' or '.join(ways)}"
         )
     return threads if at_once == 1 else threads or cpus // at_once
-
-
-def _variants(
-    table: SubTable, problem: str, engine: str, mc_samples: int, options: dict[str, Any]
-) -> list[Cell]:
-    return [
-        make_cell(
-            problem,
-            quantity=table.quantity,
-            curvature=curvature,
-            samples=samples,
-            mc_samples=mc_samples if curvature is Curvature.MC else 1,
-            device=table.device,
-            engine=engine,
-            **options,
-        )
-        for curvature, samples in VARIANTS
-    ]

@@ -35,7 +35,7 @@ _SEARCH = (
     Column("stopped_by", "stopped by", left=True),
     Column("reason", "", left=True),
     Column("memory_limit_bytes", "memory limit", format_size),
-    Column("peak_bytes", "peak over idle", format_peak),
+    Column("peak_bytes", "peak", format_peak),
     Column("idle_bytes", "idle process", format_size),
     Column("trials"),
     Column("from_records", "of them from records"),
