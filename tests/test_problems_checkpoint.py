@@ -22,6 +22,21 @@ def test_state_dict_of_deepobs_own_network_loads(tmp_path, wrapped):
     assert torch.equal(model.dense.weight, raw.dense.weight)
 
 
+def test_the_model_of_a_lightning_module_is_found_by_its_names(tmp_path):
+    """An attribute of a module that also has a metric; which of two such models is asked for."""
+    raw = load_problem(NAME, seed=7).model
+    state = {f"net.model.{name}": value for name, value in raw.state_dict().items()}
+    file = tmp_path / "last.ckpt"
+    whole = {"state_dict": {**state, "metric.total": torch.ones(1)}, "epoch": 3}
+    torch.save(whole, file)
+    model = load_problem(NAME, checkpoint=file).model
+    assert torch.equal(model.dense.weight, raw.dense.weight)
+    averaged = {f"average.{name}": value for name, value in raw.state_dict().items()}
+    torch.save({**whole, "state_dict": {**whole["state_dict"], **averaged}}, file)
+    with pytest.raises(UsageError, match=r"several such models: 'average\.', 'net\.model\.'"):
+        load_problem(NAME, checkpoint=file)
+
+
 def test_running_statistics_of_a_checkpoint_are_kept(tmp_path):
     state = load_problem("svhn_wrn164").model.state_dict()
     state["bn.running_mean"] = torch.full((256,), 7.0)

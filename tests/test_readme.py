@@ -1,4 +1,4 @@
-"""What the README says in Python runs as it stands."""
+"""What the README and the pages of docs/ say in Python runs as it stands, and their links lead."""
 
 import re
 from pathlib import Path
@@ -7,8 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-README = Path(__file__).parents[1] / "README.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+BLOCKS = [
+    (page, block)
+    for page in PAGES
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+]
 
 
 class Net(nn.Module):
@@ -48,10 +54,21 @@ def names_of_the_reader() -> dict[str, object]:
 
 
 def test_there_are_blocks() -> None:
-    assert len(BLOCKS) >= 2
+    assert len(BLOCKS) >= 3
 
 
-@pytest.mark.parametrize("block", BLOCKS)
-def test_a_block_runs(block: str, capsys: pytest.CaptureFixture[str]) -> None:
-    exec(compile(block, str(README), "exec"), names_of_the_reader())
+@pytest.mark.parametrize(("page", "block"), BLOCKS)
+def test_a_block_runs(page: Path, block: str, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(block, str(page), "exec"), names_of_the_reader())
     assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+
+
+def test_the_first_page_is_one() -> None:
+    assert len(README.read_text().splitlines()) <= 120

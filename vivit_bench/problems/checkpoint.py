@@ -20,14 +20,16 @@ def load_checkpoint(model: nn.Module, file: Path) -> None:
 
     Args:
         model: Changed in place.
-        file: Written by ``torch.save``: a state dict, or ``{"model": state dict}``.
-            Read with ``weights_only=True``: no code of the file runs.
+        file: Written by ``torch.save``: a state dict, ``{"model": state dict}``, or what a
+            Lightning trainer writes, in which the model is an attribute of a module: names then
+            begin with the attribute's, and others are left out. Read with ``weights_only=True``:
+            no code of the file runs.
 
     Raises:
         UsageError: No such file, not such a file, or other names or shapes.
     """
-    state = _read(file)
     own = model.state_dict()
+    state = _read(file, list(own))
     problems = [
         *_listed("lacks", [name for name in own if name not in state]),
         *_listed("has unknown", [name for name in state if name not in own]),
@@ -45,7 +47,7 @@ def load_checkpoint(model: nn.Module, file: Path) -> None:
     model.load_state_dict(state)
 
 
-def _read(file: Path) -> dict[str, Tensor]:
+def _read(file: Path, names: list[str]) -> dict[str, Tensor]:
     if not file.is_file():
         raise UsageError(f"checkpoint {file} does not exist or is no file")
     try:
@@ -58,6 +60,8 @@ def _read(file: Path) -> dict[str, Tensor]:
         ) from error
     if isinstance(content, dict) and isinstance(content.get("model"), dict):
         content = content["model"]
+    elif isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = _of_attribute(file, content["state_dict"], names)
     if not isinstance(content, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
     ):
@@ -66,6 +70,25 @@ def _read(file: Path) -> dict[str, Tensor]:
             "or {'model': state dict}: write it with torch.save(model.state_dict(), file)"
         )
     return content
+
+
+def _of_attribute(file: Path, state: dict[str, Tensor], names: list[str]) -> dict[str, Tensor]:
+    """The part of a Lightning module's state that is the model's, by the model's names.
+
+    Raises:
+        UsageError: Several attributes have such names.
+    """
+    prefixes = {name.removesuffix(names[0]) for name in state if name.endswith(names[0])}
+    whole = sorted(p for p in prefixes if all(f"{p}{name}" in state for name in names))
+    if len(whole) > 1:
+        raise UsageError(
+            f"checkpoint {file} holds several such models: {', '.join(map(repr, whole))}; write "
+            "the one that is meant with torch.save(model.state_dict(), file)"
+        )
+    if not whole:
+        return state
+    (prefix,) = whole
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
 def _listed(verb: str, names: list[str]) -> list[str]:

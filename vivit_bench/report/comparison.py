@@ -109,7 +109,8 @@ def _device(rows: Sequence[dict[str, Any]]) -> str:
 
 def stored_table(rows: Sequence[dict[str, Any]]) -> Table:
     """All stored comparisons, a row per engine; as CSV and JSON with settings and machine."""
-    first = [Column("problem", left=True), Column("quantity", left=True), Column("batch_size", "N")]
+    text = ("problem", "quantity", "curvature", "samples")
+    first = [*(Column(name, left=True) for name in text), Column("batch_size", "N")]
     return _all_columns(first, rows, [])
 
 
