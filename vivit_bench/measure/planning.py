@@ -27,6 +27,8 @@ class PlanWork(EngineWork):
         super().__init__(**arguments)
         self._costs_of = costs_of
         self._at: dict[int, str] = {}
+        self._needs: dict[int, int] = {}
+        self._available: int | None = None
 
     def warm_up(self) -> None:
         """Nothing is measured."""
@@ -43,6 +45,9 @@ class PlanWork(EngineWork):
             return {"columns": outputs if exact else self._approximation.mc_samples}
         assert self._memory_bytes is not None
         rows = planned_peaks(self._need, self._memory_bytes, n)
+        if self._available is not None:
+            n = min(n, self._available)
+            rows = planned_peaks(self._need, self._memory_bytes, n)
         told: dict[str, Any] = {"planned_peaks": [list(row) for row in rows]}
         fitting = [n for n, size in rows if size <= self._memory_bytes]
         if self._costs_of and fitting:
@@ -65,14 +70,18 @@ class PlanWork(EngineWork):
     def _need(self, n: int) -> int | None:
         from vivit_bench.problems.sampling import TooFewSamplesError
 
+        if n in self._needs:
+            return self._needs[n]
         try:
             inputs, targets = self._workload.batch(n)
-        except TooFewSamplesError:
+        except TooFewSamplesError as error:
+            self._available = error.available
             return None
         leanest, self._at[n] = self._engine.planned_peak(
             self._quantity, self._model, self._loss, inputs, targets, self._approximation
         )
-        return leanest + num_bytes(inputs, targets)
+        self._needs[n] = leanest + num_bytes(inputs, targets)
+        return self._needs[n]
 
     def _costs(self, n: int) -> tuple[int, float]:
         """Bytes with the mini-batch, and seconds."""
@@ -104,7 +113,7 @@ def planned_peaks(
         most: Largest N of interest.
 
     Returns:
-        (N, bytes), ascending; up to the last doubling before the data end.
+        (N, bytes), ascending; up to the last doubling before the data end, or `most`.
     """
     found: dict[int, int] = {}
     n = 1
