@@ -1,0 +1,3 @@
+EXAMPLES=""
+def compare_results()->None:
+    """X"""
