@@ -1,8 +1,7 @@
 """Stored training runs: what they must have, and what they would hold under now."""
 
-import functools
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, NotRequired, TypedDict
 
 from vivit_bench.audit.record import NOT_ASKED, Audit, Look, Present
@@ -81,23 +80,23 @@ def _present(stored: StoredRun, look: Look) -> Present:
     if absent := absent_files(spec) or absent_data(spec, look.data_dir):
         return Present(environment, unknown=(absent,))
     try:
-        model, data = _fingerprints(spec.problem, settings["data"], look.data_dir, spec.seed)
+        here = replace(spec, data_dir=look.data_dir)
+        model, data = look.once(("noise", here), lambda: _fingerprints(here))
     except VivitBenchError as error:
         return Present(environment, unknown=(why_not(error),))
     return Present({**environment, **data}, {"model": model})
 
 
-@functools.lru_cache(maxsize=1)
-def _fingerprints(
-    problem: str, data: str, data_dir: Path | None, seed: int
-) -> tuple[str, dict[str, str]]:
+def _fingerprints(spec: WorkloadSpec) -> tuple[str, dict[str, str]]:
+    """Of the model before it is trained, and of all data."""
     from vivit_bench.noise.data import load_run_data
     from vivit_bench.noise.runner import data_fingerprints
     from vivit_bench.problems import load_problem
     from vivit_bench.problems.workload import model_fingerprint
 
-    loaded = load_problem(problem, seed=seed)
-    found = load_run_data(loaded, DataSource(data), data_dir, seed)
+    assert spec.data is not None
+    loaded = load_problem(spec.problem, seed=spec.seed)
+    found = load_run_data(loaded, spec.data, spec.data_dir, spec.seed)
     model = model_fingerprint(loaded.name, loaded.model, loaded.loss)
     return model, data_fingerprints(found)
 

@@ -1,13 +1,15 @@
 """What an experiment tells of its stored runs, so that they can be checked."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeVar
 
 from vivit_bench.store import State, StoredRun, read_journal
 from vivit_bench.store.files import sha256
 from vivit_bench.store.schema import violations
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,16 @@ class Look:
     """Load problems and their data for their fingerprints."""
     data_dir: Path | None = None
     """Folder of the data sets."""
+    seen: dict[Any, Any] = field(default_factory=dict)
+    """What was looked at last and what was found: runs of one workload follow each other."""
+
+    def once(self, key: Hashable, look: Callable[[], _T]) -> _T:
+        """What a look gives, or the last one of the same key gave."""
+        if key not in self.seen:
+            self.seen.clear()
+            self.seen[key] = look()
+        found: _T = self.seen[key]
+        return found
 
 
 _DIGITS = 12

@@ -1,6 +1,5 @@
 """Stored spectra: what they must have, and what they would hold under now."""
 
-import functools
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NotRequired, TypedDict
@@ -76,15 +75,15 @@ def _present(stored: StoredRun, look: Look) -> Present:
     if absent := absent_files(spec) or absent_data(spec, look.data_dir):
         return Present(environment, unknown=(absent,))
     try:
-        model, batch = _fingerprints(replace(spec, device="cpu", data_dir=look.data_dir))
+        here = replace(spec, device="cpu", data_dir=look.data_dir)
+        model, batch = look.once(here, lambda: _fingerprints(here))
     except VivitBenchError as error:
         return Present(environment, unknown=(why_not(error),))
     return Present({**environment, "batch": batch}, {"model": model})
 
 
-@functools.lru_cache(maxsize=1)
 def _fingerprints(spec: WorkloadSpec) -> tuple[str, str]:
-    """Of model and mini-batch; runs of one workload come one after the other."""
+    """Of model and mini-batch."""
     workload = load_workload(spec)
     return workload.model_fingerprint, workload.batch_fingerprint
 
