@@ -50,7 +50,7 @@ def occasion(
 
 
 def verdicts(first: list[Record], second: list[Record], cells: int = 1) -> list[Verdict]:
-    times = [Times(BLANK, first, second, "wall_seconds")] * cells
+    times = [Times(BLANK, first, second, "wall_seconds", 1)] * cells
     return [change.verdict for change in time_changes(times)]
 
 
@@ -69,7 +69,7 @@ def test_an_engine_slowed_by_a_tenth_is_found(noise: float, rounds: int, seed: i
     for _ in range(20):
         before = occasion(generator, noise=noise, rounds=rounds)
         after = occasion(generator, noise=noise, rounds=rounds, slower=1.1)
-        (change,) = time_changes([Times(BLANK, before, after, "wall_seconds")])
+        (change,) = time_changes([Times(BLANK, before, after, "wall_seconds", 1)])
         assert change.verdict is Verdict.WORSE
         assert change.change == pytest.approx(0.1, abs=0.04)
         assert change.fails(0.05)
@@ -126,10 +126,31 @@ def test_what_cannot_be_told_is_neither_a_pass_nor_a_failure(
     generator = random.Random(0)
     before = occasion(generator, noise=0.005)
     after = edit(occasion(generator, noise=0.005, slower=2.0))
-    (change,) = time_changes([Times(BLANK, before, after, "wall_seconds")])
+    (change,) = time_changes([Times(BLANK, before, after, "wall_seconds", 1)])
     assert change.verdict is Verdict.CANNOT_TELL
     assert said in change.reason
     assert not change.fails(0.0)
+
+
+def test_rounds_in_which_others_had_the_cpus_do_not_count() -> None:
+    generator = random.Random(0)
+    before = occasion(generator, noise=0.005)
+    after = occasion(generator, noise=0.005, rounds=10, slower=1.1)
+
+    def taken(record: Record, factor: float) -> Record:
+        assert record.reference is not None
+        cpu = tuple(seconds / factor for seconds in record.reference.wall_seconds)
+        return replace(record, reference=replace(record.reference, cpu_seconds=cpu))
+
+    for factor, found in ((1.25, Verdict.WORSE), (1.4, Verdict.CANNOT_TELL)):
+        busy = [*after[:8], *(taken(each, factor) for each in after[8:])]
+        (change,) = time_changes([Times(BLANK, before, busy, "wall_seconds", 1)])
+        assert change.verdict is found
+    assert "9 and 8 rounds with a reference, beside 2 in which other" in change.reason
+    # Two threads take twice the CPU time; a device of its own is not shared.
+    two = [taken(each, 0.5) for each in after]
+    assert time_changes([Times(BLANK, two, two, "wall_seconds", 2)])[0].low is not None
+    assert time_changes([Times(BLANK, before, busy, "wall_seconds", None)])[0].low is not None
 
 
 def test_many_cells_are_tested_together() -> None:
@@ -138,7 +159,7 @@ def test_many_cells_are_tested_together() -> None:
     before, after = occasion(generator, noise=0.02), occasion(generator, noise=0.02)
     ranges = []
     for cells in (1, 10, 100):
-        change, *rest = time_changes([Times(BLANK, before, after, "wall_seconds")] * cells)
+        change, *rest = time_changes([Times(BLANK, before, after, "wall_seconds", 1)] * cells)
         assert len(rest) == cells - 1
         assert change.low is not None
         assert change.high is not None
@@ -147,7 +168,7 @@ def test_many_cells_are_tested_together() -> None:
     assert ranges[0] < ranges[2]
     assert set(verdicts(before, after, 300)) == {Verdict.CANNOT_TELL}
     # One that cannot be told costs the others nothing.
-    single = Times(BLANK, before, after, "wall_seconds")
+    single = Times(BLANK, before, after, "wall_seconds", 1)
     untold = replace(single, after=[])
     assert time_changes([single, untold])[0] == time_changes([single])[0]
 

@@ -19,7 +19,9 @@ def comparison(first: StoredRun, second: StoredRun, blank: Blank) -> Iterator[Ch
     Times are told together with those of all other comparisons, see `time_changes`.
     """
     old, new = records_of(first), records_of(second)
-    kinds = ("wall_seconds", "cpu_seconds") if first.settings["device"] == "cpu" else None
+    on_cpu = first.settings["device"] == "cpu"
+    kinds = ["wall_seconds", *(["cpu_seconds"] if on_cpu else [])]
+    threads = first.settings["threads"] if on_cpu else None
     for engine in first.settings["engines"]:
         before, after = old.get(engine, []), new.get(engine, [])
         ended = _outcome(blank(f"{engine} outcome"), before, after)
@@ -27,8 +29,8 @@ def comparison(first: StoredRun, second: StoredRun, blank: Blank) -> Iterator[Ch
         if {ended.before, ended.after} != {Outcome.FITS.value}:
             continue
         yield from _memory(before, after, engine, first, blank)
-        for kind in kinds or ("wall_seconds",):
-            yield Times(blank(f"{engine} {kind}"), rounds_of(before), rounds_of(after), kind)
+        rounds = rounds_of(before), rounds_of(after)
+        yield from (Times(blank(f"{engine} {kind}"), *rounds, kind, threads) for kind in kinds)
 
 
 def _outcome(blank: Change, before: list[Record], after: list[Record]) -> Change:
