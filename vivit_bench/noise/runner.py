@@ -222,15 +222,15 @@ def _identity(
             "threads": torch.get_num_threads(),
             "model": model_fingerprint(problem.name, problem.model, problem.loss),
         },
-        environment={**environment_of(device), **data_fingerprints(data)},
+        environment=environment_of(device, **data_fingerprints(data)),
         owns=OWNS,
     )
 
 
-def environment_of(device: torch.device) -> dict[str, Any]:
-    """What a run holds under on a device, now and here, but for its data."""
+def environment_of(device: torch.device, **data: str) -> dict[str, Any]:
+    """What a run holds under on a device, now and here, beside the fingerprints of its data."""
     space = {WORKSPACE: workspace()} if _is_cuda(device) else {}
-    return environment(_ROOMS, _LIBRARIES, device=str(device), **space)
+    return environment(_ROOMS, _LIBRARIES, device=str(device), **space, **data)
 
 
 def data_fingerprints(data: RunData) -> dict[str, str]:
