@@ -22,10 +22,11 @@ from vivit_bench.comparison.compare import (
     summarise,
 )
 from vivit_bench.comparison.intervals import Interval, median_interval
+from vivit_bench.comparison.reference import GEMM_SIZES, PRODUCTS, Reference, ReferencedWork
 from vivit_bench.errors import UsageError, VivitBenchError
 from vivit_bench.measure import Observation, Outcome, Reading, Spec, TrialReport, run_trial
 from vivit_bench.measure.protocol import FailureKind, Measured, Ready
-from vivit_bench.measure.work import project
+from vivit_bench.measure.work import EngineWork, project
 
 DIGITS = f"{Path(__file__).parent.parent / 'scripts/examples/small_cnn.py'}:digits"
 WORK: dict[str, Any] = {
@@ -118,6 +119,65 @@ def test_a_trial_and_a_comparison_read_the_same_peak() -> None:
     assert run.peak_bytes == pytest.approx(trial.peak_bytes, rel=0.02)
     assert run.certificate_error is not None
     assert run.certificate_error < 1e-4
+
+
+def test_a_time_run_has_a_reference_beside_it_and_a_memory_run_has_none() -> None:
+    memory, timed = compare_engines(WORK, ["vivit-bench"], 8, threads=1, repeats=1)
+    assert memory.reference is None
+    assert timed.reference is not None
+    assert timed.reference.kind == (GEMM_SIZES["cpu"], PRODUCTS)
+    for seconds in (timed.reference.wall_seconds, timed.reference.cpu_seconds):
+        assert len(seconds) == 2
+        assert min(seconds) > 0
+    assert timed.digest == {}
+    assert Record.from_json(json.loads(json.dumps(timed.to_json()))) == timed
+
+
+def test_the_reference_takes_its_time_beside_the_work_and_not_in_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One product to warm up and a reading before; a reading after, when all is measured."""
+    products: list[str] = []
+    real = torch.mm
+
+    def mm(*matrices: torch.Tensor, **options: Any) -> torch.Tensor:
+        products.append(phase)
+        return real(*matrices, **options)
+
+    monkeypatch.setitem(GEMM_SIZES, "cpu", 16)
+    monkeypatch.setattr(torch, "mm", mm)
+    phase = "warm-up"
+    work = ReferencedWork(**WORK, engine="vivit-bench", most_seconds=60.0)
+    assert work.warm_up() is not None  # as certified as without
+    phase = "work"
+    result = work.run(4)
+    of_the_work = products.count("work")
+    phase = "after"
+    beside = Reference.from_json(json.loads(json.dumps(work.digest(result)))["reference"])
+    assert products.count("warm-up") >= 1 + PRODUCTS
+    assert products.count("after") == PRODUCTS
+    assert beside.kind == (16, PRODUCTS)
+    plain = EngineWork(**WORK, engine="vivit-bench")
+    phase = "plain"
+    plain.warm_up()
+    assert products.count("warm-up") - products.count("plain") == 1 + PRODUCTS
+    phase = "plain work"
+    plain.run(4)
+    assert of_the_work == products.count("plain work")
+
+
+def test_a_time_out_that_is_too_short_for_a_reference_leaves_it_out(
+    monkeypatch: pytest.MonkeyPatch, run: "Compare"
+) -> None:
+    monkeypatch.setitem(GEMM_SIZES, "cpu", 16)
+    work = ReferencedWork(**WORK, engine="vivit-bench", most_seconds=0.0)
+    work.warm_up()
+    assert work.digest(work.run(2)) == {}
+    fake = FakeMeasure()
+    found = run(fake, timeout_seconds=8.0)
+    assert [each.reference for each in found] == [None] * 6
+    asked = [spec.arguments.get("most_seconds") for spec in fake.specs]
+    assert asked == [None, None, *4 * [2.0]]
 
 
 class FakeMeasure:
@@ -292,7 +352,9 @@ def test_a_base_that_failed_is_compared_with_nothing() -> None:
 def test_records_of_before_are_read() -> None:
     """They say neither how a run ended nor how many pages it took."""
     new = record("a", failure="no such layer", outcome=Outcome.ERROR)
-    old = {k: v for k, v in new.to_json().items() if k not in ("outcome", "minor_faults")}
+    old = {
+        k: v for k, v in new.to_json().items() if k not in ("outcome", "minor_faults", "reference")
+    }
     assert Record.from_json(old) == new
 
 

@@ -131,7 +131,7 @@ def test_the_floor_is_measured_on_the_device_between_synchronisations(
 
     monkeypatch.setattr("time.perf_counter", lambda: clock[0])
     monkeypatch.setattr(torch.cuda, "synchronize", synchronise)
-    monkeypatch.setitem(floor._GEMM_SIZES, "cuda", 16)
+    monkeypatch.setitem(floor.GEMM_SIZES, "cuda", 16)
     monkeypatch.setattr(torch, "randn", here(torch.randn))
     monkeypatch.setattr(torch, "eye", here(torch.eye))
     monkeypatch.setattr(torch, "mm", launching(torch.mm, 2.0))

@@ -13,8 +13,6 @@ from typing import Any
 import typer
 from common import EXPERIMENTS, Case, Series, Zygote, main, run_cases, workshop, zygotes
 
-from vivit_bench.cli.compare import compare_engines
-
 HUGE, LONG = str(2**64), "x" * 5000
 _TEXTS = ["", " ", "a/b", "../a", "/", ".", "\x07bell", "\udcff\udcfe", "\n", "é" * 150, LONG]
 _NUMBERS = ["", "x", "nan", "1e999", "-1", HUGE, "-" + HUGE, "1.5.2", "0x10", "٣", "1,5", LONG]
@@ -105,7 +103,8 @@ def _parameters() -> dict[str, set[str]]:
     app = typer.Typer()
     for name, module in main_module._GROUPS.items():
         app.add_typer(importlib.import_module(module).app, name=name)
-    app.command("compare-engines")(compare_engines)
+    for name, (module, function) in main_module._COMMANDS.items():
+        app.command(name)(getattr(importlib.import_module(module), function))
     found: dict[str, set[str]] = {}
 
     def walk(command: Any, words: str) -> None:

@@ -40,6 +40,13 @@ _GROUPS = {
     "problems": "vivit_bench.cli.problems",
 }
 
+# Commands of their own: module and function.
+_COMMANDS = {
+    "compare-engines": ("vivit_bench.cli.compare", "compare_engines"),
+    "compare": ("vivit_bench.cli.compare_results", "compare_results"),
+    "check": ("vivit_bench.cli.check", "check"),
+}
+
 _KEPT = "finished results are kept, and the same command goes on"
 _WRONG_NAME = {
     errno.ENAMETOOLONG,
@@ -92,8 +99,9 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     for name, module in _GROUPS.items():
         app.add_typer(importlib.import_module(module).app, name=name)
-    compare = importlib.import_module("vivit_bench.cli.compare")
-    app.command("compare-engines", epilog=compare.EXAMPLES)(compare.compare_engines)
+    for name, (module, function) in _COMMANDS.items():
+        found = importlib.import_module(module)
+        app.command(name, epilog=found.EXAMPLES)(getattr(found, function))
     before = {number: signal.signal(number, _stop) for number in _SIGNALS}
     try:
         code = app(prog_name="vivit-bench", standalone_mode=False)

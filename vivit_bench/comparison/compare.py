@@ -12,7 +12,9 @@ from enum import StrEnum
 from statistics import median
 from typing import Any
 
+from vivit_bench.comparison import reference
 from vivit_bench.comparison.intervals import median_interval
+from vivit_bench.comparison.reference import Reference
 from vivit_bench.errors import UsageError, VivitBenchError
 from vivit_bench.measure import Observation, Outcome, Reading, Spec, measure
 from vivit_bench.measure.verdict import Kill
@@ -74,6 +76,9 @@ class Record:
     digest: dict[str, Any] = field(default_factory=dict)
     """``eigenvalues``, the 10 leading ones; or ``step_norm`` and ``step_projections``, see
     `vivit_bench.measure.work.project`; empty for the gradient alone."""
+    reference: Reference | None = None
+    """Of time runs what the reference took beside the work; None in records of earlier versions,
+    and where the time-out is too short for it."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON types."""
@@ -91,7 +96,9 @@ class Record:
         # Records of earlier versions do not say how a run failed.
         outcome = Outcome.ERROR if record.failure else Outcome.FITS
         outcome = Outcome(values.get("outcome", outcome))
-        return replace(record, kind=RunKind(record.kind), outcome=outcome)
+        beside = values.get("reference")
+        beside = None if beside is None else Reference.from_json(beside)
+        return replace(record, kind=RunKind(record.kind), outcome=outcome, reference=beside)
 
 
 def compare_engines(
@@ -143,7 +150,7 @@ def compare_engines(
                 continue
             what = f"time {repeat + 1} of {repeats}" if kind is RunKind.TIME else "memory"
             progress(f"{what}: {engine}")
-            spec = _spec({**work, "engine": engine}, n, threads, kind)
+            spec = _spec({**work, "engine": engine}, n, threads, kind, timeout_seconds)
             seconds = timeout_seconds * (1 + spec.warm_runs)
             made = _to_record(engine, kind, repeat, measure(spec, seconds))
             record(made)
@@ -154,19 +161,25 @@ def compare_engines(
     return records
 
 
-def _spec(arguments: dict[str, Any], n: int, threads: int, kind: RunKind) -> Spec:
-    memory = kind is RunKind.MEMORY
+def _spec(
+    arguments: dict[str, Any], n: int, threads: int, kind: RunKind, timeout_seconds: float
+) -> Spec:
+    common: dict[str, Any] = {
+        "n": n,
+        "threads": threads,
+        "reading": Reading(kind.value),
+        "device": arguments["device"],
+        "digest": True,
+    }
+    if kind is RunKind.MEMORY:
+        return Spec(arguments=arguments, certify=True, **common)
     # The first work of an N on a CUDA device loads its kernels and makes cuDNN's plans.
-    first_is_slow = arguments["device"] != "cpu" and not memory
+    first_is_slow = arguments["device"] != "cpu"
     return Spec(
-        n=n,
-        threads=threads,
-        arguments=arguments,
-        reading=Reading(kind.value),
-        device=arguments["device"],
-        certify=memory,
-        digest=memory,
+        work=reference.NAME,
+        arguments={**arguments, "most_seconds": timeout_seconds / 4},
         warm_runs=1 if first_is_slow else 0,
+        **common,
     )
 
 
@@ -182,8 +195,10 @@ def _to_record(engine: str, kind: RunKind, repeat: int, seen: Observation) -> Re
     assert report is not None
     assert seen.measured is not None
     if kind is RunKind.TIME:
+        beside = report.digest.get("reference")
         return replace(
             blank,
+            reference=None if beside is None else Reference.from_json(beside),
             wall_seconds=seen.measured.wall_seconds,
             cpu_seconds=seen.measured.cpu_seconds,
             minor_faults=seen.measured.minor_faults,

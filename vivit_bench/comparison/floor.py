@@ -6,6 +6,7 @@ from statistics import median
 from typing import Any
 
 from vivit_bench.comparison.compare import EngineFailedError
+from vivit_bench.comparison.reference import GEMM_SIZES
 from vivit_bench.errors import UsageError
 from vivit_bench.measure import Outcome, Reading, Spec, measure
 from vivit_bench.measure.work import Work, load
@@ -86,15 +87,11 @@ class FloorWork(Work):
         return result
 
 
-_GEMM_SIZES = {"cpu": 2048, "cuda": 8192}
-"""A GPU is done with a small product before the next one is launched."""
-
-
 def gemm_rate(device: str = "cpu", repeats: int = 7) -> float:
     """FLOPs per second of a float32 matrix product on a device, measured now."""
     import torch
 
-    size = _GEMM_SIZES[torch.device(device).type]
+    size = GEMM_SIZES[torch.device(device).type]
     a, b = torch.randn(2, size, size, device=device)
     times = [_seconds(lambda: torch.mm(a, b), device) for _ in range(repeats)]
     return 2 * size**3 / median(times)

@@ -171,12 +171,17 @@ def stored_rows(results_dir: Path) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def _load(stored: StoredRun) -> Compared:
-    entries, _ = read_journal(stored.folder / RUNS)
-    records = _newest([Record.from_json(entry) for entry in entries])
+    records = records_of(stored)
     ordered = [each for engine in stored.settings["engines"] for each in records[engine]]
     comparable = stored.settings["curvature"] == Curvature.EXACT
     rows = summarise(ordered, comparable=comparable)
     return Compared(rows, stored.results["floor"], stored.folder, _about(stored))
+
+
+def records_of(stored: StoredRun) -> dict[str, list[Record]]:
+    """The runs of a stored comparison by engine, the last of each kind and round."""
+    entries, _ = read_journal(stored.folder / RUNS)
+    return _newest([Record.from_json(entry) for entry in entries])
 
 
 def _about(stored: StoredRun) -> dict[str, Any]:

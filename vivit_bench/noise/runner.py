@@ -222,16 +222,23 @@ def _identity(
             "threads": torch.get_num_threads(),
             "model": model_fingerprint(problem.name, problem.model, problem.loss),
         },
-        environment=environment(
-            _ROOMS,
-            _LIBRARIES,
-            device=str(device),
-            **({WORKSPACE: workspace()} if _is_cuda(device) else {}),
-            train_data=batch_fingerprint(data.inputs, data.targets),
-            test_data=batch_fingerprint(*data.test),
-        ),
+        environment=environment_of(device, **data_fingerprints(data)),
         owns=OWNS,
     )
+
+
+def environment_of(device: torch.device, **data: str) -> dict[str, Any]:
+    """What a run holds under on a device, now and here, beside the fingerprints of its data."""
+    space = {WORKSPACE: workspace()} if _is_cuda(device) else {}
+    return environment(_ROOMS, _LIBRARIES, device=str(device), **space, **data)
+
+
+def data_fingerprints(data: RunData) -> dict[str, str]:
+    """The data that a run holds under."""
+    return {
+        "train_data": batch_fingerprint(data.inputs, data.targets),
+        "test_data": batch_fingerprint(*data.test),
+    }
 
 
 def _sizes(settings: Settings, problem: Problem, data: RunData) -> dict[str, int]:

@@ -73,13 +73,18 @@ def run_experiment(
         experiment=EXPERIMENT,
         label=f"{settings.route}_n{settings.batch_size}",
         settings=settings.record(),
-        environment=environment(_ROOMS, _LIBRARIES),
+        environment=environment_of(),
         owns=(LOSSES, DAMPINGS, JOURNAL, *_REPORTS),
     )
     with open_run(results_dir, identity, name=name, fresh=fresh, note=note) as run:
         if not run.is_returned:
             _run(run, settings, progress, note)
         return load_results(run.stored)
+
+
+def environment_of() -> dict[str, Any]:
+    """What a run holds under, now and here."""
+    return environment(_ROOMS, _LIBRARIES)
 
 
 def _run(

@@ -83,11 +83,14 @@ def identity_of(workload: Workload, settings: SpectrumSettings) -> Identity:
         label=f"{problem_slug(settings.problem)}_{settings.curvature}_{settings.samples}"
         f"{_structure(settings)}{params}{dropped}_n{settings.batch_size}",
         settings={**settings.to_json(), "model": workload.model_fingerprint},
-        environment=environment(
-            _ROOMS, _LIBRARIES, device=settings.workload.device, batch=workload.batch_fingerprint
-        ),
+        environment=environment_of(settings.workload.device, batch=workload.batch_fingerprint),
         owns=(EIGENVALUES,),
     )
+
+
+def environment_of(device: str, **data: str) -> dict[str, Any]:
+    """What spectra hold under on a device, now and here, beside the fingerprints of their data."""
+    return environment(_ROOMS, _LIBRARIES, device=device, **data)
 
 
 def store_spectrum(

@@ -1,0 +1,103 @@
+"""The numbers of two runs of the same settings, one beside the other."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pandas as pd
+
+from vivit_bench.audit.change import ROUNDING, Change, Good, Verdict, exact, rounded
+from vivit_bench.critical_batch.records import finished_records
+from vivit_bench.measure import Outcome
+from vivit_bench.store import StoredRun
+
+Blank = Callable[[str], Change]
+"""A change with everything but number and result, for a number's name."""
+
+
+def critical_batch(first: StoredRun, second: StoredRun, blank: Blank) -> Iterator[Change]:
+    """Size, what ended the search, and the peak of the largest N that fits in both."""
+    old, new = first.results, second.results
+    yield _size(old, new, blank("critical_batch_size"))
+    yield _text(blank("stopped_by"), old["stopped_by"], new["stopped_by"])
+    peaks = [_peaks(stored) for stored in (first, second)]
+    if common := peaks[0].keys() & peaks[1].keys():
+        n = max(common)
+        yield exact(blank(f"peak_bytes at N = {n}"), peaks[0][n], peaks[1][n], Good.LESS)
+
+
+def _size(old: dict[str, Any], new: dict[str, Any], blank: Change) -> Change:
+    before, after = old["critical_batch_size"], new["critical_batch_size"]
+    found = exact(blank, before, after, Good.MORE)
+    smaller = old if before < after else new
+    if before != after and smaller["is_lower_bound"]:
+        reason = f"the smaller one is a lower bound: the search ended by {smaller['stopped_by']}"
+        return replace(found, verdict=Verdict.CANNOT_TELL, reason=reason)
+    return found
+
+
+def _peaks(stored: StoredRun) -> dict[int, int]:
+    trials = finished_records(stored).trials.values()
+    fit = (each for each in trials if each.outcome is Outcome.FITS and each.repeat == 0)
+    return {each.n: each.peak_bytes for each in fit if each.peak_bytes is not None}
+
+
+def spectrum(first: StoredRun, second: StoredRun, blank: Blank) -> Iterator[Change]:
+    """Eigenvalues over the largest one, trace, loss, and how many are above the cutoff."""
+    from vivit_bench.spectrum.record import load_spectrum
+
+    old, new = load_spectrum(first), load_spectrum(second)
+    tolerance = ROUNDING[str(first.settings["dtype"])]
+    yield rounded(
+        blank("eigenvalues"), old.eigenvalues.tolist(), new.eigenvalues.tolist(), tolerance
+    )
+    for name in ("trace", "loss"):
+        yield rounded(blank(name), [getattr(old, name)], [getattr(new, name)], tolerance)
+    counts = blank("num_above_cutoff")
+    yield exact(counts, old.num_above_cutoff, new.num_above_cutoff, Good.NEITHER)
+
+
+def noise(first: StoredRun, second: StoredRun, blank: Blank) -> Iterator[Change]:
+    """Every column of the three tables, over its largest value; gamma without its sign."""
+    from vivit_bench.noise.records import read_run
+
+    old, new = read_run(first), read_run(second)
+    for name in ("curves", "checkpoints", "directions"):
+        tables = [getattr(run, name).copy() for run in (old, new)]
+        if name == "directions":  # an eigenvector's sign is arbitrary
+            tables = [table.assign(gamma=table["gamma"].abs()) for table in tables]
+        yield from _columns(tables[0], tables[1], ROUNDING["float32"], partial(_named, blank, name))
+
+
+def quadratic(first: StoredRun, second: StoredRun, blank: Blank) -> Iterator[Change]:
+    """The losses of every optimizer, over the largest one, and the dampings that were chosen."""
+    from vivit_bench.quadratic.records import load_results
+
+    old, new = load_results(first), load_results(second)
+    for label in old.losses["optimizer"].drop_duplicates():
+        before, after = (
+            each.losses.loc[each.losses["optimizer"] == label, "loss"].tolist()
+            for each in (old, new)
+        )
+        yield rounded(blank(f"loss of {label}"), before, after, ROUNDING["float64"])
+    before, after = (each.dampings["damping"].tolist() for each in (old, new))
+    yield rounded(blank("dampings"), before, after, ROUNDING["float64"])
+
+
+def _named(blank: Blank, table: str, column: str) -> Change:
+    return blank(f"{table} {column}")
+
+
+def _columns(
+    old: pd.DataFrame, new: pd.DataFrame, tolerance: float, blank: Blank
+) -> Iterator[Change]:
+    for column in old:
+        if column not in ("step", "epoch", "direction"):
+            before, after = old[column].tolist(), new[column].tolist()
+            yield rounded(blank(str(column)), before, after, tolerance)
+
+
+def _text(blank: Change, before: str, after: str) -> Change:
+    verdict = Verdict.SAME if before == after else Verdict.CHANGED
+    return replace(blank, before=before, after=after, verdict=verdict)
