@@ -94,6 +94,8 @@ def main() -> None:
         app.add_typer(importlib.import_module(module).app, name=name)
     compare = importlib.import_module("vivit_bench.cli.compare")
     app.command("compare-engines", epilog=compare.EXAMPLES)(compare.compare_engines)
+    report = importlib.import_module("vivit_bench.cli.report")
+    app.command("report", epilog=report.EXAMPLES)(report.report)
     before = {number: signal.signal(number, _stop) for number in _SIGNALS}
     try:
         code = app(prog_name="vivit-bench", standalone_mode=False)

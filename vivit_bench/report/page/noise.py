@@ -1,0 +1,239 @@
+"""Noise over a training: directions at every checkpoint, behind one slider."""
+
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from vivit_bench.errors import VivitBenchError
+from vivit_bench.noise.records import EXPERIMENT, NoiseRun, read_run
+from vivit_bench.report.noise import checkpoint_table, run_table, run_title
+from vivit_bench.report.page import charts
+from vivit_bench.report.page.parts import (
+    Chart,
+    Charts,
+    Control,
+    Heading,
+    PageTable,
+    Section,
+    name_of,
+)
+from vivit_bench.store import State, stored_runs
+
+_POINTS = 9_000
+"""Directions that a page draws at most, so that it stays small."""
+_LEADING = 40
+"""Directions of largest curvature that are always drawn."""
+_PANELS = {
+    "gamma": ("slope |γ|", "#0072B2"),
+    "alignment": ("share of the gradient γ² / ‖∇L‖²", "#009E73"),
+    "snr_lambda": ("signal-to-noise of the curvature, SNR(λ)", "#CC79A7"),
+    "snr_gamma": ("signal-to-noise of the slope, SNR(γ)", "#D55E00"),
+}
+_SIGNALS = ("snr_lambda", "snr_gamma")
+
+
+def section(results_dir: Path) -> Section | None:
+    """Of every run its summary, directions, training curves and checkpoints."""
+    found = Section(
+        "noise",
+        "Noise over training",
+        "The directions of a held-out mini-batch's GGN while a network is trained: their curvature "
+        "λ, slope γ and signal-to-noise ratios. Move the slider from checkpoint to checkpoint; "
+        "point at a direction, and it is marked in all four charts.",
+    )
+    runs = readable_runs(results_dir, found.warnings)
+    for number, run in enumerate(runs):
+        found.blocks.append(Heading(run_title(run)))
+        if run.stored.state is not State.RUNNING:
+            found.blocks.append(PageTable(run_table(run), name_of("noise_run", run.folder.name)))
+        found.blocks.append(_directions(run, number, _POINTS // len(runs), found))
+        found.blocks.append(Charts(_training(run, number, found)))
+        table = checkpoint_table(run)
+        found.blocks.append(PageTable(table, name_of("noise_checkpoints", run.folder.name)))
+    return found if runs or found.warnings else None
+
+
+def readable_runs(results_dir: Path, warnings: list[str]) -> list[NoiseRun]:
+    """Runs with at least one checkpoint, finished or not.
+
+    Args:
+        results_dir: Folder of all results.
+        warnings: Is told of the others.
+    """
+    stored, damaged = stored_runs(results_dir, EXPERIMENT)
+    warnings += damaged
+    runs = []
+    for each in stored:
+        try:
+            runs.append(read_run(each))
+        except VivitBenchError as error:
+            warnings.append(f"left out: {error}")
+    return runs
+
+
+def drawn_directions(run: NoiseRun, most: int) -> pd.DataFrame:
+    """The directions that are drawn, a row each, with ``checkpoint`` from 0.
+
+    Args:
+        run: The run.
+        most: Rows, about; of each checkpoint the leading directions, then every so many.
+    """
+    steps = run.checkpoints["step"].tolist()
+    each = max(_LEADING + 20, most // max(len(steps), 1))
+    parts = []
+    for place, step in enumerate(steps):
+        rows = run.at(step)
+        kept = np.arange(len(rows))
+        if len(rows) > each:
+            rest = np.linspace(_LEADING, len(rows) - 1, each - _LEADING).round().astype(int)
+            kept = np.union1d(np.arange(_LEADING), rest)
+        part = rows.iloc[kept][["direction", "eigenvalue", *_PANELS]].assign(checkpoint=place)
+        parts.append(part)
+    frame = pd.concat(parts, ignore_index=True)
+    frame["gamma"] = frame["gamma"].abs()
+    return frame
+
+
+def _directions(run: NoiseRun, number: int, most: int, section: Section) -> Charts:
+    frame = drawn_directions(run, most)
+    key = name_of("directions", number)
+    section.data[key] = charts.csv_of(frame, 4)
+    title = run_title(run)
+    made = [_panel(frame, key, name, title) for name in _PANELS]
+    left_out = len(run.directions) - len(frame)
+    caption = "Zeros and infinite ratios (directions without variance) have no place on the axes."
+    if left_out:
+        caption += (
+            f" Of each checkpoint the {_LEADING} leading directions are drawn, and some of the "
+            f"others: {len(frame):,} of {len(run.directions):,} in all."
+        )
+    choices = [
+        f"step {int(row.step):,}, epoch {row.epoch:.3g}: loss {row.loss:.3g}, K = {int(row.num_directions):,}"
+        for row in run.checkpoints.itertuples()
+    ]
+    control = Control("Checkpoint", choices, is_slider=True) if len(choices) > 1 else None
+    return Charts(made, f"{key}_group", control, caption)
+
+
+def _panel(frame: pd.DataFrame, key: str, name: str, run_name: str) -> Chart:
+    title, look = _PANELS[name]
+    chosen = alt.param(name=charts.CHOSEN, value=0)
+    pointed = alt.param(name=charts.POINTED, value=0)
+    hover = alt.selection_point(
+        name="hover",
+        on="pointerover",
+        nearest=True,
+        fields=["direction"],
+        empty=False,
+        clear="pointerout",
+    )
+    x = charts.log_axis("eigenvalue", alt.X, "curvature λ", domain=_domain(frame["eigenvalue"]))
+    y = charts.log_axis(name, alt.Y, title, domain=_domain(frame[name], is_ratio=name in _SIGNALS))
+    is_pointed = f"datum.direction == {charts.POINTED}"
+    points = (
+        alt.Chart(charts.data_of(key, frame))
+        .transform_filter(
+            f"datum.checkpoint == {charts.CHOSEN} && datum.{name} > 0 && datum.eigenvalue > 0"
+        )
+        .mark_point(filled=True, color=look)
+        .encode(
+            x=x,
+            y=y,
+            size=alt.condition(is_pointed, alt.value(170), alt.value(22)),
+            opacity=alt.condition(is_pointed, alt.value(1), alt.value(0.55)),
+            stroke=alt.condition(is_pointed, alt.value(charts.INK), alt.value("transparent")),
+            tooltip=[
+                charts.tip("direction", "direction k", ",d"),
+                charts.tip("eigenvalue", "λ", ".3g"),
+                charts.tip("gamma", "|γ|", ".3g"),
+                charts.tip("alignment", "γ² / ‖∇L‖²", ".3g"),
+                charts.tip("snr_lambda", "SNR(λ)", ".3g"),
+                charts.tip("snr_gamma", "SNR(γ)", ".3g"),
+            ],
+        )
+        .add_params(chosen, pointed, hover)
+    )
+    layers: Any = points
+    if name in _SIGNALS:
+        frame_of_one = alt.Chart(alt.Data(values=[{}])).mark_rule(strokeDash=[4, 3], opacity=0.5)
+        layers = frame_of_one.encode(y=alt.datum(1.0)) + points
+    text = f"{title} of each direction over its curvature, at a checkpoint of {run_name}; all values stand in the run's directions.csv"
+    return charts.finish(layers, f"{key}_{name}", title[0].upper() + title[1:], text, height=210)
+
+
+def _domain(values: "pd.Series[float]", *, is_ratio: bool = False) -> list[float]:
+    """Ends of a log axis that holds for all checkpoints."""
+    shown = values[np.isfinite(values) & (values > 0)]
+    ends = [*shown, 1.0] if is_ratio or shown.empty else list(shown)
+    return [float(min(ends)) / 1.5, float(max(ends)) * 1.5]
+
+
+def _training(run: NoiseRun, number: int, section: Section) -> list[Chart]:
+    """Loss, accuracy and K over the training."""
+    key = name_of("training", number)
+    curves = run.curves
+    section.data[key] = charts.csv_of(curves)
+    title = run_title(run)
+    made = [_curve(curves, key, "loss", title)]
+    if curves["train_accuracy"].notna().any():
+        made.append(_curve(curves, key, "accuracy", title))
+    counts = run.checkpoints[["step", "epoch", "num_directions"]]
+    section.data[f"{key}_counts"] = charts.csv_of(counts)
+    chart = (
+        alt.Chart(charts.data_of(f"{key}_counts", counts))
+        .mark_line(point=alt.OverlayMarkDef(size=40, color=charts.INK), color=charts.INK)
+        .encode(
+            x=alt.X(
+                "step:Q",
+                axis=alt.Axis(title="step", tickCount=5, format="~s"),
+                scale=alt.Scale(type="symlog"),
+            ),
+            y=alt.Y("num_directions:Q", axis=alt.Axis(title="directions K", tickCount=5)),
+            tooltip=[
+                charts.tip("step", "step", ",d"),
+                charts.tip("epoch", "epoch", ".3g"),
+                charts.tip("num_directions", "K", ",d"),
+            ],
+        )
+    )
+    text = f"Number of directions K at the checkpoints of {title}"
+    return [
+        *made,
+        charts.finish(chart, f"{key}_counts", "Directions above the cutoff", text, height=170),
+    ]
+
+
+def _curve(curves: pd.DataFrame, key: str, name: str, run_name: str) -> Chart:
+    parts = ["train", "test"]
+    last = curves.iloc[-1]
+    shown = "%" if name == "accuracy" else ".3g"
+    y = alt.Y(
+        "value:Q",
+        axis=alt.Axis(title=name, tickCount=5, format=shown if shown == "%" else "~g"),
+        scale=alt.Scale(zero=False),
+    )
+    chart = (
+        alt.Chart(charts.data_of(key, curves))
+        .transform_fold([f"{part}_{name}" for part in parts], as_=["name", "value"])
+        .transform_calculate(part="split(datum.name, '_')[0]")
+        .mark_line(point=alt.OverlayMarkDef(size=28))
+        .encode(
+            x=alt.X("epoch:Q", axis=alt.Axis(title="epoch", tickCount=6)),
+            y=y,
+            color=charts.colour("part", parts),
+            strokeDash=alt.StrokeDash(
+                "part:N", scale=alt.Scale(domain=parts, range=[[1, 0], [5, 3]]), legend=None
+            ),
+            tooltip=[
+                charts.tip("part", "data"),
+                charts.tip("epoch", "epoch", ".3g"),
+                charts.tip("step", "step", ",d"),
+                charts.tip("value", name, ".1%" if shown == "%" else shown),
+            ],
+        )
+    )
+    text = f"{name} of {run_name} over the epochs, at the end {last[f'train_{name}']:.3g} (train) and {last[f'test_{name}']:.3g} (test)"
+    return charts.finish(chart, f"{key}_{name}", name.capitalize(), text, height=170)
