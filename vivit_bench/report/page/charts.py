@@ -1,6 +1,7 @@
 """What all charts share: colours, how text and axes look, and how data get to them."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import altair as alt
@@ -27,6 +28,15 @@ CHOSEN = "chosen"
 POINTED = "pointed"
 """Parameter with the direction that is pointed at in any chart of a group."""
 
+_SMALLEST = 20
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_POWERS = (
+    "datum.value >= 0.001 && datum.value < 1e6 ? format(datum.value, ',~g') : "
+    f"{['10' + str(k).translate(_RAISED) for k in range(-_SMALLEST, _SMALLEST + 1)]}"
+    f"[round(log(datum.value) / LN10) + {_SMALLEST}]"
+)
+"""Label of a tick: powers of ten as people write them where zeros could not be counted."""
+
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
 _TEXT = {"labelColor": INK, "titleColor": INK, "labelFont": _FONT, "titleFont": _FONT}
 CONFIG: Spec = {
@@ -35,18 +45,15 @@ CONFIG: Spec = {
     "view": {"stroke": None},
     "axis": {
         **_TEXT,
-        **{"labelFontSize": 11, "titleFontSize": 11.5, "titleFontWeight": 500, "titlePadding": 8},
+        **{"labelFontSize": 11, "titleFontSize": 11.5, "titleFontWeight": 500, "titlePadding": 6},
         **{"labelOpacity": 0.8, "labelOverlap": True, "labelSeparation": 4},
         **{"domainColor": INK, "domainOpacity": 0.35, "tickColor": INK, "tickOpacity": 0.35},
         **{"gridColor": INK, "gridOpacity": 0.1, "tickSize": 4},
     },
-    # Above its axis a title needs no turned head, and no room beside the chart.
-    "axisY": {"titleAngle": 0, "titleAlign": "left", "titleAnchor": "end", "titleX": 0},
-    "axisYQuantitative": {"titleY": -8},
     "legend": {
         **_TEXT,
         **{"orient": "top", "title": None, "labelFontSize": 11.5, "labelLimit": 220},
-        **{"symbolSize": 70, "columnPadding": 12, "offset": 14, "symbolStrokeWidth": 2},
+        **{"symbolSize": 80, "columnPadding": 14, "offset": 10, "symbolStrokeWidth": 2},
     },
     "text": {"color": INK, "font": _FONT, "fontSize": 11},
     "rule": {"color": INK},
@@ -112,18 +119,78 @@ def shape(field: str, names: Sequence[str], legend: Sequence[str] | None = None)
     return alt.Shape(f"{field}:N", scale=scale, legend=shown)
 
 
-def legend_of(names: Sequence[str]) -> alt.Legend | None:
-    """A legend that fits a phone; none for a single name."""
-    if len(names) < 2:
-        return None
-    longest = max(map(len, names))
-    return alt.Legend(columns=3 if longest < 12 else 2 if longest < 24 else 1)
+def legend_of(names: Sequence[str], *, as_lines: bool = False) -> alt.Legend:
+    """A legend of these names that fits a phone."""
+    longest = max(map(len, names), default=0)
+    columns = 3 if longest < 14 else 2 if longest < 24 else 1
+    if as_lines:
+        return alt.Legend(
+            values=list(names),
+            columns=columns,
+            symbolType="stroke",
+            symbolOpacity=1,
+            symbolSize=200,
+        )
+    return alt.Legend(values=list(names), columns=columns, symbolOpacity=1)
 
 
-def log_axis(field: str, kind: type, title: str, **scale: Any) -> Any:
-    """A logarithmic position, its numbers as people write them."""
-    axis = alt.Axis(title=title, format="~g", tickCount=6)
-    return kind(f"{field}:Q", axis=axis, scale=alt.Scale(type="log", nice=False, **scale))
+def log_axis(
+    kind: type, field: str, values: Iterable[float | None], title: str | None = None
+) -> Any:
+    """A logarithmic position with a line at powers of ten, or at 1, 2 and 5 times these.
+
+    Args:
+        kind: ``alt.X`` or ``alt.Y``.
+        field: What is drawn.
+        values: All that must be on the axis; those that have no place there do not count.
+        title: Of the axis; None where the chart's says it.
+    """
+    low, high = ends_of(values)
+    ticks = _ticks(low, high)
+    axis = alt.Axis(
+        title=title,
+        labelExpr=_POWERS if low < 1e-3 or high >= 1e6 else "format(datum.value, ',~g')",
+        **({"values": ticks} if len(ticks) > 1 else {"tickCount": 4}),
+    )
+    return kind(
+        f"{field}:Q", axis=axis, scale=alt.Scale(type="log", domain=[low, high], nice=False)
+    )
+
+
+def zero_and_powers(top: int) -> list[int]:
+    """Ticks of an axis that is logarithmic but for its zero."""
+    return [0, *(10**k for k in range(len(str(max(top, 1)))))]
+
+
+def names_axis(width: int, *, lines: int = 1) -> alt.Axis:
+    """An axis of names.
+
+    Args:
+        width: Pixels after which a name is cut.
+        lines: On which it stands, parted by ``|``.
+    """
+    look: dict[str, Any] = {"labelExpr": "split(datum.label, '|')"} if lines > 1 else {}
+    return alt.Axis(title=None, labelLimit=width, ticks=False, domain=False, **look)
+
+
+def ends_of(values: Iterable[float | None]) -> tuple[float, float]:
+    """Ends of a logarithmic axis with a margin for what is drawn."""
+    shown = [float(v) for v in values if v is not None and math.isfinite(v) and v > 0]
+    low, high = (min(shown), max(shown)) if shown else (1.0, 10.0)
+    margin = max(1.12, (high / low) ** 0.03)
+    return _rounded(low / margin), _rounded(high * margin)
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    step = max(1, math.ceil((last - first) / 7))
+    factors = (1,) if last - first > 3 else (1, 2, 5)
+    powers = range(first - first % step, last + 1, step)
+    return [t for k in powers for f in factors if low <= (t := float(f"{f}e{k}")) <= high]
 
 
 def tip(field: str, title: str, shown: str = "") -> alt.Tooltip:

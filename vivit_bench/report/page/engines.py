@@ -75,6 +75,7 @@ def ratio_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     lines = [
         {
             "work": _work(row),
+            "problem": row["problem"],
             "base": bases[row["run"]],
             **{name: row.get(name) for name in names},
             "peak_mib": row["peak_bytes"] / MIB if row.get("peak_bytes") else None,
@@ -82,13 +83,17 @@ def ratio_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
         for row in map(plain, rows)
         if row["engine"] != bases[row["run"]] and row.get("wall_ratio") is not None
     ]
-    return pd.DataFrame(lines, columns=["work", "base", *names, "peak_mib"])
+    return pd.DataFrame(lines, columns=["work", "problem", "base", *names, "peak_mib"])
 
 
 def _work(row: dict[str, Any]) -> str:
-    parts = [row["problem"].rsplit("/", 1)[-1], row["quantity"], row["curvature"], row["samples"]]
-    parts += [None if row["device"] == "cpu" else row["device"]] if "device" in row else []
-    return ", ".join([str(part) for part in parts if part] + [f"N = {row['batch_size']}"])
+    """What was compared, on two lines."""
+    device = row.get("device") or "cpu"
+    named = [row["problem"].rsplit("/", 1)[-1], f"N = {row['batch_size']}"]
+    named += [] if device == "cpu" else [device]
+    draws = f" (M = {row['mc_samples']})" if row["mc_samples"] != 1 else ""
+    work = [row["quantity"], f"{row['curvature'] or ''}{draws}", row["samples"]]
+    return "|".join(", ".join(str(part) for part in line if part) for line in (named, work))
 
 
 def _ratios(frame: pd.DataFrame, name: str) -> Chart:
@@ -98,23 +103,18 @@ def _ratios(frame: pd.DataFrame, name: str) -> Chart:
     bases = engines_in_order(frame["base"])
     names = [*bases, *(engine for engine in engines if engine not in bases)]
     color = charts.colour("engine", names, legend=engines)
-    ends = frame[
-        [c for c in (value, "wall_ratio_low", "wall_ratio_high") if name == "wall" or c == value]
-    ]
-    top = max(1.0, float(ends.astype(float).max().max()))
-    low = min(1.0, float(ends.astype(float).min().min()))
-    axis = alt.Axis(title=f"{what} over the first engine's", format="~g", tickCount=5)
-    scale = alt.Scale(type="log", domain=[low * 0.85, top * 1.6], nice=False)
-    x = alt.X(f"{value}:Q", axis=axis, scale=scale)
+    ends = ["wall_ratio_low", "wall_ratio_high"] if name == "wall" else []
+    values = [1.0, *(v for c in [value, *ends] for v in frame[c].astype(float).dropna())]
+    x = charts.log_axis(alt.X, value, [*values, 1.6 * max(values)])  # room for the numbers
     base = alt.Chart(charts.data_of("ratios", frame)).encode(
         y=alt.Y(
             "work:N",
             sort=None,
-            axis=alt.Axis(title=None, labelLimit=215, ticks=False, domain=False),
+            axis=charts.names_axis(200, lines=2),
         ),
         yOffset=alt.YOffset("engine:N", sort=engines),
         tooltip=[
-            charts.tip("work", "work"),
+            charts.tip("problem", "problem"),
             charts.tip("engine", "engine"),
             charts.tip("base", "over"),
             charts.tip("wall_ratio", "time ratio", ".3g"),
@@ -135,7 +135,7 @@ def _ratios(frame: pd.DataFrame, name: str) -> Chart:
     )
     if name == "wall":
         layers += base.mark_rule(strokeWidth=2).encode(
-            x=alt.X("wall_ratio_low:Q", scale=scale), x2="wall_ratio_high:Q", color=color
+            x="wall_ratio_low:Q", x2="wall_ratio_high:Q", color=color
         )
     layers += base.mark_text(align="left", dx=9, dy=-7, fontSize=10.5).encode(
         x=x, text=alt.Text(f"{value}:Q", format=".3~g")
@@ -144,13 +144,13 @@ def _ratios(frame: pd.DataFrame, name: str) -> Chart:
         f"{row['work']}, {row['engine']}: {row[value]:.3g}"
         for row in frame.to_dict("records")
         if row[value] is not None
-    )
+    ).replace("|", ", ")
     return charts.finish(
         layers,
         f"ratios_{name}",
         f"{what.capitalize()} over the first engine's",
         f"{what} ratios to the first engine. {said}",
-        height=max(80, 34 * frame["work"].nunique() * max(1, len(engines))),
+        height=max(80, 40 * frame["work"].nunique() * max(1, len(engines))),
     )
 
 
@@ -186,13 +186,14 @@ def _costs(series: Series, number: int, section: Section) -> list[Chart]:
     engines = series.engines
     made = []
     for name, title in _COSTS.items():
+        heights = [*frame[name], *(frame["high"] if name == "seconds" else ())]
         law = "time" if name == "seconds" else "peak"
         said = [f"{e}: N^{found.exponent:.2f}" for e in engines if (found := series.law(e, law))]
         base = (
             alt.Chart(charts.data_of(key, frame))
             .transform_filter(f"datum.{name} > 0")
             .encode(
-                x=charts.log_axis("n", alt.X, "mini-batch size N"),
+                x=charts.log_axis(alt.X, "n", frame["n"], "mini-batch size N"),
                 color=charts.colour("engine", engines),
                 tooltip=[
                     charts.tip("engine", "engine"),
@@ -204,7 +205,7 @@ def _costs(series: Series, number: int, section: Section) -> list[Chart]:
                 ],
             )
         )
-        y = charts.log_axis(name, alt.Y, title)
+        y = charts.log_axis(alt.Y, name, heights)
         layers: Any = base.mark_line(opacity=0.5).encode(y=y) + base.mark_point(
             filled=True, size=55, opacity=1
         ).encode(y=y, shape=charts.shape("engine", engines))

@@ -37,15 +37,16 @@ def section(searches: Searches, results_dir: Path) -> Section | None:
     found = Section(
         "growth",
         "Growth of memory and time with N",
-        "Every trial of the searches: filled where it fits, hollow where it does not or did not end "
-        "(then its peak is at least this). Dashed lines were expected beforehand, the dotted one is "
-        "the memory limit, vertical ones are critical batch sizes.",
+        "Every trial of the searches: filled where it fits, hollow where it does not or did not "
+        "end (then its peak is at least this). Dashed lines were expected beforehand, the dotted "
+        "one is the memory limit, vertical ones are critical batch sizes.",
     )
     for group in searches.groups:
-        blocks = []
-        for curves in curves_of(group.rows, results_dir):
-            if any(curve.run for curve in curves):
-                blocks.append(_charts(curves, group.number, found))
+        blocks = [
+            _charts(curves, group.number, found)
+            for curves in curves_of(group.rows, results_dir)
+            if any(curve.run for curve in curves)
+        ]
         if blocks:
             found.blocks += [Heading(group.title), *blocks]
     return found if found.blocks else None
@@ -130,8 +131,13 @@ def _panel(
     engines = engines_in_order([curve.row["engine"] for curve in curves])
     trials = frames[""]
     color = charts.colour("engine", engines)
-    x = charts.log_axis("n", alt.X, "mini-batch size N")
-    y = charts.log_axis(quantity, alt.Y, _PANELS[quantity], padding=12)
+    limit = int(curves[0].row["memory_limit_bytes"])
+    expected_here = frames["_expected"].query("quantity == @quantity")
+    is_memory = quantity == "peak_mib"
+    heights = [*trials[quantity], *expected_here["value"], *([limit / MIB] if is_memory else [])]
+    sizes = [*trials["n"], *frames["_critical"]["n"]]
+    x = charts.log_axis(alt.X, "n", sizes, "mini-batch size N")
+    y = charts.log_axis(alt.Y, quantity, heights)
     base = alt.Chart(charts.data_of(key, trials)).transform_filter(
         f"isValid(datum.{quantity}) && datum.{quantity} > 0"
     )
@@ -144,7 +150,9 @@ def _panel(
         x=x,
         y=y,
         color=color,
-        fill=alt.Fill("engine:N", scale=charts.colours_of(engines), legend=None),
+        fill=alt.Fill(
+            "engine:N", scale=charts.colours_of(engines), legend=charts.legend_of(engines)
+        ),
         fillOpacity=alt.condition(_FITS, alt.value(1), alt.value(0)),
         shape=charts.shape("engine", engines),
         tooltip=[
@@ -173,8 +181,7 @@ def _panel(
         )
     )
     layers = [critical, expected, lines, points]
-    limit = int(curves[0].row["memory_limit_bytes"])
-    if quantity == "peak_mib":
+    if is_memory:
         layers.insert(
             0,
             alt.Chart(charts.data_of(key, trials))

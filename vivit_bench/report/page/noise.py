@@ -50,7 +50,7 @@ def section(results_dir: Path) -> Section | None:
         if run.stored.state is not State.RUNNING:
             found.blocks.append(PageTable(run_table(run), name_of("noise_run", run.folder.name)))
         found.blocks.append(_directions(run, number, _POINTS // len(runs), found))
-        found.blocks.append(Charts(_training(run, number, found)))
+        found.blocks.append(Charts(_training(run, number, found), is_small=True))
         table = checkpoint_table(run)
         found.blocks.append(PageTable(table, name_of("noise_checkpoints", run.folder.name)))
     return found if runs or found.warnings else None
@@ -130,8 +130,8 @@ def _panel(frame: pd.DataFrame, key: str, name: str, run_name: str) -> Chart:
         empty=False,
         clear="pointerout",
     )
-    x = charts.log_axis("eigenvalue", alt.X, "curvature λ", domain=_domain(frame["eigenvalue"]))
-    y = charts.log_axis(name, alt.Y, title, domain=_domain(frame[name], is_ratio=name in _SIGNALS))
+    x = charts.log_axis(alt.X, "eigenvalue", frame["eigenvalue"], "curvature λ")
+    y = charts.log_axis(alt.Y, name, [*frame[name], *([1.0] if name in _SIGNALS else [])])
     is_pointed = f"datum.direction == {charts.POINTED}"
     points = (
         alt.Chart(charts.data_of(key, frame))
@@ -164,13 +164,6 @@ def _panel(frame: pd.DataFrame, key: str, name: str, run_name: str) -> Chart:
     return charts.finish(layers, f"{key}_{name}", title[0].upper() + title[1:], text, height=210)
 
 
-def _domain(values: "pd.Series[float]", *, is_ratio: bool = False) -> list[float]:
-    """Ends of a log axis that holds for all checkpoints."""
-    shown = values[np.isfinite(values) & (values > 0)]
-    ends = [*shown, 1.0] if is_ratio or shown.empty else list(shown)
-    return [float(min(ends)) / 1.5, float(max(ends)) * 1.5]
-
-
 def _training(run: NoiseRun, number: int, section: Section) -> list[Chart]:
     """Loss, accuracy and K over the training."""
     key = name_of("training", number)
@@ -181,6 +174,7 @@ def _training(run: NoiseRun, number: int, section: Section) -> list[Chart]:
     if curves["train_accuracy"].notna().any():
         made.append(_curve(curves, key, "accuracy", title))
     counts = run.checkpoints[["step", "epoch", "num_directions"]]
+    last = int(counts["step"].max())
     section.data[f"{key}_counts"] = charts.csv_of(counts)
     chart = (
         alt.Chart(charts.data_of(f"{key}_counts", counts))
@@ -188,10 +182,10 @@ def _training(run: NoiseRun, number: int, section: Section) -> list[Chart]:
         .encode(
             x=alt.X(
                 "step:Q",
-                axis=alt.Axis(title="step", tickCount=5, format="~s"),
+                axis=alt.Axis(title="step", format=",~g", values=charts.zero_and_powers(last)),
                 scale=alt.Scale(type="symlog"),
             ),
-            y=alt.Y("num_directions:Q", axis=alt.Axis(title="directions K", tickCount=5)),
+            y=alt.Y("num_directions:Q", axis=alt.Axis(title=None, tickCount=5)),
             tooltip=[
                 charts.tip("step", "step", ",d"),
                 charts.tip("epoch", "epoch", ".3g"),
@@ -202,17 +196,18 @@ def _training(run: NoiseRun, number: int, section: Section) -> list[Chart]:
     text = f"Number of directions K at the checkpoints of {title}"
     return [
         *made,
-        charts.finish(chart, f"{key}_counts", "Directions above the cutoff", text, height=170),
+        charts.finish(chart, f"{key}_counts", "Directions K above the cutoff", text, height=170),
     ]
 
 
 def _curve(curves: pd.DataFrame, key: str, name: str, run_name: str) -> Chart:
     parts = ["train", "test"]
+    legend = charts.legend_of(parts, as_lines=True)
     last = curves.iloc[-1]
     shown = "%" if name == "accuracy" else ".3g"
     y = alt.Y(
         "value:Q",
-        axis=alt.Axis(title=name, tickCount=5, format=shown if shown == "%" else "~g"),
+        axis=alt.Axis(title=None, tickCount=5, format=shown if shown == "%" else "~g"),
         scale=alt.Scale(zero=False),
     )
     chart = (
@@ -223,9 +218,9 @@ def _curve(curves: pd.DataFrame, key: str, name: str, run_name: str) -> Chart:
         .encode(
             x=alt.X("epoch:Q", axis=alt.Axis(title="epoch", tickCount=6)),
             y=y,
-            color=charts.colour("part", parts),
+            color=alt.Color("part:N", scale=charts.colours_of(parts), legend=legend),
             strokeDash=alt.StrokeDash(
-                "part:N", scale=alt.Scale(domain=parts, range=[[1, 0], [5, 3]]), legend=None
+                "part:N", scale=alt.Scale(domain=parts, range=[[1, 0], [5, 3]]), legend=legend
             ),
             tooltip=[
                 charts.tip("part", "data"),

@@ -96,6 +96,8 @@ class Charts:
     """Of the group; needed by a control."""
     control: Control | None = None
     caption: str = ""
+    is_small: bool = False
+    """Whether more than two fit beside each other."""
 
     kind = "charts"
 

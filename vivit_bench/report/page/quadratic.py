@@ -81,16 +81,16 @@ def _losses(results: Results, number: int, section: Section) -> Chart:
     section.data[key] = charts.csv_of(frame)
     labels = list(dict.fromkeys(frame["optimizer"]))
     colours, dashes = _look(labels)
+    legend = charts.legend_of(labels, as_lines=True)
     picked = alt.selection_point(name="shown", fields=["optimizer"], bind="legend")
-    y = charts.log_axis("median", alt.Y, "loss")
+    heights = [*frame["lower_quartile"], *frame["upper_quartile"]]
+    y = charts.log_axis(alt.Y, "median", heights)
     base = (
         alt.Chart(charts.data_of(key, frame))
         .transform_filter("datum.median > 0")
         .encode(
             x=alt.X("step:Q", axis=alt.Axis(title="step", tickMinStep=1)),
-            color=alt.Color(
-                "optimizer:N", scale=colours, legend=alt.Legend(columns=3, labelLimit=130)
-            ),
+            color=alt.Color("optimizer:N", scale=colours, legend=legend),
             tooltip=[
                 charts.tip("optimizer", "optimizer"),
                 charts.tip("step", "step", "d"),
@@ -101,13 +101,13 @@ def _losses(results: Results, number: int, section: Section) -> Chart:
         )
     )
     band = base.mark_area().encode(
-        y=charts.log_axis("lower_quartile", alt.Y, "loss"),
+        y=charts.log_axis(alt.Y, "lower_quartile", heights),
         y2="upper_quartile:Q",
         opacity=alt.condition(picked, alt.value(0.13), alt.value(0.02)),
     )
     lines = base.mark_line(point=alt.OverlayMarkDef(size=22)).encode(
         y=y,
-        strokeDash=alt.StrokeDash("optimizer:N", scale=dashes, legend=None),
+        strokeDash=alt.StrokeDash("optimizer:N", scale=dashes, legend=legend),
         strokeWidth=alt.condition(
             f"datum.optimizer == '{OptimizerName.BOOTSTRAP}'", alt.value(3), alt.value(1.5)
         ),
@@ -147,6 +147,7 @@ def _dampings(results: Results, number: int, section: Section) -> Chart:
     key = name_of("dampings", number)
     section.data[key] = charts.csv_of(frame)
     names = list(dict.fromkeys(frame["steps"]))
+    heights = [*frame["low"], *frame["high"]]
     base = (
         alt.Chart(charts.data_of(key, frame))
         .transform_filter("datum.median > 0")
@@ -166,10 +167,10 @@ def _dampings(results: Results, number: int, section: Section) -> Chart:
         )
     )
     band = base.mark_rule(opacity=0.35, strokeWidth=4).encode(
-        y=charts.log_axis("low", alt.Y, "chosen damping"), y2="high:Q"
+        y=charts.log_axis(alt.Y, "low", heights), y2="high:Q"
     )
     lines = base.mark_line(point=alt.OverlayMarkDef(size=30)).encode(
-        y=charts.log_axis("median", alt.Y, "chosen damping")
+        y=charts.log_axis(alt.Y, "median", heights)
     )
     return charts.finish(
         band + lines,

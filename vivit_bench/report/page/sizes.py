@@ -107,18 +107,15 @@ def _bars(group: Group, problem: str, section: Section) -> Chart:
     names = work_order(frame)
     engines = [name for name in group.engines if name in set(frame["engine"])]
     top = max(10.0, float(frame["size"].max())) * 4  # room for the numbers
+    start = charts.ends_of([0.8, top])[0]
     base = alt.Chart(charts.data_of(key, frame)).encode(
         y=alt.Y(
             "work:N",
             sort=names,
-            axis=alt.Axis(title=None, labelLimit=150, ticks=False, domain=False),
+            axis=charts.names_axis(150),
         ),
         yOffset=alt.YOffset("engine:N", sort=engines, scale=alt.Scale(domain=engines)),
-        x=alt.X(
-            "shown:Q",
-            axis=alt.Axis(title="critical batch size N", format="~s", tickCount=5),
-            scale=alt.Scale(type="log", domain=[0.7, top], nice=False),
-        ),
+        x=charts.log_axis(alt.X, "shown", [0.8, top], "critical batch size N"),
         tooltip=[
             charts.tip("work", "work"),
             charts.tip("engine", "engine"),
@@ -128,7 +125,7 @@ def _bars(group: Group, problem: str, section: Section) -> Chart:
         ],
     )
     drawn = base.mark_bar(cornerRadiusEnd=2).encode(
-        x2=alt.datum(0.7), color=charts.colour("engine", engines)
+        x2=alt.datum(start), color=charts.colour("engine", engines)
     )
     text = base.mark_text(align="left", dx=4).encode(text="label:N")
     said = "; ".join(f"{row.work}, {row.engine}: {row.label}" for row in frame.itertuples())
@@ -180,9 +177,10 @@ def _against_truth(known: pd.DataFrame, section: Section) -> Chart:
     frame = pd.DataFrame(
         {
             "search": [
-                f"{r.problem}, {r.work}, {r.engine}, {format_size(int(r.memory_limit_bytes))}"
+                f"{r.problem}, {format_size(int(r.memory_limit_bytes))}|{r.work}"
                 for r in known.itertuples()
             ],
+            "problem": known["problem"],
             "engine": known["engine"],
             "measured": measured,
             "predicted": known["predicted_critical_batch_size"].astype(float),
@@ -199,11 +197,12 @@ def _against_truth(known: pd.DataFrame, section: Section) -> Chart:
         y=alt.Y(
             "search:N",
             sort=None,
-            axis=alt.Axis(title=None, labelLimit=260, ticks=False, domain=False),
+            axis=charts.names_axis(200, lines=2),
         ),
         color=charts.colour("engine", engines),
         tooltip=[
-            charts.tip("search", "search"),
+            charts.tip("problem", "problem"),
+            charts.tip("engine", "engine"),
             charts.tip("measured", "measured", ",d"),
             charts.tip("predicted", "predicted", ",d"),
             charts.tip("low", "from", ",d"),
@@ -212,7 +211,7 @@ def _against_truth(known: pd.DataFrame, section: Section) -> Chart:
     )
     axis = alt.X(
         "low_over:Q",
-        axis=alt.Axis(title="predicted over measured", format="~g"),
+        axis=alt.Axis(title="predicted over measured", format="~g", tickCount=6),
         scale=alt.Scale(zero=False, nice=True),
     )
     truth = (
@@ -233,5 +232,5 @@ def _against_truth(known: pd.DataFrame, section: Section) -> Chart:
         key,
         "Predicted size over the measured one, with its interval",
         f"Predictions against measurements. {said}",
-        height=max(60, 24 * len(frame)),
+        height=max(60, 38 * len(frame)),
     )

@@ -116,7 +116,7 @@ def _approximation_colour(names: Sequence[str]) -> alt.Color:
     spare = iter(("#009E73", "#CC79A7", "#F0E442", "#7F7F7F") * (1 + len(names) // 4))
     colours = [charts.APPROXIMATIONS.get(name) or next(spare) for name in names]
     scale = alt.Scale(domain=list(names), range=colours)
-    return alt.Color("approximation:N", scale=scale, legend=charts.legend_of(names))
+    return alt.Color("approximation:N", scale=scale, legend=charts.legend_of(names, as_lines=True))
 
 
 def _densities(title: str, records: Spectra, number: int, section: Section) -> Chart:
@@ -137,7 +137,7 @@ def _densities(title: str, records: Spectra, number: int, section: Section) -> C
     toggled = alt.selection_point(name="shown", fields=["approximation"], bind="legend")
     top = max(2, int(frame["count"].max()))
     base = alt.Chart(charts.data_of(key, frame)).encode(
-        x=charts.log_axis("low", alt.X, "eigenvalue"),
+        x=charts.log_axis(alt.X, "low", edges[1:], "eigenvalue"),
         color=_approximation_colour(names),
         opacity=alt.condition(toggled, alt.value(1), alt.value(0.12)),
         tooltip=[
@@ -149,7 +149,7 @@ def _densities(title: str, records: Spectra, number: int, section: Section) -> C
     )
     y = alt.Y(
         "count:Q",
-        axis=alt.Axis(title="eigenvalues in a bin", format="~s", tickCount=5),
+        axis=alt.Axis(title=None, format=",~g", values=charts.zero_and_powers(top)),
         scale=alt.Scale(type="symlog", constant=1, domain=[0, top * 1.2], nice=False),
     )
     lines = (
@@ -162,7 +162,7 @@ def _densities(title: str, records: Spectra, number: int, section: Section) -> C
     return charts.finish(
         lines + points,
         key,
-        "How many eigenvalues lie where",
+        "Number of eigenvalues in each bin",
         f"Histogram of the spectra of {title}. {said}",
     )
 
@@ -195,15 +195,16 @@ def _together(groups: dict[str, Spectra], section: Section) -> Charts:
         chosen = alt.param(name=charts.CHOSEN, value=initial)
     else:
         chosen = alt.param(name=charts.CHOSEN, value=0)
+    legend = alt.Legend(columns=1, labelLimit=300, symbolType="stroke", symbolSize=200)
     chart = (
         alt.Chart(charts.data_of(key, shown))
         .transform_filter(f"datum.choice == {charts.CHOSEN}")
         .mark_line(strokeWidth=1.8, point=alt.OverlayMarkDef(size=14, opacity=0.9))
         .encode(
-            x=charts.log_axis("k", alt.X, "k, from the largest"),
-            y=charts.log_axis("eigenvalue", alt.Y, "eigenvalue"),
-            color=alt.Color("line:N", sort=None, legend=alt.Legend(columns=1, labelLimit=300)),
-            strokeDash=alt.StrokeDash("line:N", sort=None, legend=None),
+            x=charts.log_axis(alt.X, "k", shown["k"], "rank k"),
+            y=charts.log_axis(alt.Y, "eigenvalue", shown["eigenvalue"]),
+            color=alt.Color("line:N", sort=None, legend=legend),
+            strokeDash=alt.StrokeDash("line:N", sort=None, legend=legend),
             tooltip=[
                 charts.tip("line", "spectrum"),
                 charts.tip("k", "k", ",d"),
@@ -215,7 +216,7 @@ def _together(groups: dict[str, Spectra], section: Section) -> Charts:
     made = charts.finish(
         chart,
         key,
-        "Eigenvalues in order",
+        "Eigenvalues in order, from the largest",
         f"Eigenvalues against their rank, both logarithmic, of {len(titles)} problems under "
         f"{', '.join(approximations)}",
         height=300,
