@@ -1,37 +1,20 @@
 """Engines side by side: ratios of time and memory, and both against N."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import altair as alt
 import pandas as pd
 
-from vivit_bench.comparison.scaling import Series
 from vivit_bench.comparison.stored import stored_rows
 from vivit_bench.measure.budget import MIB
 from vivit_bench.report.comparison import describe, stored_table
 from vivit_bench.report.page import charts
-from vivit_bench.report.page.parts import Chart, Charts, Heading, PageTable, Section, name_of, plain
+from vivit_bench.report.page.engine_growth import cost_charts, series_of
+from vivit_bench.report.page.parts import Chart, Charts, Heading, PageTable, Section, plain
 from vivit_bench.report.page.searches import engines_in_order
 
-_SAME = (
-    "problem",
-    "quantity",
-    "curvature",
-    "samples",
-    "mc_samples",
-    "data",
-    "seed",
-    "dtype",
-    "device",
-    "threads",
-    "checkpoint",
-)
-_SEVERAL = 3
-"""N from which costs are drawn against N."""
 _RATIOS = {"wall": "time", "peak": "peak memory"}
-_COSTS = {"seconds": "seconds (median)", "peak_mib": "peak over idle (MiB)"}
 
 
 def section(results_dir: Path) -> Section | None:
@@ -43,7 +26,7 @@ def section(results_dir: Path) -> Section | None:
         "engines",
         "Engines compared",
         "Time and memory of other engines over the first one's, every run in a fresh process and "
-        "in turn. To the right of 1 the first engine is better; lines are the intervals of the median.",
+        "in turn. To the right of 1 the first engine is better; lines are the medians' intervals.",
         warnings=list(damaged),
     )
     if not rows:
@@ -52,10 +35,10 @@ def section(results_dir: Path) -> Section | None:
     if len(frame):
         found.data["ratios"] = charts.csv_of(frame)
         found.blocks.append(Charts([_ratios(frame, name) for name in _RATIOS]))
-    for number, series in enumerate(_series(rows)):
+    for number, series in enumerate(series_of(rows)):
         found.blocks += [
             Heading(f"Against N: {describe(series)}"),
-            Charts(_costs(series, number, found)),
+            Charts(cost_charts(series, number, found.data)),
         ]
     found.blocks.append(PageTable(stored_table(rows), "engines", "All comparisons"))
     return found
@@ -152,67 +135,3 @@ def _ratios(frame: pd.DataFrame, name: str) -> Chart:
         f"{what} ratios to the first engine. {said}",
         height=max(80, 40 * frame["work"].nunique() * max(1, len(engines))),
     )
-
-
-def _series(rows: list[dict[str, Any]]) -> Iterator[Series]:
-    """Comparisons that differ in N alone, of at least `_SEVERAL` N."""
-    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault(
-            tuple(str(row.get(name)) for name in (*_SAME, "host", "code")), []
-        ).append(row)
-    for part in groups.values():
-        ordered = sorted(part, key=lambda row: row["batch_size"])
-        if len({row["batch_size"] for row in ordered}) >= _SEVERAL:
-            yield Series(ordered)
-
-
-def _costs(series: Series, number: int, section: Section) -> list[Chart]:
-    lines = [
-        {
-            "engine": row["engine"],
-            "n": row["batch_size"],
-            "seconds": row.get("wall_seconds"),
-            "low": row.get("wall_low_seconds"),
-            "high": row.get("wall_high_seconds"),
-            "peak_mib": row["peak_bytes"] / MIB if row.get("peak_bytes") else None,
-        }
-        for row in map(plain, series.rows)
-    ]
-    kinds = dict.fromkeys(("seconds", "low", "high", "peak_mib"), float)
-    frame = pd.DataFrame(lines).astype(kinds)
-    key = name_of("series", number)
-    section.data[key] = charts.csv_of(frame)
-    engines = series.engines
-    made = []
-    for name, title in _COSTS.items():
-        heights = [*frame[name], *(frame["high"] if name == "seconds" else ())]
-        law = "time" if name == "seconds" else "peak"
-        said = [f"{e}: N^{found.exponent:.2f}" for e in engines if (found := series.law(e, law))]
-        base = (
-            alt.Chart(charts.data_of(key, frame))
-            .transform_filter(f"datum.{name} > 0")
-            .encode(
-                x=charts.log_axis(alt.X, "n", frame["n"], "mini-batch size N"),
-                color=charts.colour("engine", engines),
-                tooltip=[
-                    charts.tip("engine", "engine"),
-                    charts.tip("n", "N", ",d"),
-                    charts.tip("seconds", "seconds", ".3g"),
-                    charts.tip("low", "from", ".3g"),
-                    charts.tip("high", "to", ".3g"),
-                    charts.tip("peak_mib", "peak (MiB)", ",.1f"),
-                ],
-            )
-        )
-        y = charts.log_axis(alt.Y, name, heights)
-        layers: Any = base.mark_line(opacity=0.5).encode(y=y) + base.mark_point(
-            filled=True, size=55, opacity=1
-        ).encode(y=y, shape=charts.shape("engine", engines))
-        if name == "seconds":
-            layers += base.mark_rule(strokeWidth=1.5).encode(y=alt.Y("low:Q"), y2="high:Q")
-        text = f"{title} against N: {describe(series)}. {'; '.join(said)}"
-        laws = f" ({', '.join(said)})" if said else ""
-        heading = f"{title[0].upper()}{title[1:]}{laws}"
-        made.append(charts.finish(layers, f"{key}_{name}", heading, text))
-    return made

@@ -198,8 +198,8 @@ def _panel(
 
 
 def _said(part: pd.DataFrame, quantity: str) -> str:
-    known = part[part[quantity].notna()]
+    known = part[part[quantity].notna()].sort_values("n")
     if known.empty:
         return "not known"
-    low, high = known.loc[known["n"].idxmin()], known.loc[known["n"].idxmax()]
+    low, high = known.iloc[0], known.iloc[-1]
     return f"from {low[quantity]:.3g} at N = {low['n']} to {high[quantity]:.3g} at N = {high['n']}"

@@ -20,6 +20,7 @@ from vivit_bench.report.page.parts import (
     Section,
     name_of,
 )
+from vivit_bench.report.page.training import training_charts
 from vivit_bench.store import State, stored_runs
 
 _POINTS = 9_000
@@ -50,7 +51,7 @@ def section(results_dir: Path) -> Section | None:
         if run.stored.state is not State.RUNNING:
             found.blocks.append(PageTable(run_table(run), name_of("noise_run", run.folder.name)))
         found.blocks.append(_directions(run, number, _POINTS // len(runs), found))
-        found.blocks.append(Charts(_training(run, number, found), is_small=True))
+        found.blocks.append(Charts(training_charts(run, number, found.data), is_small=True))
         table = checkpoint_table(run)
         found.blocks.append(PageTable(table, name_of("noise_checkpoints", run.folder.name)))
     return found if runs or found.warnings else None
@@ -111,8 +112,9 @@ def _directions(run: NoiseRun, number: int, most: int, section: Section) -> Char
             f"others: {len(frame):,} of {len(run.directions):,} in all."
         )
     choices = [
-        f"step {int(row.step):,}, epoch {row.epoch:.3g}: loss {row.loss:.3g}, K = {int(row.num_directions):,}"
-        for row in run.checkpoints.itertuples()
+        f"step {row['step']:,.0f}, epoch {row['epoch']:.3g}: loss {row['loss']:.3g}, "
+        f"K = {row['num_directions']:,.0f}"
+        for row in run.checkpoints.to_dict("records")
     ]
     control = Control("Checkpoint", choices, is_slider=True) if len(choices) > 1 else None
     return Charts(made, f"{key}_group", control, caption)
@@ -160,75 +162,8 @@ def _panel(frame: pd.DataFrame, key: str, name: str, run_name: str) -> Chart:
     if name in _SIGNALS:
         frame_of_one = alt.Chart(alt.Data(values=[{}])).mark_rule(strokeDash=[4, 3], opacity=0.5)
         layers = frame_of_one.encode(y=alt.datum(1.0)) + points
-    text = f"{title} of each direction over its curvature, at a checkpoint of {run_name}; all values stand in the run's directions.csv"
+    text = (
+        f"{title} of each direction over its curvature, at a checkpoint of {run_name}; all values "
+        "stand in the run's directions.csv"
+    )
     return charts.finish(layers, f"{key}_{name}", title[0].upper() + title[1:], text, height=210)
-
-
-def _training(run: NoiseRun, number: int, section: Section) -> list[Chart]:
-    """Loss, accuracy and K over the training."""
-    key = name_of("training", number)
-    curves = run.curves
-    section.data[key] = charts.csv_of(curves)
-    title = run_title(run)
-    made = [_curve(curves, key, "loss", title)]
-    if curves["train_accuracy"].notna().any():
-        made.append(_curve(curves, key, "accuracy", title))
-    counts = run.checkpoints[["step", "epoch", "num_directions"]]
-    last = int(counts["step"].max())
-    section.data[f"{key}_counts"] = charts.csv_of(counts)
-    chart = (
-        alt.Chart(charts.data_of(f"{key}_counts", counts))
-        .mark_line(point=alt.OverlayMarkDef(size=40, color=charts.INK), color=charts.INK)
-        .encode(
-            x=alt.X(
-                "step:Q",
-                axis=alt.Axis(title="step", format=",~g", values=charts.zero_and_powers(last)),
-                scale=alt.Scale(type="symlog"),
-            ),
-            y=alt.Y("num_directions:Q", axis=alt.Axis(title=None, tickCount=5)),
-            tooltip=[
-                charts.tip("step", "step", ",d"),
-                charts.tip("epoch", "epoch", ".3g"),
-                charts.tip("num_directions", "K", ",d"),
-            ],
-        )
-    )
-    text = f"Number of directions K at the checkpoints of {title}"
-    return [
-        *made,
-        charts.finish(chart, f"{key}_counts", "Directions K above the cutoff", text, height=170),
-    ]
-
-
-def _curve(curves: pd.DataFrame, key: str, name: str, run_name: str) -> Chart:
-    parts = ["train", "test"]
-    legend = charts.legend_of(parts, as_lines=True)
-    last = curves.iloc[-1]
-    shown = "%" if name == "accuracy" else ".3g"
-    y = alt.Y(
-        "value:Q",
-        axis=alt.Axis(title=None, tickCount=5, format=shown if shown == "%" else "~g"),
-        scale=alt.Scale(zero=False),
-    )
-    chart = (
-        alt.Chart(charts.data_of(key, curves))
-        .transform_fold([f"{part}_{name}" for part in parts], as_=["name", "value"])
-        .transform_calculate(part="split(datum.name, '_')[0]")
-        .mark_line(point=alt.OverlayMarkDef(size=28))
-        .encode(
-            x=alt.X("epoch:Q", axis=alt.Axis(title="epoch", tickCount=6)),
-            y=y,
-            color=alt.Color("part:N", scale=charts.colours_of(parts), legend=legend),
-            strokeDash=alt.StrokeDash(
-                "part:N", scale=alt.Scale(domain=parts, range=[[1, 0], [5, 3]]), legend=legend
-            ),
-            tooltip=[
-                charts.tip("part", "data"),
-                charts.tip("epoch", "epoch", ".3g"),
-                charts.tip("step", "step", ",d"),
-                charts.tip("value", name, ".1%" if shown == "%" else shown),
-            ],
-        )
-    )
-    text = f"{name} of {run_name} over the epochs, at the end {last[f'train_{name}']:.3g} (train) and {last[f'test_{name}']:.3g} (test)"
-    return charts.finish(chart, f"{key}_{name}", name.capitalize(), text, height=170)

@@ -126,13 +126,13 @@ def html_of(page: Page) -> str:
 
 
 def _of_searches(searches: Searches, results_dir: Path) -> list[Section]:
-    from vivit_bench.report.page import growth, sizes, table_s1
+    from vivit_bench.report.page import growth, predictions, sizes, table_s1
 
     made = [
         table_s1.section(searches),
-        sizes.bars(searches),
+        sizes.section(searches),
         growth.section(searches, results_dir),
-        sizes.predictions(searches),
+        predictions.section(searches),
     ]
     return [section for section in made if section is not None]
 

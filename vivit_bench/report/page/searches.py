@@ -1,6 +1,6 @@
 """Groups of stored searches that may stand beside each other: one machine, limit and precision."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,13 @@ def load_groups(results_dir: Path) -> Searches:
 def engines_in_order(names: "pd.Series[str] | list[str]") -> list[str]:
     """Names without repetition, vivit-bench's first, so that it always has the first colour."""
     return sorted(set(names), key=lambda name: (name != "vivit-bench", name))
+
+
+def work_of(row: Mapping[str, Any]) -> str:
+    """What was computed and how, as the axes have it."""
+    draws = f" (M = {row['mc_samples']})" if row["mc_samples"] != 1 else ""
+    curvature = f"{row['curvature']}{draws}" if row["curvature"] else None
+    return ", ".join(str(part) for part in (row["quantity"], curvature, row["samples"]) if part)
 
 
 def _selections(rows: pd.DataFrame) -> Iterator[tuple[str, Selection]]:

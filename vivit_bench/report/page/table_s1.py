@@ -1,6 +1,6 @@
 """Table S.1 with all engines and the paper side by side."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from vivit_bench.critical_batch.table_s1 import SUB_TABLES, SubTable
@@ -103,7 +103,7 @@ def _facts(columns: Sequence[Column]) -> Iterator[str]:
     yield from (c.name for c in columns if c.name not in shown and not c.name.endswith("_paper"))
 
 
-def _below(line: dict[str, Any], samples: str) -> str:
+def _below(line: Mapping[str, Any], samples: str) -> str:
     """What stands after and below a size: what ended the search, and the seconds."""
     mark = str(line.get(f"{samples}_mark") or "")
     seconds = line.get(f"{samples}_seconds")
