@@ -23,7 +23,7 @@ def group_runner(
     """A function that runs ``vivit-bench GROUP ...`` through ``main``, that group alone loaded."""
     main_module = importlib.import_module("vivit_bench.cli.main")
     module = f"vivit_bench.cli.{group.replace('-', '_')}"
-    groups = {} if group in ("env", "compare-engines") else {group: module}
+    groups = {} if group in ("env", "compare-engines", "report") else {group: module}
     monkeypatch.setattr(main_module, "_GROUPS", groups)
 
     def run(*arguments: object) -> Outcome:

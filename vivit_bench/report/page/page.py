@@ -1,5 +1,6 @@
 """The page as one file of HTML: nothing is loaded from elsewhere, at any time."""
 
+import functools
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -153,6 +154,7 @@ def _absent(searches: Searches) -> list[str]:
     ]
 
 
+@functools.cache
 def _vega() -> str:
     """Vega, Vega-Lite and vega-embed in one script, of the version that Altair writes for."""
     import altair
