@@ -272,6 +272,17 @@ def test_nothing_is_loaded_from_elsewhere_and_equal_results_give_equal_pages(
     assert len(text) < 2_000_000
 
 
+def test_charts_are_valid_vega_lite(tmp_path: Path) -> None:
+    import altair
+
+    add_searches(tmp_path)
+    store_made_up(tmp_path)
+    made = [*collect(tmp_path).specs.values(), *collect(COMPARISONS).specs.values()]
+    for spec in made:
+        altair.Root.from_dict(spec, validate=True)
+    assert len(made) >= 9
+
+
 def test_names_cannot_end_a_script_or_a_cell(tmp_path: Path) -> None:
     name = "nets/a</script><img src=x onerror=alert(1)>.py:make"
     add_search(tmp_path, problem=name)
