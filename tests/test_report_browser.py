@@ -162,11 +162,7 @@ def test_pointing_at_a_direction_shows_its_values_and_marks_it_everywhere(browse
 
 
 def test_pointing_at_a_trial_shows_n_and_peak(browser: Browser) -> None:
-    key = _run(
-        browser,
-        """return [...views.keys()].find((key) => /^growth_0_mnist.*peak_mib$/.test(key))""",
-    )
-    _point_at(browser, key)
+    _point_at(browser, "growth_0_peak_mib")
     _wait(lambda: "peak (MiB)" in _tooltip(browser))
     assert "16" in _tooltip(browser)
 
@@ -187,7 +183,7 @@ def test_a_slider_moves_by_keys_and_all_its_charts_follow(browser: Browser) -> N
 
 
 def test_a_list_chooses_which_spectra_are_compared(browser: Browser) -> None:
-    field = browser.find_element(By.CSS_SELECTOR, "select")
+    field = browser.find_element(By.CSS_SELECTOR, "#eigenvalues_group select")
     lines = "return document.querySelectorAll('#eigenvalues .mark-line path').length"
     assert _run(browser, lines) == 2
     _run(browser, "arguments[0].focus()", field)

@@ -7,6 +7,7 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
+from vivit_bench.peers import engine_names
 from vivit_bench.report.page.parts import Chart, Spec
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -100,9 +101,8 @@ def finish(
 
 
 def colours_of(names: Sequence[str]) -> alt.Scale:
-    """A colour for each name, the same wherever the names come in this order."""
-    count = len(names)
-    return alt.Scale(domain=list(names), range=[PALETTE[i % len(PALETTE)] for i in range(count)])
+    """A colour for each name; an engine has the same on the whole page."""
+    return alt.Scale(domain=list(names), range=[PALETTE[i % len(PALETTE)] for i in _places(names)])
 
 
 def colour(field: str, names: Sequence[str], legend: Sequence[str] | None = None) -> alt.Color:
@@ -113,7 +113,7 @@ def colour(field: str, names: Sequence[str], legend: Sequence[str] | None = None
 
 def shape(field: str, names: Sequence[str], legend: Sequence[str] | None = None) -> alt.Shape:
     """A shape for each name, as `colour`."""
-    shapes = [SHAPES[i % len(SHAPES)] for i in range(len(names))]
+    shapes = [SHAPES[i % len(SHAPES)] for i in _places(names)]
     scale = alt.Scale(domain=list(names), range=shapes)
     shown = legend_of(names if legend is None else legend)
     return alt.Shape(f"{field}:N", scale=scale, legend=shown)
@@ -135,7 +135,12 @@ def legend_of(names: Sequence[str], *, as_lines: bool = False) -> alt.Legend:
 
 
 def log_axis(
-    kind: type, field: str, values: Iterable[float | None], title: str | None = None
+    kind: type,
+    field: str,
+    values: Iterable[float | None],
+    title: str | None = None,
+    *,
+    is_fitted: bool = False,
 ) -> Any:
     """A logarithmic position with a line at powers of ten, or at 1, 2 and 5 times these.
 
@@ -144,17 +149,17 @@ def log_axis(
         field: What is drawn.
         values: All that must be on the axis; those that have no place there do not count.
         title: Of the axis; None where the chart's says it.
+        is_fitted: The axis is as long as what is chosen of the values needs, and not for all.
     """
     low, high = ends_of(values)
-    ticks = _ticks(low, high)
+    ticks = _ticks(low, high, most=20 if is_fitted else 3)
+    reach: dict[str, Any] = {"padding": 14} if is_fitted else {"domain": [low, high]}
     axis = alt.Axis(
         title=title,
         labelExpr=_POWERS if low < 1e-3 or high >= 1e6 else "format(datum.value, ',~g')",
         **({"values": ticks} if len(ticks) > 1 else {"tickCount": 4}),
     )
-    return kind(
-        f"{field}:Q", axis=axis, scale=alt.Scale(type="log", domain=[low, high], nice=False)
-    )
+    return kind(f"{field}:Q", axis=axis, scale=alt.Scale(type="log", nice=False, **reach))
 
 
 def zero_and_powers(top: int) -> list[int]:
@@ -181,14 +186,20 @@ def ends_of(values: Iterable[float | None]) -> tuple[float, float]:
     return _rounded(low / margin), _rounded(high * margin)
 
 
+def _places(names: Sequence[str]) -> list[int]:
+    known = engine_names()
+    return [known.index(name) if name in known else i for i, name in enumerate(names)]
+
+
 def _rounded(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def _ticks(low: float, high: float, most: int) -> list[float]:
+    """Powers of ten, with their multiples by 2 and 5 if there are at most so many powers."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    step = max(1, math.ceil((last - first) / 7))
-    factors = (1,) if last - first > 3 else (1, 2, 5)
+    step = 1 if last - first <= most else max(1, math.ceil((last - first) / 7))
+    factors = (1,) if last - first > most else (1, 2, 5)
     powers = range(first - first % step, last + 1, step)
     return [t for k in powers for f in factors if low <= (t := float(f"{f}e{k}")) <= high]
 

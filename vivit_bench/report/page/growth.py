@@ -1,6 +1,6 @@
 """Peak memory and seconds of the trials against N."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,10 @@ import pandas as pd
 from vivit_bench.arguments import format_size
 from vivit_bench.measure import Outcome
 from vivit_bench.measure.budget import MIB
-from vivit_bench.report.critical_batch_curves import (
-    Curve,
-    curves_of,
-    growth_stem,
-    unrecorded_seconds,
-)
+from vivit_bench.report.critical_batch_curves import Curve, curves_of, unrecorded_seconds
 from vivit_bench.report.page import charts
-from vivit_bench.report.page.parts import Chart, Charts, Heading, Section, name_of
-from vivit_bench.report.page.searches import Searches, engines_in_order
+from vivit_bench.report.page.parts import Chart, Charts, Control, Heading, Section, name_of
+from vivit_bench.report.page.searches import Group, Searches, engines_in_order, work_of
 
 _PANELS = {
     "peak_mib": "peak memory (MiB)",
@@ -42,13 +37,9 @@ def section(searches: Searches, results_dir: Path) -> Section | None:
         "one is the memory limit, vertical ones are critical batch sizes.",
     )
     for group in searches.groups:
-        blocks = [
-            _charts(curves, group.number, found)
-            for curves in curves_of(group.rows, results_dir)
-            if any(curve.run for curve in curves)
-        ]
-        if blocks:
-            found.blocks += [Heading(group.title), *blocks]
+        curves = [each for each in curves_of(group.rows, results_dir) if any(c.run for c in each)]
+        if curves:
+            found.blocks += [Heading(group.title), _charts(curves, group, found.data)]
     return found if found.blocks else None
 
 
@@ -77,31 +68,41 @@ def _seconds(trial: Any) -> float | None:
     return None if trial.work_seconds is None else float(trial.work_seconds)
 
 
-def _charts(curves: list[Curve], number: int, section: Section) -> Charts:
-    key = name_of("growth", number, growth_stem(curves).removeprefix("critical_batch_growth_"))
-    trials = trial_frame(curves)
-    section.data[key] = charts.csv_of(trials)
-    expected = _expected(curves)
-    section.data[f"{key}_expected"] = charts.csv_of(expected)
-    criticals = pd.DataFrame(
-        [
-            {"engine": c.row["engine"], "n": int(c.row["critical_batch_size"])}
-            for c in curves
-            if c.row["critical_batch_size"]
-        ],
-        columns=["engine", "n"],
-    )
-    section.data[f"{key}_critical"] = charts.csv_of(criticals)
-    row = curves[0].row
-    work = ", ".join(str(row[n]) for n in ("quantity", "curvature", "samples") if row[n])
-    frames = {"": trials, "_expected": expected, "_critical": criticals}
+def _charts(curves: Sequence[list[Curve]], group: Group, data: dict[str, str]) -> Charts:
+    """Peaks and seconds; which problem, quantity and approximation they are of can be chosen."""
+    key = name_of("growth", group.number)
+    frames = {
+        "": _of_all(curves, trial_frame),
+        "_expected": _of_all(curves, _expected),
+        "_critical": _of_all(curves, _critical),
+    }
+    data |= {f"{key}{ending}": charts.csv_of(frame) for ending, frame in frames.items()}
+    limit = int(group.rows["memory_limit_bytes"].iloc[0])
+    titles = [f"{each[0].row['problem']}: {work_of(each[0].row)}" for each in curves]
     made = [
-        _panel(curves, frames, key, quantity, f"{row['problem']}: {work}")
+        _panel(frames, key, quantity, limit, titles)
         for quantity in _PANELS
-        if trials[quantity].notna().any()
+        if frames[""][quantity].notna().any()
     ]
-    missing = unrecorded_seconds(curves)
-    return Charts(made, caption=f"{missing[0].upper()}{missing[1:]}." if missing else "")
+    missing = unrecorded_seconds([curve for each in curves for curve in each])
+    caption = f"{missing[0].upper()}{missing[1:]}." if missing else ""
+    return Charts(made, f"{key}_group", Control("Trials of", titles, is_slider=False), caption)
+
+
+def _of_all(
+    curves: Sequence[list[Curve]], frame_of: Callable[[Sequence[Curve]], pd.DataFrame]
+) -> pd.DataFrame:
+    parts = [frame_of(each).assign(choice=place) for place, each in enumerate(curves)]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _critical(curves: Sequence[Curve]) -> pd.DataFrame:
+    rows = [
+        {"engine": curve.row["engine"], "n": int(curve.row["critical_batch_size"])}
+        for curve in curves
+        if curve.row["critical_batch_size"]
+    ]
+    return pd.DataFrame(rows, columns=["engine", "n"]).astype({"n": float})
 
 
 def _expected(curves: Sequence[Curve]) -> pd.DataFrame:
@@ -126,33 +127,32 @@ def _expected(curves: Sequence[Curve]) -> pd.DataFrame:
 
 
 def _panel(
-    curves: Sequence[Curve], frames: dict[str, pd.DataFrame], key: str, quantity: str, title: str
+    frames: dict[str, pd.DataFrame], key: str, quantity: str, limit: int, titles: Sequence[str]
 ) -> Chart:
-    engines = engines_in_order([curve.row["engine"] for curve in curves])
-    trials = frames[""]
+    trials, expected, critical = frames.values()
+    engines = engines_in_order(trials["engine"])
+    is_memory, what = quantity == "peak_mib", _PANELS[quantity]
+    of_quantity = expected[expected["quantity"] == quantity]
     color = charts.colour("engine", engines)
-    limit = int(curves[0].row["memory_limit_bytes"])
-    expected_here = frames["_expected"].query("quantity == @quantity")
-    is_memory = quantity == "peak_mib"
-    heights = [*trials[quantity], *expected_here["value"], *([limit / MIB] if is_memory else [])]
-    sizes = [*trials["n"], *frames["_critical"]["n"]]
-    x = charts.log_axis(alt.X, "n", sizes, "mini-batch size N")
-    y = charts.log_axis(alt.Y, quantity, heights)
+    heights = [*trials[quantity], *of_quantity["value"], *([limit / MIB] if is_memory else [])]
+    sizes = [*trials["n"], *critical["n"]]
+    x = charts.log_axis(alt.X, "n", sizes, "mini-batch size N", is_fitted=True)
+    y = charts.log_axis(alt.Y, quantity, heights, is_fitted=True)
+    here = f"datum.choice == {charts.CHOSEN}"
     base = alt.Chart(charts.data_of(key, trials)).transform_filter(
-        f"isValid(datum.{quantity}) && datum.{quantity} > 0"
+        f"{here} && isValid(datum.{quantity}) && datum.{quantity} > 0"
     )
     lines = (
         base.transform_filter("datum.whole")
         .mark_line(opacity=0.45, strokeWidth=1.2)
         .encode(x=x, y=y, color=color)
     )
+    legend = charts.legend_of(engines)
     points = base.mark_point(size=55, strokeWidth=1.6, opacity=1).encode(
         x=x,
         y=y,
         color=color,
-        fill=alt.Fill(
-            "engine:N", scale=charts.colours_of(engines), legend=charts.legend_of(engines)
-        ),
+        fill=alt.Fill("engine:N", scale=charts.colours_of(engines), legend=legend),
         fillOpacity=alt.condition(_FITS, alt.value(1), alt.value(0)),
         shape=charts.shape("engine", engines),
         tooltip=[
@@ -165,14 +165,15 @@ def _panel(
             charts.tip("message", "message"),
         ],
     )
-    expected = (
-        alt.Chart(charts.data_of(f"{key}_expected", frames["_expected"]))
-        .transform_filter(f"datum.quantity == '{quantity}'")
+    dashed = (
+        alt.Chart(charts.data_of(f"{key}_expected", expected))
+        .transform_filter(f"{here} && datum.quantity == '{quantity}'")
         .mark_line(strokeDash=[5, 4], strokeWidth=1.2, opacity=0.8)
         .encode(x="n:Q", y="value:Q", color=color)
     )
-    critical = (
-        alt.Chart(charts.data_of(f"{key}_critical", frames["_critical"]))
+    found = (
+        alt.Chart(charts.data_of(f"{key}_critical", critical))
+        .transform_filter(here)
         .mark_rule(strokeWidth=1, opacity=0.7)
         .encode(
             x="n:Q",
@@ -180,21 +181,17 @@ def _panel(
             tooltip=[charts.tip("engine", "engine"), charts.tip("n", "critical N", ",d")],
         )
     )
-    layers = [critical, expected, lines, points]
+    layers = [found, *([dashed] if len(of_quantity) else []), lines, points]
     if is_memory:
-        layers.insert(
-            0,
-            alt.Chart(charts.data_of(key, trials))
-            .mark_rule(strokeDash=[2, 3], opacity=0.7)
-            .encode(y=alt.datum(limit / MIB)),
-        )
+        rule = alt.Chart(alt.Data(values=[{}])).mark_rule(strokeDash=[2, 3], opacity=0.7)
+        layers.insert(0, rule.encode(y=alt.datum(limit / MIB)))
+    chart = alt.layer(*layers).add_params(alt.param(name=charts.CHOSEN, value=0))
     said = "; ".join(
-        f"{engine}: {_said(part, quantity)}"
-        for engine, part in trials.groupby("engine", sort=False)
+        f"{titles[int(str(place))]}, {engine}: {_said(part, quantity)}"
+        for (place, engine), part in trials.groupby(["choice", "engine"], sort=False)
     )
-    what = _PANELS[quantity]
-    alt_text = f"{what} of {title} against N under {format_size(limit)}. {said}"
-    return charts.finish(alt.layer(*layers), f"{key}_{quantity}", f"{title}: {what}", alt_text)
+    text = f"{what} against N under {format_size(limit)}, both logarithmic. {said}"
+    return charts.finish(chart, f"{key}_{quantity}", what[0].upper() + what[1:], text)
 
 
 def _said(part: pd.DataFrame, quantity: str) -> str:

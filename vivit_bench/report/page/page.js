@@ -18,7 +18,8 @@ async function draw(place) {
   const key = place.dataset.chart;
   const actions = { export: true, source: false, compiled: false, editor: false };
   const tooltip = { theme: "page", disableDefaultStyle: true };
-  const options = { mode: "vega-lite", renderer: "svg", config, actions, tooltip, downloadFileName: key };
+  // Only errors are told: that nothing was expected of a chosen search is none.
+  const options = { logLevel: 1, mode: "vega-lite", renderer: "svg", config, actions, tooltip, downloadFileName: key };
   const { view } = await window.vegaEmbed(place, withData(specs[key]), options);
   views.set(key, view);
   place.querySelector("summary")?.setAttribute("aria-label", "Save the chart");

@@ -106,6 +106,7 @@ def _against_truth(known: pd.DataFrame, section: Section) -> Chart:
             sort=None,
             axis=charts.names_axis(200, lines=2),
         ),
+        yOffset=alt.YOffset("engine:N", sort=engines),
         color=charts.colour("engine", engines),
         tooltip=[
             charts.tip("problem", "problem"),
@@ -139,5 +140,5 @@ def _against_truth(known: pd.DataFrame, section: Section) -> Chart:
         key,
         "Predicted size over the measured one, with its interval",
         f"Predictions against measurements. {said}",
-        height=max(60, 38 * len(frame)),
+        height=max(60, 34 * frame["search"].nunique()),
     )

@@ -9,6 +9,7 @@ import pandas as pd
 
 from vivit_bench.arguments import format_size
 from vivit_bench.curvature.options import Precision
+from vivit_bench.peers import engine_names
 from vivit_bench.report.critical_batch_selection import Selection, load_searches, select_searches
 
 _GROUP = ["device", "host", "cpu", "cores", "ram_bytes", "gpu", "dtype", "memory_limit_bytes"]
@@ -56,8 +57,11 @@ def load_groups(results_dir: Path) -> Searches:
 
 
 def engines_in_order(names: "pd.Series[str] | list[str]") -> list[str]:
-    """Names without repetition, vivit-bench's first, so that it always has the first colour."""
-    return sorted(set(names), key=lambda name: (name != "vivit-bench", name))
+    """Names without repetition, vivit-bench's first, then its peers as they are registered."""
+    known = engine_names()
+    return sorted(
+        set(names), key=lambda name: (known.index(name) if name in known else len(known), name)
+    )
 
 
 def work_of(row: Mapping[str, Any]) -> str:

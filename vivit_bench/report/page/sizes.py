@@ -37,7 +37,8 @@ def _bars(group: Group, problem: str, section: Section) -> Chart:
     section.data[key] = charts.csv_of(frame)
     names = work_order(frame)
     engines = [name for name in group.engines if name in set(frame["engine"])]
-    top = max(10.0, float(frame["size"].max())) * 4  # room for the numbers
+    room = 4 if frame["label"].str.len().max() < 8 else 15  # for the numbers
+    top = max(10.0, float(frame["size"].max())) * room
     start = charts.ends_of([0.8, top])[0]
     base = alt.Chart(charts.data_of(key, frame)).encode(
         y=alt.Y(
