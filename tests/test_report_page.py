@@ -308,6 +308,23 @@ def test_damaged_results_are_left_out_and_named(tmp_path: Path, run: Run) -> Non
     assert "eigenvalues.csv is not the file" in (tmp_path / "page.html").read_text()
 
 
+def test_a_folder_whose_only_search_is_damaged_still_has_a_page(tmp_path: Path) -> None:
+    add_search(tmp_path, ran=[trial(1)])
+    (journal,) = tmp_path.glob("critical_batch/*/trials.jsonl")
+    journal.write_text("edited\n")
+    made = collect(tmp_path)
+    assert any("trials.jsonl is not the file" in line for line in made.warnings)
+    assert "trials.jsonl is not the file" in html_of(made)
+
+
+def test_results_with_nothing_to_draw_have_a_page(tmp_path: Path) -> None:
+    store_made_up(tmp_path, eigenvalues=(1e-6, 1e-7))
+    add_search(tmp_path, critical_batch_size=0, ran=[trial(1, Outcome.OUT_OF_MEMORY)])
+    found = read(tmp_path)
+    assert found.drawn("eigenvalues") == []
+    assert found.drawn("sizes_0_cifar10_3c3d")[0]["label"] == "0"
+
+
 def test_a_noise_run_s_directions_are_drawn_as_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

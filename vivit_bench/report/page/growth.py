@@ -13,7 +13,7 @@ from vivit_bench.measure.budget import MIB
 from vivit_bench.report.critical_batch_curves import Curve, curves_of, unrecorded_seconds
 from vivit_bench.report.page import charts
 from vivit_bench.report.page.parts import Chart, Charts, Control, Heading, Section, name_of
-from vivit_bench.report.page.searches import Group, Searches, engines_in_order, work_of
+from vivit_bench.report.page.searches import Group, Searches, engines_in_order, place_of, work_of
 
 _PANELS = {
     "peak_mib": "peak memory (MiB)",
@@ -39,6 +39,7 @@ def section(searches: Searches, results_dir: Path) -> Section | None:
     for group in searches.groups:
         curves = [each for each in curves_of(group.rows, results_dir) if any(c.run for c in each)]
         if curves:
+            curves.sort(key=lambda each: place_of(each[0].row))
             found.blocks += [Heading(group.title), _charts(curves, group, found.data)]
     return found if found.blocks else None
 

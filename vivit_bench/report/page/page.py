@@ -14,6 +14,7 @@ from vivit_bench.errors import UsageError
 from vivit_bench.report.page import overview
 from vivit_bench.report.page.parts import Charts, PageTable, Section
 from vivit_bench.report.page.searches import Searches, load_groups
+from vivit_bench.store import DamagedRunError
 
 _NEEDED = ("altair", "jinja2", "vl_convert")
 _FILES = ("page.css", "page.js")
@@ -88,14 +89,23 @@ def collect(results_dir: Path) -> Page:
     stored = overview.look(results_dir)
     sections = [overview.section(stored)]
     absent: list[str] = []
+    unreadable: list[str] = []
     if any(run.is_finished for run in stored.runs["critical_batch"]):
-        searches = load_groups(results_dir)
-        sections += _of_searches(searches, results_dir)
-        absent = _absent(searches)
+        try:
+            searches = load_groups(results_dir)
+        except DamagedRunError as error:  # all of them are
+            unreadable.append(str(error))
+        else:
+            sections += _of_searches(searches, results_dir)
+            absent = _absent(searches)
     for make in _makers():
         if (made := make(results_dir)) is not None:
             sections.append(made)
-    found = [*stored.damaged, *(line for section in sections for line in section.warnings)]
+    found = [
+        *stored.damaged,
+        *unreadable,
+        *(line for section in sections for line in section.warnings),
+    ]
     return Page(
         results_dir,
         [section for section in sections if section.blocks],

@@ -7,7 +7,7 @@ from vivit_bench.arguments import format_size
 from vivit_bench.report.critical_batch_marks import mark_of, predicted_size
 from vivit_bench.report.page import charts
 from vivit_bench.report.page.parts import Chart, Charts, PageTable, Section, plain
-from vivit_bench.report.page.searches import Searches, engines_in_order, work_of
+from vivit_bench.report.page.searches import Searches, engines_in_order, place_of, work_of
 from vivit_bench.report.tables import Column, Table, format_seconds
 
 _PREDICTIONS = (
@@ -55,7 +55,7 @@ def section(searches: Searches) -> Section | None:
 def prediction_table(rows: pd.DataFrame) -> Table:
     """Searches with a prediction, a row each; error and ``inside`` where memory ended them."""
     lines = []
-    for row in map(plain, rows.to_dict("records")):
+    for row in sorted(map(plain, rows.to_dict("records")), key=place_of):
         size, low, high = predicted_size(row)
         if size is None:
             continue

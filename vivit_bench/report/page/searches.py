@@ -1,5 +1,6 @@
 """Groups of stored searches that may stand beside each other: one machine, limit and precision."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +9,15 @@ from typing import Any
 import pandas as pd
 
 from vivit_bench.arguments import format_size
+from vivit_bench.critical_batch.table_s1 import PROBLEMS
 from vivit_bench.curvature.options import Precision
 from vivit_bench.peers import engine_names
 from vivit_bench.report.critical_batch_selection import Selection, load_searches, select_searches
 
 _GROUP = ["device", "host", "cpu", "cores", "ram_bytes", "gpu", "dtype", "memory_limit_bytes"]
+
+_WORK = ("gradient", "step", "eigenvalues", "block-newton", "full-newton")
+_ORDER = ("", "exact, full", "exact, frac", "mc, full", "mc, frac")
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,21 @@ def work_of(row: Mapping[str, Any]) -> str:
     draws = f" (M = {row['mc_samples']})" if row["mc_samples"] != 1 else ""
     curvature = f"{row['curvature']}{draws}" if row["curvature"] else None
     return ", ".join(str(part) for part in (row["quantity"], curvature, row["samples"]) if part)
+
+
+def work_place(work: str) -> tuple[int, int]:
+    """Where a kind of work stands among others, the paper's approximations in its order."""
+    quantity, _, approximation = work.partition(", ")
+    kind = re.sub(r" \(M = \d+\)", "", approximation)
+    place = _ORDER.index(kind) if kind in _ORDER else len(_ORDER)
+    return (_WORK.index(quantity) if quantity in _WORK else len(_WORK), place)
+
+
+def place_of(row: Mapping[str, Any]) -> tuple[int, str, tuple[int, int]]:
+    """Where a search stands among others: the paper's problems and approximations first."""
+    known = row["problem"] in PROBLEMS
+    problem = PROBLEMS.index(row["problem"]) if known else len(PROBLEMS)
+    return problem, str(row["problem"]), work_place(work_of(row))
 
 
 def _selections(rows: pd.DataFrame) -> Iterator[tuple[str, Selection]]:

@@ -10,10 +10,7 @@ from vivit_bench.report.critical_batch_marks import mark_of
 from vivit_bench.report.critical_batch_tables import in_paper_order
 from vivit_bench.report.page import charts
 from vivit_bench.report.page.parts import Chart, Charts, Heading, Section, name_of, plain
-from vivit_bench.report.page.searches import Group, Searches, work_of
-
-_WORK = ("gradient", "step", "eigenvalues", "block-newton", "full-newton")
-_ORDER = ("", "exact, full", "exact, frac", "mc, full", "mc, frac")
+from vivit_bench.report.page.searches import Group, Searches, work_of, work_place
 
 
 def section(searches: Searches) -> Section:
@@ -35,7 +32,7 @@ def _bars(group: Group, problem: str, section: Section) -> Chart:
     frame = pd.DataFrame(_bar_rows(rows))
     key = name_of("sizes", group.number, problem)
     section.data[key] = charts.csv_of(frame)
-    names = work_order(frame)
+    names = sorted(set(frame["work"]), key=work_place)
     engines = [name for name in group.engines if name in set(frame["engine"])]
     room = 4 if frame["label"].str.len().max() < 8 else 15  # for the numbers
     top = max(10.0, float(frame["size"].max())) * room
@@ -83,15 +80,3 @@ def _bar_rows(rows: pd.DataFrame) -> Iterator[dict[str, object]]:
             "peak_mib": (row.get("peak_bytes") or float("nan")) / MIB,
             "seconds": row.get("work_seconds"),
         }
-
-
-def work_order(frame: pd.DataFrame) -> list[str]:
-    """Kinds of work as the axis has them, the paper's approximations in its order."""
-
-    def place(work: str) -> tuple[int, int]:
-        quantity, _, approximation = work.partition(", ")
-        plain_name = approximation.partition(" (M")[0]
-        known = approximation if approximation in _ORDER else plain_name
-        return _WORK.index(quantity), _ORDER.index(known) if known in _ORDER else len(_ORDER)
-
-    return sorted(set(frame["work"]), key=place)
