@@ -62,12 +62,18 @@ def densities(title: str, records: Spectra, number: int, data: dict[str, str]) -
     )
     y = alt.Y(
         "count:Q",
-        axis=alt.Axis(title=None, format=",~g", values=charts.zero_and_powers(top)),
+        axis=alt.Axis(title=None, format=",d", values=charts.zero_and_powers(top)),
         scale=alt.Scale(type="symlog", constant=1, domain=[0, top * 1.2], nice=False),
     )
-    lines = (
-        base.mark_line(interpolate="step-after", strokeWidth=1.8).encode(y=y).add_params(toggled)
+    # Dashes tell a fraction of the samples from all where two blues do not.
+    dashes = [[4, 2] if "frac" in name else [1, 0] for name in names]
+    dash = alt.StrokeDash(
+        "approximation:N",
+        scale=alt.Scale(domain=names, range=dashes),
+        legend=charts.legend_of(names, as_lines=True),
     )
+    line = base.mark_line(interpolate="step-after", strokeWidth=1.8)
+    lines = line.encode(y=y, strokeDash=dash).add_params(toggled)
     # A bin answers for all spectra, wherever in it one points.
     bins = (
         alt.Chart(charts.data_of(key, frame))

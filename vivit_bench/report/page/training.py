@@ -33,7 +33,7 @@ def training_charts(run: NoiseRun, number: int, data: dict[str, str]) -> list[Ch
         .encode(
             x=alt.X(
                 "step:Q",
-                axis=alt.Axis(title="step", format=",~g", values=charts.zero_and_powers(last)),
+                axis=alt.Axis(title="step", format=",d", values=charts.zero_and_powers(last)),
                 scale=alt.Scale(type="symlog"),
             ),
             y=alt.Y("num_directions:Q", axis=alt.Axis(title=None, tickCount=5)),
