@@ -13,7 +13,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet "torch>=2.6" "torchvision>=0.21"
-	$(VENV)/bin/pip install --quiet --editable ".[dev,peers]"
+	$(VENV)/bin/pip install --quiet --editable ".[dev,peers,report]"
 	touch $@
 
 # A real critical-batch search, a prediction for more memory and a real spectrum, on a laptop's CPU

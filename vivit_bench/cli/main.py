@@ -45,6 +45,7 @@ _COMMANDS = {
     "compare-engines": ("vivit_bench.cli.compare", "compare_engines"),
     "compare": ("vivit_bench.cli.compare_results", "compare_results"),
     "check": ("vivit_bench.cli.check", "check"),
+    "report": ("vivit_bench.cli.report", "report"),
 }
 
 _KEPT = "finished results are kept, and the same command goes on"

@@ -200,7 +200,7 @@ def _csv(table: Table) -> str:
     return text.getvalue()
 
 
-def _cells(table: Table) -> tuple[list[Column], list[list[str]]]:
+def shown_cells(table: Table) -> tuple[list[Column], list[list[str]]]:
     """Columns and cells as people read them: a record is a list of quantities."""
     shown = [column for column in table.columns if not column.is_detail]
     if table.is_record:
@@ -214,7 +214,7 @@ def _cells(table: Table) -> tuple[list[Column], list[list[str]]]:
 
 
 def _markdown(table: Table) -> list[str]:
-    columns, cells = _cells(table)
+    columns, cells = shown_cells(table)
     lines = [[column.header for column in columns], *cells]
     text = ["| " + " | ".join(_escape(cell, "|") for cell in line) + " |" for line in lines]
     rule = "|" + "|".join(":--" if column.left else "--:" for column in columns) + "|"
@@ -222,7 +222,7 @@ def _markdown(table: Table) -> list[str]:
 
 
 def _latex(table: Table) -> str:
-    columns, cells = _cells(table)
+    columns, cells = shown_cells(table)
     header = [] if table.is_record else [[column.header for column in columns]]
     body = [" & ".join(_tex(cell) for cell in line) for line in header + cells]
     rules = [r"\midrule"] if header else []
@@ -254,7 +254,7 @@ def _escape(text: str, special: str) -> str:
 
 def _layout(table: Table, width: int) -> list[str]:
     """Lines of at most ``width`` columns, unless a single number is wider."""
-    columns, cells = _cells(table)
+    columns, cells = shown_cells(table)
     if table.is_record:
         return _list(cells, width)
     headers = [column.header for column in columns]

@@ -1,0 +1,144 @@
+"""What was predicted of critical batch sizes, beside what was found."""
+
+import altair as alt
+import pandas as pd
+
+from vivit_bench.arguments import format_size
+from vivit_bench.report.critical_batch_marks import mark_of, predicted_size
+from vivit_bench.report.page import charts
+from vivit_bench.report.page.parts import Chart, Charts, PageTable, Section, plain
+from vivit_bench.report.page.searches import Searches, engines_in_order, place_of, work_of
+from vivit_bench.report.tables import Column, Table, format_seconds
+
+_PREDICTIONS = (
+    Column("problem", left=True),
+    Column("work", left=True),
+    Column("engine", left=True),
+    Column("memory_limit_bytes", "limit", format_size),
+    Column("critical_batch_size", "measured", ",", bound="is_lower_bound", mark="mark"),
+    Column(
+        "predicted_critical_batch_size",
+        "predicted (95 %)",
+        ",",
+        interval=("predicted_low", "predicted_high"),
+    ),
+    Column("error", "error", "+.1%"),
+    Column("inside", "inside", lambda value: "yes" if value else "no", left=True),
+    Column("work_seconds", "seconds", format_seconds),
+    Column("predicted_step_seconds", "predicted", format_seconds),
+    *(
+        Column(name, is_detail=True)
+        for name in ("predicted_low", "predicted_high", "is_lower_bound", "stopped_by", "run")
+    ),
+)
+
+
+def section(searches: Searches) -> Section | None:
+    """Sizes that were predicted before the first large trial, beside those that were found."""
+    table = prediction_table(searches.rows)
+    if not table.rows:
+        return None
+    found = Section(
+        "predictions",
+        "Predictions against truth",
+        "Before its first large trial a search is predicted from small ones, with an interval "
+        "that is to hold the result with 95 % probability. Truth is known where memory ended it.",
+    )
+    frame = pd.DataFrame(table.rows)
+    known = frame[~frame["is_lower_bound"].astype(bool)]
+    if len(known):
+        found.blocks.append(Charts([_against_truth(known, found)]))
+    found.blocks.append(PageTable(table, "predictions"))
+    return found
+
+
+def prediction_table(rows: pd.DataFrame) -> Table:
+    """Searches with a prediction, a row each; error and ``inside`` where memory ended them."""
+    lines = []
+    for row in sorted(map(plain, rows.to_dict("records")), key=place_of):
+        size, low, high = predicted_size(row)
+        if size is None:
+            continue
+        truth = None if row["is_lower_bound"] else row["critical_batch_size"]
+        inside = None if truth is None or low is None or high is None else low <= truth <= high
+        line = row | {
+            "work": work_of(row),
+            "predicted_critical_batch_size": size,
+            "predicted_low": low,
+            "predicted_high": high,
+            "error": size / truth - 1 if truth else None,
+            "inside": inside,
+            "mark": mark_of(row).partition(";")[0].strip("\n").rstrip(")") + ")"
+            if mark_of(row)
+            else "",
+        }
+        lines.append(line)
+    judged = [line["inside"] for line in lines if line["inside"] is not None]
+    notes = [f"{sum(judged)} of {len(judged)} sizes lie inside their interval."] if judged else []
+    return Table(_PREDICTIONS, lines, notes=notes)
+
+
+def _against_truth(known: pd.DataFrame, section: Section) -> Chart:
+    """Measured sizes and the predicted intervals, each over the measured size."""
+    measured = known["critical_batch_size"].astype(float)
+    frame = pd.DataFrame(
+        {
+            "search": [
+                f"{r.problem}, {format_size(int(str(r.memory_limit_bytes)))}|{r.work}"
+                for r in known.itertuples()
+            ],
+            "problem": known["problem"],
+            "engine": known["engine"],
+            "measured": measured,
+            "predicted": known["predicted_critical_batch_size"].astype(float),
+            "low": known["predicted_low"].astype(float),
+            "high": known["predicted_high"].astype(float),
+        }
+    )
+    for name in ("predicted", "low", "high"):
+        frame[f"{name}_over"] = frame[name] / measured.where(measured > 0)
+    key = "predictions"
+    section.data[key] = charts.csv_of(frame)
+    engines = engines_in_order(frame["engine"])
+    base = alt.Chart(charts.data_of(key, frame)).encode(
+        y=alt.Y(
+            "search:N",
+            sort=None,
+            axis=charts.names_axis(200, lines=2),
+        ),
+        yOffset=alt.YOffset("engine:N", sort=engines),
+        color=charts.colour("engine", engines),
+        tooltip=[
+            charts.tip("problem", "problem"),
+            charts.tip("engine", "engine"),
+            charts.tip("measured", "measured", ",d"),
+            charts.tip("predicted", "predicted", ",d"),
+            charts.tip("low", "from", ",d"),
+            charts.tip("high", "to", ",d"),
+        ],
+    )
+    axis = alt.X(
+        "low_over:Q",
+        axis=alt.Axis(title="predicted over measured", format="~g", tickCount=6),
+        scale=alt.Scale(zero=False, nice=True),
+    )
+    truth = (
+        alt.Chart(charts.data_of(key, frame))
+        .mark_rule(strokeDash=[4, 3], opacity=0.6)
+        .encode(x=alt.datum(1.0))
+    )
+    spread = base.mark_rule(strokeWidth=2).encode(x=axis, x2="high_over:Q")
+    point = base.mark_point(filled=True, size=70, opacity=1).encode(
+        x="predicted_over:Q", shape=charts.shape("engine", engines)
+    )
+    said = "; ".join(
+        f"{r.search}: measured {r.measured:,.0f}, predicted {r.predicted:,.0f}"
+        for r in frame.itertuples()
+    )
+    return charts.finish(
+        truth + spread + point,
+        key,
+        "Predicted size over the measured one, with its interval",
+        f"Predictions against measurements. {said}",
+        height=max(60, 34 * frame["search"].nunique()),
+    )

@@ -1,0 +1,82 @@
+"""Critical batch sizes as bars."""
+
+from collections.abc import Iterator
+
+import altair as alt
+import pandas as pd
+
+from vivit_bench.measure.budget import MIB
+from vivit_bench.report.critical_batch_marks import mark_of
+from vivit_bench.report.critical_batch_tables import in_paper_order
+from vivit_bench.report.page import charts
+from vivit_bench.report.page.parts import Chart, Charts, Heading, Section, name_of, plain
+from vivit_bench.report.page.searches import Group, Searches, work_of, work_place
+
+
+def section(searches: Searches) -> Section:
+    """A chart per problem of every group."""
+    found = Section(
+        "sizes",
+        "How large a batch fits",
+        "Critical batch sizes by what is computed, on a logarithmic axis. Longer is better; "
+        "≥ means that something else than memory ended the search.",
+    )
+    for group in searches.groups:
+        made = [_bars(group, problem, found) for problem in in_paper_order(group.rows["problem"])]
+        found.blocks += [Heading(group.title), Charts(made)]
+    return found
+
+
+def _bars(group: Group, problem: str, section: Section) -> Chart:
+    rows = group.rows[group.rows["problem"] == problem]
+    frame = pd.DataFrame(_bar_rows(rows))
+    key = name_of("sizes", group.number, problem)
+    section.data[key] = charts.csv_of(frame)
+    names = sorted(set(frame["work"]), key=work_place)
+    engines = [name for name in group.engines if name in set(frame["engine"])]
+    room = 4 if frame["label"].str.len().max() < 8 else 15  # for the numbers
+    top = max(10.0, float(frame["size"].max())) * room
+    start = charts.ends_of([0.8, top])[0]
+    base = alt.Chart(charts.data_of(key, frame)).encode(
+        y=alt.Y(
+            "work:N",
+            sort=names,
+            axis=charts.names_axis(150),
+        ),
+        yOffset=alt.YOffset("engine:N", sort=engines, scale=alt.Scale(domain=engines)),
+        x=charts.log_axis(alt.X, "shown", [0.8, top], "critical batch size N"),
+        tooltip=[
+            charts.tip("work", "work"),
+            charts.tip("engine", "engine"),
+            charts.tip("label", "critical N"),
+            charts.tip("peak_mib", "peak (MiB)", ",.1f"),
+            charts.tip("seconds", "seconds", ".3g"),
+        ],
+    )
+    drawn = base.mark_bar(cornerRadiusEnd=2).encode(
+        x2=alt.datum(start), color=charts.colour("engine", engines)
+    )
+    text = base.mark_text(align="left", dx=4).encode(text="label:N")
+    said = "; ".join(f"{row.work}, {row.engine}: {row.label}" for row in frame.itertuples())
+    return charts.finish(
+        drawn + text,
+        key,
+        problem,
+        f"Bars of critical batch sizes of {problem}: {said}",
+        height=max(60, 21 * len(engines) * len(names)),
+    )
+
+
+def _bar_rows(rows: pd.DataFrame) -> Iterator[dict[str, object]]:
+    for row in map(plain, rows.to_dict("records")):
+        size = int(row["critical_batch_size"])
+        word = mark_of(row).partition(";")[0].strip("\n()")
+        yield {
+            "work": work_of(row),
+            "engine": row["engine"],
+            "size": size,
+            "shown": max(size, 0.75),  # a zero has no place on the axis
+            "label": f"≥ {size:,} ({word})" if word else f"{size:,}",
+            "peak_mib": (row.get("peak_bytes") or float("nan")) / MIB,
+            "seconds": row.get("work_seconds"),
+        }
