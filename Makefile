@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/vivit-bench
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-models test-cuda lint figure-3 figure-s4a figure-s5a table-s1 table-s1d benchmarks clean
+.PHONY: setup demo test test-models test-cuda test-slurm lint figure-3 figure-s4a figure-s5a table-s1 table-s1d benchmarks clean
 .PHONY: figure-2 figure-s6 figure-s7 figure-s8 figure-s9 figure-s10 noise-demo
 .PHONY: drop-columns reproduce reproduce-paper
 
@@ -13,7 +13,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet "torch>=2.6" "torchvision>=0.21"
-	$(VENV)/bin/pip install --quiet --editable ".[dev,peers,report]"
+	$(VENV)/bin/pip install --quiet --editable ".[dev,peers,report,slurm]"
 	touch $@
 
 # A real critical-batch search, a prediction for more memory and a real spectrum, on a laptop's CPU
@@ -36,6 +36,11 @@ test-models: $(STAMP)
 # python -m pytest -m cuda --numprocesses 0
 test-cuda: $(STAMP)
 	$(VENV)/bin/python -m pytest -m cuda --numprocesses 0 tests/test_cuda.py tests/test_cuda_card.py
+
+# A Slurm of one node, with accounting, is started, and ended again (as root; apt-get install
+# slurm-wlm munge slurmdbd mariadb-server): sweeps on it, killed, cancelled and gone on with (5 minutes).
+test-slurm: $(STAMP)
+	$(VENV)/bin/python -m pytest -m slurm --numprocesses 0 -rs tests/test_slurm.py
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

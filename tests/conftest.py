@@ -11,7 +11,13 @@ os.environ.update(OPENMP_WAITING)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none."""
+    """Skip what needs a GPU, or a Slurm, where there is none."""
+    if of_slurm := [item for item in items if item.get_closest_marker("slurm")]:
+        from slurm_node import missing
+
+        if reason := missing():
+            for item in of_slurm:
+                item.add_marker(pytest.mark.skip(reason=reason))
     marked = [item for item in items if item.get_closest_marker("cuda")]
     if not marked:
         return

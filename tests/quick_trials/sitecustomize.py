@@ -6,6 +6,7 @@ The engine makes no plan, nothing imports torch, and provenance takes no time.
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 from vivit_bench.measure import Observation, Spec, trial
 from vivit_bench.measure.parent import measure
@@ -26,7 +27,7 @@ class QuickEngine:
     name = "vivit-bench"
     quantities = frozenset(Quantity)
     planned = frozenset[Quantity]()
-    largest_matrix: dict[Quantity, int] = {}  # noqa: RUF012
+    largest_matrix: ClassVar[dict[Quantity, int]] = {}
 
 
 def quick(spec: Spec, timeout_seconds: float) -> Observation:

@@ -10,6 +10,7 @@ import typer
 from vivit_bench.arguments import DEFAULT_RESULTS_DIR, parse_size
 from vivit_bench.cli import critical_batch_stored as stored
 from vivit_bench.cli.critical_batch_stored import Letter
+from vivit_bench.cli.executor import Executor, ExecutorOption, SlurmOption, slurm_options
 from vivit_bench.cli.options import (
     APPROXIMATION,
     MACHINE,
@@ -111,11 +112,13 @@ TablesOption = Annotated[
     ),
 ]
 JobsOption = Annotated[
-    int,
+    int | None,
     typer.Option(
         min=1,
         help="Searches at a time, each on CPUs of its own, on the cpu only; --threads is then "
-        "the CPUs divided among them. Sizes are the same, seconds are not.",
+        "the CPUs divided among them. Sizes are the same, seconds are not. With --executor slurm "
+        "the most jobs in the queue.",
+        show_default="1; with --executor slurm all",
         rich_help_panel=MACHINE,
     ),
 ]
@@ -336,6 +339,8 @@ def predict(
         "critical-batch sweep --table a --table c --memory-limit 2GiB",
         "critical-batch sweep --problem mnist_mlp --engine vivit-bench --engine vivit-for-pytorch",
         "critical-batch sweep --memory-limit 2GiB --jobs 4 --dry-run",
+        "critical-batch sweep --memory-limit 2GiB --threads 8 --executor slurm "
+        "--slurm partition=long,time=12:00:00",
     )
 )
 def sweep(
@@ -375,14 +380,17 @@ def sweep(
     max_batch: MaxBatchOption = DEFAULT_MAX_BATCH,
     timeout: TimeoutOption = DEFAULT_TRIAL_TIMEOUT,
     results_dir: ResultsDirOption = DEFAULT_RESULTS_DIR,
-    jobs: JobsOption = 1,
+    jobs: JobsOption = None,
+    executor: ExecutorOption = Executor.LOCAL,
+    slurm: SlurmOption = None,
     fresh: FreshOption = False,
     dry_run: Annotated[
         bool,
         typer.Option(
             "--dry-run",
             help="Print the plan with predictions of what is to be run, from small trials (about "
-            "a minute each), and stop: no search is run, nothing is stored.",
+            "a minute each), and stop: no search is run, nothing is stored. With --executor slurm "
+            "without predictions, and with what each job would ask for.",
             rich_help_panel=OUTPUT,
         ),
     ] = False,
@@ -394,6 +402,9 @@ def sweep(
     The plan is printed first. Table S.1d, on a CUDA device, is searched with --table d. A cell
     that fails is named at the end, and the exit code is then 1.
     """
+    from vivit_bench.cli.critical_batch_progress import log_listener
+    from vivit_bench.cluster import Slurm, make_request
+    from vivit_bench.critical_batch.cluster import budget_of, run_sweep_in_queue
     from vivit_bench.critical_batch.sweep import run_sweep, table_cells, threads_of
     from vivit_bench.critical_batch.sweep_plan import plan_sweep
     from vivit_bench.critical_batch.table_s1 import DEFAULT_TABLES, PROBLEMS, SUB_TABLES
@@ -406,8 +417,11 @@ def sweep(
         raise UsageError(f"--checkpoint {checkpoint}: of one model; name its --problem alone")
     limit = _size(memory_limit)
     tables = [SUB_TABLES[letter] for letter in table or DEFAULT_TABLES]
+    options = slurm_options(executor, slurm)
+    is_local = executor is Executor.LOCAL
+    scheduler = None if is_local or dry_run else Slurm()
     # Threads are a setting of what is stored: they are counted here, where all CPUs are seen.
-    trial_threads = threads_of(jobs, threads)
+    trial_threads = threads_of(jobs or 1, threads) if is_local else threads
     cells = table_cells(
         tables,
         problems,
@@ -422,6 +436,7 @@ def sweep(
         threads=trial_threads,
         checkpoint=checkpoint,
         dtype=dtype,
+        runs_here=is_local,
     )
     with _progress(quiet) as progress:
         if trial_threads != threads:
@@ -433,18 +448,27 @@ def sweep(
             max_batch=max_batch,
             trial_timeout=timeout,
             fresh=fresh,
-            at_once=jobs,
+            at_once=jobs or (1 if is_local else len(cells)),
+            elsewhere=not is_local,
             listener=progress,
         )
-        if dry_run:
+        request = None if is_local else make_request(options, threads, budget_of(plan))
+        if request is not None:
+            progress.note(f"each job asks for {request.line()}")
+        if dry_run and is_local:
             plan = plan.predicted(progress)
-    planned = plan_table(plan, were_predicted=dry_run)
+    planned = plan_table(plan, were_predicted=dry_run or not is_local)
     if dry_run:
         hand_out(planned, format)
         return
     with _sweep_progress(quiet, plan) as shown:
         shown.note(render(planned, TableFormat.TABLE).rstrip())
-        steps = run_sweep(plan, shown)
+        if request is None or scheduler is None:
+            steps = run_sweep(plan, shown)
+        else:
+            steps = run_sweep_in_queue(
+                plan, request, scheduler, shown, make_listener=log_listener, note=shown.note
+            )
         shown.note(shown.summary(steps))
     if finished := [step.finished for step in steps if step.finished is not None]:
         hand_out(sweep_table(finished), format)

@@ -5,6 +5,7 @@ from collections.abc import Hashable
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
+from vivit_bench.cli.options import progress_console
 from vivit_bench.critical_batch.listener import Listener
 from vivit_bench.critical_batch.search import Bracket
 from vivit_bench.measure.budget import format_peak
@@ -106,3 +107,8 @@ class SearchProgress(Listener):
 
     def _print(self, text: str) -> None:
         self._console.print(f"{self._name}{text}", soft_wrap=True, markup=False)
+
+
+def log_listener() -> Listener:
+    """Of a search in a job of a cluster: its trials are lines of the job's log."""
+    return SearchProgress(progress_console(quiet=False))

@@ -6,6 +6,13 @@ from typing import Annotated
 import typer
 
 from vivit_bench.arguments import DEFAULT_CUTOFF, DEFAULT_RESULTS_DIR
+from vivit_bench.cli.executor import (
+    Executor,
+    ExecutorOption,
+    SlurmOption,
+    engine_request,
+    slurm_options,
+)
 from vivit_bench.cli.options import (
     OUTPUT,
     CurvatureOption,
@@ -133,6 +140,8 @@ def run(
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
     engine_memory: EngineMemoryOption = None,
+    executor: ExecutorOption = Executor.LOCAL,
+    slurm: SlurmOption = None,
     name: Annotated[
         str | None,
         typer.Option(
@@ -159,10 +168,14 @@ def run(
     Interrupted, the same command goes on from the last checkpoint or epoch, and ends with the
     same numbers.
     """
-    from vivit_bench.cli.noise_progress import TrainingProgress
+    from vivit_bench.cli.noise_progress import TrainingProgress, log_listener
     from vivit_bench.noise import Choices, parse_positions, run_noise
     from vivit_bench.report.noise import run_table
 
+    options = slurm_options(executor, slurm)
+    memory, request = parse_engine_memory(engine_memory), None
+    if executor is Executor.SLURM:
+        request, memory = engine_request(options, threads, memory)
     choices = Choices(
         problem=problem,
         optimizer=optimizer,
@@ -181,10 +194,29 @@ def run(
         per_sample=per_sample,
         device=device,
         drop_columns=drop_columns,
-        memory=parse_engine_memory(engine_memory),
+        memory=memory,
     )
     check_tensor_file(save_model)
     progress = TrainingProgress(progress_console(quiet))
+    if request is not None:
+        from vivit_bench.cluster import Slurm
+        from vivit_bench.noise.cluster import run_noise_in_queue
+
+        scheduler = Slurm()
+        progress.note(f"the job asks for {request.line()}")
+        finished = run_noise_in_queue(
+            choices,
+            results_dir,
+            request,
+            scheduler,
+            name=name,
+            fresh=fresh,
+            save_model=save_model,
+            make_listener=log_listener,
+            note=progress.note,
+        )
+        hand_out(run_table(finished), format)
+        return
     try:
         with engine_on(problem, device, threads):
             finished = run_noise(

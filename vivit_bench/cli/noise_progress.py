@@ -6,6 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vivit_bench.cli.options import progress_console
 from vivit_bench.noise.training import Listener
 
 _SECONDS_BETWEEN_LINES = 15.0
@@ -78,6 +79,11 @@ class TrainingProgress(Listener):
 
     def _print(self, text: str) -> None:
         self._console.print(text, soft_wrap=True, markup=False)
+
+
+def log_listener() -> Listener:
+    """Of a training in a job of a cluster: what happens are lines of the job's log."""
+    return TrainingProgress(progress_console(quiet=False))
 
 
 def _duration(seconds: float) -> str:

@@ -14,6 +14,13 @@ from vivit_bench.arguments import (
     check_drop_columns,
     parse_blocks,
 )
+from vivit_bench.cli.executor import (
+    Executor,
+    ExecutorOption,
+    SlurmOption,
+    engine_request,
+    slurm_options,
+)
 from vivit_bench.cli.options import (
     APPROXIMATION,
     MODEL_AND_DATA,
@@ -211,7 +218,10 @@ def compute(
 
 @app.command(
     epilog=examples(
-        "spectrum sweep mnist_2c2d --data mnist5k", "spectrum sweep cifar10_3c3d --blocks layer"
+        "spectrum sweep mnist_2c2d --data mnist5k",
+        "spectrum sweep cifar10_3c3d --blocks layer",
+        "spectrum sweep cifar10_3c3d --threads 8 --engine-memory 8GiB --executor slurm "
+        "--slurm partition=long",
     )
 )
 def sweep(
@@ -228,6 +238,8 @@ def sweep(
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
     engine_memory: EngineMemoryOption = None,
+    executor: ExecutorOption = Executor.LOCAL,
+    slurm: SlurmOption = None,
     results_dir: ResultsDirOption = DEFAULT_RESULTS_DIR,
     fresh: FreshOption = False,
     format: FormatOption = TableFormat.TABLE,
@@ -249,7 +261,38 @@ def sweep(
     Approximation(Curvature.MC, Samples.FULL, mc_samples, seed)
     check_cutoff(cutoff)
     memory = parse_engine_memory(engine_memory)
+    options = slurm_options(executor, slurm)
     console = progress_console(quiet)
+    if executor is Executor.SLURM:
+        from vivit_bench.cluster import Slurm
+        from vivit_bench.spectrum.cluster import failures, load_here, sweep_spectra_in_queue
+
+        def note(text: str) -> None:
+            console.print(text, soft_wrap=True, markup=False)
+
+        request, memory = engine_request(options, threads, memory)
+        scheduler = Slurm()
+        note(f"each job asks for {request.line()}")
+        with engine_on(problem, device, None):
+            workload = load_here(spec)
+        steps = sweep_spectra_in_queue(
+            workload,
+            spec.device,
+            request,
+            scheduler,
+            mc_samples=mc_samples,
+            blocks=blocks,
+            cutoff=cutoff,
+            results_dir=results_dir,
+            memory=memory,
+            fresh=fresh,
+            note=note,
+        )
+        if records := [step.record for step in steps if step.record is not None]:
+            hand_out(sweep_table(records), format)
+        if (failed := failures(steps)) is not None:
+            raise failed
+        return
     stored = []
     with (
         engine_on(problem, device, threads),

@@ -43,6 +43,8 @@ class SearchJob:
     fresh: bool = False
     at_once: int = 1
     """Searches that run at the same time, this one included."""
+    elsewhere: bool = False
+    """Whether another machine runs it: here it is returned, where it is finished, and not run."""
 
     def run(self, listener: Listener | None = None) -> FinishedSearch:
         """Search in this process.
@@ -58,6 +60,7 @@ class SearchJob:
             trial_timeout=self.trial_timeout,
             fresh=self.fresh,
             at_once=self.at_once,
+            elsewhere=self.elsewhere,
             listener=listener,
         )
 

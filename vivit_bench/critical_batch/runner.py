@@ -49,7 +49,7 @@ from vivit_bench.measure.budget import (
 )
 from vivit_bench.measure.meters import device_memory
 from vivit_bench.measure.trial import Confirming, TrialRun, run_trial
-from vivit_bench.store import Run, open_run
+from vivit_bench.store import Run, as_elsewhere, open_run
 
 RunPlan = Callable[[Spec, float], Observation]
 RunTrial = Callable[[Spec, float, Confirming], TrialRun]
@@ -88,6 +88,7 @@ def run_search(
     repeats: int = 1,
     fresh: bool = False,
     at_once: int = 1,
+    elsewhere: bool = False,
     listener: Listener | None = None,
     run: RunTrial = run_trial,
     plan: RunPlan = measure,
@@ -103,6 +104,7 @@ def run_search(
         repeats: Trials of the critical N, and of N + 1.
         fresh: Forget the records and start over.
         at_once: Searches that run at the same time, which is stored: times are longer then.
+        elsewhere: Whether it is finished, by whatever machine: it is returned and not gone on with.
         listener: Is told what happens.
         run: Runs one trial.
         plan: Runs the child that is asked for the engine's plan.
@@ -118,13 +120,18 @@ def run_search(
     check_bounds(max_batch, trial_timeout, repeats)
     listener = listener or Listener()
     limit = memory_limit.limit_bytes
+    identity = identity_of(cell, limit)
     with open_run(
         results_dir,
-        identity_of(cell, limit),
+        as_elsewhere(results_dir, identity) if elsewhere else identity,
         fresh=fresh,
         more_wanted=lambda stored: goes_further(stored, max_batch, trial_timeout, repeats),
         note=listener.note,
     ) as stored:
+        if elsewhere and not stored.is_returned:
+            raise VivitBenchError(
+                f"{stored.folder} is not finished any more; type the command again"
+            )
         if stored.is_returned:
             facts = stored.stored.results
             max_batch, trial_timeout = facts["max_batch"], facts["trial_timeout_seconds"]

@@ -10,7 +10,13 @@ from typing import Any
 from vivit_bench.arguments import problem_slug
 from vivit_bench.curvature.options import Approximation, Curvature, Precision, Samples
 from vivit_bench.errors import UsageError
-from vivit_bench.hardware import CUDA_ENVIRONMENT, OPENMP_WAITING, check_threads, parse_device
+from vivit_bench.hardware import (
+    CUDA_ENVIRONMENT,
+    OPENMP_WAITING,
+    check_threads,
+    device_name,
+    parse_device,
+)
 from vivit_bench.measure import Observation, Reading, Spec, measure
 from vivit_bench.measure.steps import LEAST_CALLS
 from vivit_bench.measure.work import work_of
@@ -212,6 +218,7 @@ def make_cell(
     data_dir: Path | None = None,
     dtype: Precision = Precision.FLOAT32,
     calls: int | None = None,
+    runs_here: bool = True,
 ) -> Cell:
     """Check what was asked for and fill in defaults.
 
@@ -230,6 +237,7 @@ def make_cell(
         data_dir: Folder of the data sets; None for the default.
         dtype: Precision of model and matrix products.
         calls: Of a training step in a trial; default `LEAST_CALLS`.
+        runs_here: Whether this machine must have the device; a job is run by another one.
 
     Returns:
         The cell.
@@ -268,7 +276,7 @@ def make_cell(
             seed=seed,
             checkpoint=checkpoint,
             dtype=dtype,
-            device=parse_device(device),
+            device=parse_device(device) if runs_here else device_name(device),
         ),
         quantity=quantity,
         approximation=_approximation(quantity, curvature, samples, mc_samples, seed),

@@ -23,7 +23,7 @@ from vivit_bench.critical_batch.settings import Cell, check_bounds
 from vivit_bench.curvature.available import available_memory
 from vivit_bench.errors import UsageError, VivitBenchError
 from vivit_bench.measure.budget import MIB, MemoryBudget
-from vivit_bench.store import Action, foresee_run, read_journal
+from vivit_bench.store import Action, as_elsewhere, foresee_run, read_journal
 
 _LATE_MARGIN = 1.1
 """By how much a time-out that is recommended is longer than what is expected."""
@@ -118,6 +118,7 @@ def plan_sweep(
     trial_timeout: float,
     fresh: bool = False,
     at_once: int = 1,
+    elsewhere: bool = False,
     listener: Listener | None = None,
 ) -> SweepPlan:
     """What a sweep would do, from what is stored; nothing is run or written.
@@ -130,6 +131,7 @@ def plan_sweep(
         trial_timeout: Seconds for the work of one trial.
         fresh: Forget the records.
         at_once: Most searches that may run at the same time.
+        elsewhere: Whether other machines run them, one each: nothing is asked of this one.
         listener: Is told the limits.
 
     Returns:
@@ -139,8 +141,13 @@ def plan_sweep(
         UsageError: A value that is not allowed, or so many searches at a time.
     """
     check_bounds(max_batch, trial_timeout)
+    if elsewhere and memory_limit is None:
+        raise UsageError(
+            "--executor slurm: a share of this machine's memory says nothing of the cluster's; add "
+            "--memory-limit SIZE"
+        )
     devices = {cell.device: [c for c in cells if c.device == cell.device] for cell in cells}
-    if at_once > 1 and (others := sorted(set(devices) - {"cpu"})):
+    if at_once > 1 and not elsewhere and (others := sorted(set(devices) - {"cpu"})):
         raise UsageError(
             f"--jobs {at_once}: searches on {', '.join(others)} would share the device's memory; "
             "use --jobs 1"
@@ -156,12 +163,12 @@ def plan_sweep(
         )
         for device, those in devices.items()
     }
-    jobs = [
-        SearchJob(cell, limits[cell.device], results_dir, max_batch, trial_timeout, fresh)
-        for cell in cells
-    ]
+    bounds = (results_dir, max_batch, trial_timeout, fresh)
+    jobs = [SearchJob(cell, limits[cell.device], *bounds, elsewhere=elsewhere) for cell in cells]
     searches = [look_up(job) for job in jobs]
     at_once = max(min(at_once, sum(planned.is_to_run for planned in searches)), 1)
+    if elsewhere:
+        return SweepPlan(searches, at_once)
     if at_once > 1:
         _check_memory(limits["cpu"].limit_bytes, at_once)
     together = [replace(each, job=replace(each.job, at_once=at_once)) for each in searches]
@@ -197,6 +204,8 @@ def stored_prediction(facts: Mapping[str, Any]) -> Prediction | None:
 def look_up(job: SearchJob) -> PlannedSearch:
     """What is stored of a search, also while it runs in another process."""
     identity = identity_of(job.cell, job.memory_limit.limit_bytes)
+    if job.elsewhere:
+        identity = as_elsewhere(job.results_dir, identity)
     try:
         action, stored = foresee_run(
             job.results_dir,

@@ -58,8 +58,12 @@ class Choices:
             object.__setattr__(self, "data", DataSource(self.data))
 
 
-def check_choices(choices: Choices) -> torch.device:
+def check_choices(choices: Choices, runs_here: bool = True) -> torch.device:
     """Refuse values that need no data to be refused, and find the device.
+
+    Args:
+        choices: What the user asks for.
+        runs_here: Whether this machine must have the device; a job is run by another one.
 
     Raises:
         UsageError: With the value and what to give instead.
@@ -83,7 +87,8 @@ def check_choices(choices: Choices) -> torch.device:
         raise UsageError("--checkpoints and --at exclude each other: give one")
     if choices.data is not None:
         check_source(choices.problem, choices.data)
-    return torch.device(parse_device(choices.device))
+    find = parse_device if runs_here else device_name
+    return torch.device(find(choices.device))
 
 
 def resolve(

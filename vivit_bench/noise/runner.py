@@ -76,13 +76,8 @@ def run_noise(
     listener = listener or Listener()
     if name is not None:
         check_name(name)
-    chosen = hyperparameters(choices.problem, choices.optimizer, choices.lr, choices.momentum)
-    device = check_choices(choices)
-    problem = load_problem(choices.problem, seed=choices.seed)
-    source = default_source(problem, "real") if choices.data is None else choices.data
-    data = load_run_data(problem, source, choices.data_dir, choices.seed)
-    settings = resolve(choices, chosen, problem, data, source)
-    listener.note(f"learning rate {settings.lr:.6g}: {chosen.source}")
+    settings, problem, data, device, source_of_lr = _prepare(choices)
+    listener.note(f"learning rate {settings.lr:.6g}: {source_of_lr}")
     listener.note(
         f"{len(data.train):,} training samples, {settings.monitor_batch_size} of "
         f"{len(data.held_out):,} held out for the monitor, {data.num_test:,} test samples"
@@ -92,7 +87,7 @@ def run_noise(
         if run.is_returned:
             run.remove(STATE)  # a kill right after the end leaves it
             if save_model is not None:
-                _check_saved(run, save_model)
+                check_saved(run.stored, save_model)
             return read_run(run.stored)
         facts: dict[str, Any] = {"sizes": _sizes(settings, problem, data)}
         if _is_cuda(device):
@@ -135,18 +130,43 @@ def monitoring_cost(run: NoiseRun) -> dict[str, float]:
     }
 
 
-def _check_saved(run: Run, file: Path) -> None:
+def identity_of(choices: Choices) -> Identity:
+    """What a training is determined by, on as many threads as PyTorch has now.
+
+    Its device need not be here.
+
+    Raises:
+        UsageError: See `run_noise`.
+        VivitBenchError: The data are missing.
+    """
+    settings, problem, data, device, _ = _prepare(choices, runs_here=False)
+    return _identity(settings, problem, data, device)
+
+
+def check_saved(run: StoredRun, file: Path) -> None:
     """Refuse a finished run whose weights are wanted, unless they are in the file already.
 
     Raises:
         UsageError: They are not.
     """
-    saved = run.stored.results.get(SAVED)
+    saved = run.results.get(SAVED)
     if saved is None or not file.is_file() or sha256(file.read_bytes()) != saved:
         raise UsageError(
             f"--save-model {file}: {run.folder} is finished, and its weights are not in this file "
             "nor anywhere else: --fresh trains again"
         )
+
+
+def _prepare(
+    choices: Choices, runs_here: bool = True
+) -> tuple[Settings, Problem, RunData, torch.device, str]:
+    """What is to be trained on what, and where the learning rate is from."""
+    chosen = hyperparameters(choices.problem, choices.optimizer, choices.lr, choices.momentum)
+    device = check_choices(choices, runs_here)
+    problem = load_problem(choices.problem, seed=choices.seed)
+    source = default_source(problem, "real") if choices.data is None else choices.data
+    data = load_run_data(problem, source, choices.data_dir, choices.seed)
+    return resolve(choices, chosen, problem, data, source), problem, data, device, chosen.source
 
 
 def _is_cuda(device: torch.device) -> bool:

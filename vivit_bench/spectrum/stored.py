@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from vivit_bench.arguments import DEFAULT_CUTOFF, DEFAULT_RESULTS_DIR, problem_slug
 from vivit_bench.curvature.options import VARIANTS, Approximation, Blocks, Curvature, Samples
-from vivit_bench.errors import UsageError
+from vivit_bench.errors import UsageError, VivitBenchError
 from vivit_bench.problems.catalogue import find_spec, is_user_problem
-from vivit_bench.problems.workload import Workload
+from vivit_bench.problems.workload import Workload, WorkloadSpec
 from vivit_bench.spectrum.compute import compute_on
 from vivit_bench.spectrum.record import (
     EIGENVALUES,
@@ -68,6 +68,8 @@ class SweepStep:
     settings: SpectrumSettings
     record: SpectrumRecord | None = None
     """The spectrum, once it exists."""
+    error: VivitBenchError | None = None
+    """Why there is none, where others go on without it."""
 
 
 def identity_of(workload: Workload, settings: SpectrumSettings) -> Identity:
@@ -170,10 +172,7 @@ def sweep_spectra(
         UsageError: As in `store_spectrum`, as the others.
         VivitBenchError: See there.
     """
-    for number, (curvature, samples) in enumerate(VARIANTS):
-        draws = mc_samples if curvature is Curvature.MC else 1
-        approximation = Approximation(curvature, samples, draws, workload.spec.seed)
-        settings = SpectrumSettings(workload.spec, approximation, blocks, cutoff=cutoff)
+    for number, settings in enumerate(variants_of(workload.spec, mc_samples, blocks, cutoff)):
         try:
             yield from _steps(
                 workload, settings, results_dir, memory=memory, fresh=fresh, note=note
@@ -183,6 +182,29 @@ def sweep_spectra(
                 command = "the same command without --fresh" if fresh else "the same command"
                 error.add_note(f"{number} of {len(VARIANTS)} spectra are stored; {command} goes on")
             raise
+
+
+def variants_of(
+    spec: WorkloadSpec, mc_samples: int, blocks: Blocks, cutoff: float
+) -> list[SpectrumSettings]:
+    """The paper's four variants on a workload whose defaults are filled in; see `sweep_spectra`."""
+    return [
+        SpectrumSettings(
+            spec,
+            Approximation(
+                curvature, samples, mc_samples if curvature is Curvature.MC else 1, spec.seed
+            ),
+            blocks,
+            cutoff=cutoff,
+        )
+        for curvature, samples in VARIANTS
+    ]
+
+
+def is_checked_less(stored: StoredRun, certify: "Certify") -> bool:
+    """Whether a stored spectrum has less of a check than is asked for."""
+    checked = len(stored.results["certificate"].get("samples", ()))
+    return checked < (stored.results["num_samples"] if certify == "all" else int(certify))
 
 
 def _steps(
@@ -197,17 +219,12 @@ def _steps(
     note: Note,
 ) -> Iterator[SweepStep]:
     """What happens to one variant; the last step has its record."""
-
-    def is_checked_less(stored: StoredRun) -> bool:
-        checked = len(stored.results["certificate"].get("samples", ()))
-        return checked < (stored.results["num_samples"] if certify == "all" else int(certify))
-
     with open_run(
         results_dir,
         identity_of(workload, settings),
         name=name,
         fresh=fresh,
-        more_wanted=is_checked_less,
+        more_wanted=lambda stored: is_checked_less(stored, certify),
         resumable=False,
         note=note,
     ) as run:

@@ -1,5 +1,6 @@
 """Results on disk: the only room that opens result files for writing."""
 
+from vivit_bench.store.elsewhere import as_elsewhere, interrupted_on
 from vivit_bench.store.files import check_writable, write_atomic, write_output
 from vivit_bench.store.identity import Identity, State, check_name, differences
 from vivit_bench.store.journal import Journal, read_journal
@@ -27,6 +28,7 @@ __all__ = [
     "Run",
     "State",
     "StoredRun",
+    "as_elsewhere",
     "check_name",
     "check_run",
     "check_writable",
@@ -37,6 +39,7 @@ __all__ = [
     "find_run",
     "finished_runs",
     "foresee_run",
+    "interrupted_on",
     "load_run",
     "nothing_found",
     "open_run",

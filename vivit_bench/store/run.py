@@ -139,16 +139,20 @@ def foresee_run(
     results_dir: Path,
     identity: Identity,
     *,
+    name: str | None = None,
     fresh: bool = False,
     more_wanted: Callable[[StoredRun], bool] = lambda stored: False,
+    resumable: bool = True,
 ) -> tuple[Action, StoredRun | None]:
     """What `open_run` would do now. Nothing is written, and the lock is not asked for.
 
     Args:
         results_dir: Folder of all results.
         identity: What would be run.
+        name: See `open_run`.
         fresh: See `open_run`.
         more_wanted: See `open_run`.
+        resumable: See `open_run`.
 
     Returns:
         The action, and what is stored at the address; None for nothing.
@@ -157,9 +161,9 @@ def foresee_run(
         UsageError: See `open_run`.
         VivitBenchError: See `open_run`.
     """
-    folder = results_dir / identity.experiment / identity.address
+    folder = results_dir / identity.experiment / (name or identity.address)
     found, stored = _look(folder, identity, more_wanted, tidy=False)
-    decision = decide(found, fresh)
+    decision = decide(found, fresh, resumable)
     _refuse(folder, found, decision, stored)
     return decision.action, stored
 

@@ -1,0 +1,37 @@
+"""Work for jobs of a cluster."""
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from vivit_bench.errors import Stopped, UsageError
+
+
+@dataclass(frozen=True)
+class StubTask:
+    """Does what a test asks for, and leaves when it did so."""
+
+    kind: str
+    folder: Path
+    seconds: float = 0.0
+
+    def __call__(self) -> str:
+        began = time.time()
+        if self.kind == "refuse":
+            raise UsageError("--memory-limit 1 GiB: too much")
+        if self.kind == "fail":
+            raise ZeroDivisionError("by nothing")
+        if self.kind == "be_killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.kind == "be_told_to_stop":
+            os.kill(os.getpid(), signal.SIGTERM)
+        try:
+            time.sleep(self.seconds)
+        except Stopped as stopped:
+            stopped.add_note("half of it is kept")
+            raise
+        name = f"{os.environ.get('SLURM_JOB_ID', os.getpid())}"
+        (self.folder / name).write_text(f"{began} {time.time()}")
+        return "done"
