@@ -153,8 +153,13 @@ def _scale_steps(panel: Axes, places: NDArray[np.float64]) -> None:
     if len(positive) and positive[-1] / positive[0] >= _LOGARITHMIC_FROM:
         # Linear up to the first positive one, as training begins at 0.
         panel.set_xscale("symlog", linthresh=positive[0], linscale=0.5)
-    spread = panel.transScale.transform(np.column_stack([places, np.ones_like(places)]))[:, 0]
-    inches = (spread - spread[0]) / (spread[-1] - spread[0]) * _AXIS_INCHES
+    scale = panel.xaxis.get_transform()
+    drawn = scale.transform(places)
+    length = drawn[-1] - drawn[0]
+    # Matplotlib's margins of such an axis are a third of it.
+    ends = np.array([drawn[0] - 0.05 * length, drawn[-1] + 0.05 * length])
+    panel.set_xlim(*scale.inverted().transform(ends))
+    inches = (drawn - drawn[0]) / length * _AXIS_INCHES
     widths = [_DIGIT_INCHES * (len(f"{place:g}") + 1) for place in places]
     shown = [len(places) - 1]  # the last is the one that matters most
     for k in range(len(places) - 2, -1, -1):
