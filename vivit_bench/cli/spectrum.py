@@ -1,7 +1,8 @@
 """``vivit-bench spectrum``: compute, sweep, plot and compare GGN spectra."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -92,9 +93,21 @@ StoredDtypeOption = Annotated[
     Precision | None,
     typer.Option("--dtype", help="Of the spectra.", rich_help_panel=MODEL_AND_DATA),
 ]
-StoredCheckpointOption = Annotated[
-    Path | None,
-    typer.Option("--checkpoint", help="Of the spectra.", rich_help_panel=MODEL_AND_DATA),
+StoredCheckpointsOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--checkpoint",
+        help="Of the spectra; repeatable with --over-training, in the order of the figure.",
+        rich_help_panel=MODEL_AND_DATA,
+    ),
+]
+CheckpointsOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="Parameters of a trained model; repeatable, a spectrum each.",
+        show_default="initial parameters",
+        rich_help_panel=MODEL_AND_DATA,
+    ),
 ]
 LayerBlocksOption = Annotated[
     Blocks,
@@ -108,6 +121,7 @@ LayerBlocksOption = Annotated[
     epilog=examples(
         "spectrum compute mnist_2c2d --data mnist5k --curvature mc",
         "spectrum compute net.py:make --blocks layer --output spectrum.csv",
+        "spectrum compute net.py:make --checkpoint epoch_1.pt --checkpoint epoch_9.pt",
     )
 )
 def compute(
@@ -124,7 +138,7 @@ def compute(
     data: DataOption = None,
     data_dir: DataDirOption = None,
     seed: SeedOption = 0,
-    checkpoint: CheckpointOption = None,
+    checkpoint: CheckpointsOption = None,
     dtype: DtypeOption = Precision.FLOAT32,
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
@@ -168,16 +182,23 @@ def compute(
     """
     from vivit_bench.curvature import Certificate, Dropped
     from vivit_bench.problems.workload import load_workload
-    from vivit_bench.report.spectrum import spectrum_table
+    from vivit_bench.report.spectrum import checkpoints_table, spectrum_table
     from vivit_bench.spectrum import SpectrumSettings, leading_eigenvectors, store_spectrum
 
-    spec = WorkloadSpec(problem, batch_size, data, data_dir, seed, checkpoint, dtype, device)
+    files: Sequence[Path | None] = checkpoint or [None]
+    specs = [
+        WorkloadSpec(problem, batch_size, data, data_dir, seed, file, dtype, device)
+        for file in files
+    ]
     approximation = Approximation(curvature, samples, mc_samples, seed)
     check_cutoff(cutoff)
     check_drop_columns(drop_columns)
     if name is not None:
         check_name(name)
     structure = parse_blocks(blocks or [])
+    if len(specs) > 1:
+        of_one = {"name": name, "output": output, "eigenvectors": eigenvectors}
+        _check_several(checkpoint or [], of_one)
     check_table_file(output)
     if eigenvectors is not None and structure != Blocks.NONE:
         raise UsageError(
@@ -189,27 +210,38 @@ def compute(
     check_tensor_file(eigenvectors)
     memory = parse_engine_memory(engine_memory)
     progress = progress_console(quiet)
-    with engine_on(problem, device, threads), progress.status(f"{problem}: {approximation.label}"):
-        workload = load_workload(spec)
-        settings = SpectrumSettings(
-            workload.spec, approximation, structure, params, cutoff, drop_columns
-        )
-        record, _ = store_spectrum(
-            workload,
-            settings,
-            results_dir,
-            certify=certify.certify,
-            memory=memory,
-            name=name,
-            fresh=fresh,
-            note=lambda text: progress.print(text, soft_wrap=True, markup=False),
-        )
-        if output is not None:
-            write_output(output, record.table())
-        if eigenvectors is not None:
-            number = top or DEFAULT_TOP
-            vectors, _ = leading_eigenvectors(workload, settings, number, certify.certify, memory)
-            save_tensors(vectors, eigenvectors, quiet)
+    records: list[SpectrumRecord] = []
+    with engine_on(problem, device, threads), _told_if_stopped(records, len(specs)):
+        for spec in specs:
+            of = f" of {spec.checkpoint}" if len(specs) > 1 else ""
+            with progress.status(f"{problem}: {approximation.label}{of}"):
+                workload = load_workload(spec)
+                settings = SpectrumSettings(
+                    workload.spec, approximation, structure, params, cutoff, drop_columns
+                )
+                record, _ = store_spectrum(
+                    workload,
+                    settings,
+                    results_dir,
+                    certify=certify.certify,
+                    memory=memory,
+                    name=name,
+                    fresh=fresh,
+                    note=lambda text: progress.print(text, soft_wrap=True, markup=False),
+                )
+                records.append(record)
+                if output is not None:
+                    write_output(output, record.table())
+                if eigenvectors is not None:
+                    number = top or DEFAULT_TOP
+                    vectors, _ = leading_eigenvectors(
+                        workload, settings, number, certify.certify, memory
+                    )
+                    save_tensors(vectors, eigenvectors, quiet)
+    if len(records) > 1:
+        hand_out(checkpoints_table(records), format)
+        return
+    (record,) = records
     hand_out(spectrum_table(record), format)
     dropped = Dropped(**record.dropped) if record.dropped else None
     print_dropped(dropped, record.num_columns, quiet)
@@ -324,6 +356,7 @@ def sweep(
     epilog=examples(
         "spectrum plot mnist_2c2d",
         "spectrum plot mnist_2c2d_exact_full_n128 mnist_2c2d_mc_full_n128 --output figures/two",
+        "spectrum plot net.py:make --over-training",
     )
 )
 def plot(
@@ -349,11 +382,31 @@ def plot(
     data: StoredDataOption = None,
     seed: StoredSeedOption = None,
     dtype: StoredDtypeOption = None,
-    checkpoint: StoredCheckpointOption = None,
+    checkpoint: StoredCheckpointsOption = None,
+    over_training: Annotated[
+        bool,
+        typer.Option(
+            "--over-training",
+            help="Leading eigenvalues, trace and number above the cutoff of one approximation "
+            "against the checkpoint, in the order of --checkpoint or of the names' numbers.",
+        ),
+    ] = False,
+    curvature: Annotated[
+        Curvature | None,
+        typer.Option(
+            help="With --over-training.", show_default="exact", rich_help_panel=APPROXIMATION
+        ),
+    ] = None,
+    samples: Annotated[
+        Samples | None,
+        typer.Option(
+            help="With --over-training.", show_default="full", rich_help_panel=APPROXIMATION
+        ),
+    ] = None,
     cutoff: Annotated[
         float | None,
         typer.Option(
-            help="Left end of the axis.",
+            help="Left end of the axis; with --over-training what is counted.",
             show_default="that of the spectra",
             rich_help_panel=APPROXIMATION,
         ),
@@ -369,9 +422,14 @@ def plot(
     ] = None,
     results_dir: ResultsDirOption = DEFAULT_RESULTS_DIR,
 ) -> None:
-    """Draw histograms of stored spectra (Figures S.4a and S.5a), one panel a spectrum."""
+    """Draw histograms of stored spectra (Figures S.4a and S.5a), one panel a spectrum.
+
+    With --over-training: what becomes of one problem's spectrum from checkpoint to checkpoint.
+    """
     from vivit_bench.report.spectrum_figures import plot_spectra
+    from vivit_bench.report.spectrum_training_figures import plot_over_training
     from vivit_bench.spectrum import load_spectrum
+    from vivit_bench.spectrum.over_training import APART
     from vivit_bench.spectrum.stored import figure_stem
 
     if cutoff is not None:
@@ -382,17 +440,32 @@ def plot(
         "data": data,
         "seed": seed,
         "dtype": dtype,
-        "checkpoint": None if checkpoint is None else str(checkpoint),
     }
-    runs = [run for name in spectra for run in _stored(name, results_dir, mc_samples, chosen)]
+    if over_training:
+        of = {"curvature": curvature or Curvature.EXACT, "samples": samples or Samples.FULL}
+        any_cutoff = cutoff is not None
+        runs = _stored_over_training(
+            spectra,
+            results_dir,
+            checkpoints=checkpoint or [],
+            mc_samples=mc_samples,
+            any_cutoff=any_cutoff,
+            **of,
+            **chosen,
+        )
+    else:
+        _check_not_over_training(checkpoint or [], {"curvature": curvature, "samples": samples})
+        chosen["checkpoint"] = str(checkpoint[0]) if checkpoint else None
+        runs = [run for name in spectra for run in _stored(name, results_dir, mc_samples, chosen)]
     records = [load_spectrum(run) for run in runs]
     for record in records:
         _warn_if_not_finite(record)
-    _warn_of_differences(runs)
-    stem = output or figure_stem(records, results_dir)
+    _warn_of_differences(runs, APART if over_training else ())
+    stem = output or figure_stem(records, results_dir, over_training=over_training)
     if stem.suffix in {".png", ".pdf"}:
         stem = stem.with_suffix("")
-    for figure in plot_spectra(records, stem, cutoff=cutoff):
+    draw = plot_over_training if over_training else plot_spectra
+    for figure in draw(records, stem, cutoff=cutoff):
         typer.echo(figure)
 
 
@@ -453,6 +526,64 @@ def compare(
     hand_out(comparison_table(comparison, first, second, cutoff), format, output, quiet)
 
 
+def _check_several(checkpoints: Sequence[Path], of_one: dict[str, Any]) -> None:
+    """Refuse options that are of one spectrum, and files that would end the command half-way."""
+    from vivit_bench.spectrum.over_training import check_checkpoints
+
+    check_checkpoints(checkpoints)
+    for option, value in of_one.items():
+        if value is not None:
+            raise UsageError(
+                f"--{option} {value}: is of one spectrum, and --checkpoint is given "
+                f"{len(checkpoints)} times; leave it out, or give one --checkpoint"
+            )
+    for file in checkpoints:
+        if not file.is_file():
+            raise UsageError(f"checkpoint {file} does not exist or is no file")
+
+
+@contextmanager
+def _told_if_stopped(records: "Sequence[SpectrumRecord]", wanted: int) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:
+        if wanted > 1 and not isinstance(error, Exception):
+            error.add_note(
+                f"{len(records)} of {wanted} spectra are stored; the same command goes on"
+            )
+        raise
+
+
+def _check_not_over_training(checkpoints: Sequence[Path], of_it: dict[str, Any]) -> None:
+    """Refuse what chooses among spectra of a training run where none is drawn."""
+    if len(checkpoints) > 1:
+        given = " ".join(f"--checkpoint {file}" for file in checkpoints)
+        raise UsageError(f"{given}: several make a figure with --over-training; add it")
+    for option, value in of_it.items():
+        if value is not None:
+            raise UsageError(
+                f"--{option} {value}: chooses with --over-training; without it a problem's four "
+                "approximations are drawn, or the spectra that are named"
+            )
+
+
+def _stored_over_training(
+    spectra: Sequence[str], results_dir: Path, **chosen: Any
+) -> "list[StoredRun]":
+    """The stored spectra of a problem's checkpoints, in their order."""
+    from vivit_bench.spectrum.over_training import stored_over_training
+
+    if len(spectra) > 1:
+        raise UsageError(
+            f"{' '.join(spectra)} --over-training: a figure over training is of one problem; "
+            "name one"
+        )
+    runs, notes = stored_over_training(spectra[0], results_dir, **chosen)
+    for line in notes:
+        typer.echo(f"warning: {line}", err=True)
+    return runs
+
+
 def _stored(
     name: str, results_dir: Path, mc_samples: int, chosen: dict[str, Any]
 ) -> "list[StoredRun]":
@@ -501,11 +632,11 @@ def _warn_if_not_finite(record: "SpectrumRecord") -> None:
         typer.echo(f"warning: {record.folder}: {count} eigenvalues are not finite", err=True)
 
 
-def _warn_of_differences(runs: "Sequence[StoredRun]") -> None:
+def _warn_of_differences(runs: "Sequence[StoredRun]", apart: Collection[str] = ()) -> None:
     """Say in what spectra differ beside their approximation: they stand side by side."""
     from vivit_bench.spectrum.stored import side_by_side
 
-    for line in side_by_side(runs):
+    for line in side_by_side(runs, apart):
         typer.echo(f"warning: {line}", err=True)
 
 

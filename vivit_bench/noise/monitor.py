@@ -33,6 +33,7 @@ class NoiseMonitor:
         cutoff: As there.
         drop_trace: As there.
         memory: As there.
+        start: Optimizer steps that were made before, of a training that goes on.
 
     Raises:
         UsageError: A negative step, or what the engine cannot compute.
@@ -51,6 +52,7 @@ class NoiseMonitor:
         cutoff: float = 1e-4,
         drop_trace: float | None = None,
         memory: int | None = None,
+        start: int = 0,
     ) -> None:
         self._request = (model, loss, inputs, targets)
         self._approximation, self._cutoff, self._memory = approximation, cutoff, memory
@@ -58,7 +60,7 @@ class NoiseMonitor:
         self._at = None if at is None else frozenset(at)
         if self._at and min(self._at) < 0:
             raise UsageError(f"at has step {min(self._at)}: steps are counted from 0, the start")
-        self.steps = 0
+        self.steps = start
         """Optimizer steps so far."""
         self.measurements: dict[int, Measurement] = {}
         """Step -> what was seen, with all per-sample values."""

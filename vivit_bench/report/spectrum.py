@@ -44,7 +44,6 @@ def spectrum_table(record: SpectrumRecord) -> Table:
     row = _row(record)
     if not record.dropped:
         return Table(_SPECTRUM, [row], is_record=True)
-    row |= {f"dropped_{name}": value for name, value in record.dropped.items()}
     return Table((*_SPECTRUM[:-1], *_DROPPED, _SPECTRUM[-1]), [row], is_record=True)
 
 
@@ -58,6 +57,20 @@ def sweep_table(records: Iterable[SpectrumRecord]) -> Table:
     return Table(columns, rows, notes=[str(row["folder"]) for row in rows])
 
 
+def checkpoints_table(records: Iterable[SpectrumRecord]) -> Table:
+    """A row a checkpoint of one approximation; people find the folders below."""
+    rows = [_row(record) for record in records]
+    columns = list(_SPECTRUM)
+    columns.insert(0, Column("checkpoint", left=True))
+    if any("dropped_trace" in row for row in rows):
+        columns += _DROPPED
+    shown = {"checkpoint", *_IN_A_SWEEP[1:], "loss", "certificate_error", "dropped_trace"}
+    columns = [
+        Column(c.name, c.title, c.shown, c.left, is_detail=c.name not in shown) for c in columns
+    ]
+    return Table(columns, rows, notes=[str(row["folder"]) for row in rows])
+
+
 def _row(record: SpectrumRecord) -> dict[str, Any]:
     settings = record.settings
     values = record.eigenvalues.tolist()
@@ -67,6 +80,7 @@ def _row(record: SpectrumRecord) -> dict[str, Any]:
         "variant": settings.variant,
         "largest_eigenvalue": values[0] if values else None,
         "certificate_error": max(record.certificate.get("errors", {}).values(), default=None),
+        **{f"dropped_{name}": value for name, value in record.dropped.items()},
     }
 
 

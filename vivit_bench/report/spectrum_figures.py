@@ -23,8 +23,8 @@ BINS_PER_DECADE = 6
 # Okabe and Ito's palette, distinguishable with colour-blindness and in grey.
 _COLOURS = {Curvature.EXACT: "#0072B2", Curvature.MC: "#D55E00"}
 _CUTOFF_COLOUR = "#9A9A9A"
-# One paper column; text of about the size of a caption.
-_COLUMN_INCHES = 3.4
+COLUMN_INCHES = 3.4
+"""One paper column; text of about the size of a caption."""
 
 
 def plot_spectra(
@@ -54,7 +54,7 @@ def draw_spectra(records: Sequence[SpectrumRecord], *, cutoff: float) -> Figure:
     columns = min(len(records), 2)
     rows = math.ceil(len(records) / columns)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(_COLUMN_INCHES, 0.7 + 1.3 * rows), layout="constrained")
+        figure = Figure(figsize=(COLUMN_INCHES, 0.7 + 1.3 * rows), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
         common, titles = _titles(records, line_length=56 // columns)
@@ -179,7 +179,7 @@ def _tick_label(value: float, cutoff: float) -> str:
 def _titles(records: Sequence[SpectrumRecord], line_length: int) -> tuple[str, list[str]]:
     """Title of the figure, with what all panels share, and titles of the panels."""
     settings = [record.settings for record in records]
-    workloads = [_workload(record) for record in records]
+    workloads = [workload_of(record) for record in records]
     if len(set(workloads)) == 1:
         common, titles = workloads[0], [s.variant for s in settings]
     else:
@@ -188,16 +188,20 @@ def _titles(records: Sequence[SpectrumRecord], line_length: int) -> tuple[str, l
             f"{textwrap.fill(workload, line_length)}\n{s.variant}"
             for workload, s in zip(workloads, settings, strict=True)
         ]
+    return textwrap.fill(f"{common}{computed_when(records)}".strip(), 56), titles
+
+
+def computed_when(records: Sequence[SpectrumRecord]) -> str:
+    """The days of their computation in brackets after a space; empty if none is known."""
     days = sorted({record.computed_on for record in records if record.computed_on})
-    when = f" ({' to '.join(dict.fromkeys([days[0], days[-1]]))})" if days else ""
-    return textwrap.fill(f"{common}{when}".strip(), 56), titles
+    return f" ({' to '.join(dict.fromkeys([days[0], days[-1]]))})" if days else ""
 
 
-def _workload(record: SpectrumRecord) -> str:
+def workload_of(record: SpectrumRecord, *, with_weights: bool = True) -> str:
     """What a spectrum is one of; non-breaking spaces keep names and values on one line."""
     spec = record.settings.workload
     dtype = "" if spec.dtype is Precision.FLOAT32 else f", {spec.dtype}"
-    weights = f", {spec.checkpoint}" if spec.checkpoint else ""
+    weights = f", {spec.checkpoint}" if spec.checkpoint and with_weights else ""
     return (
         f"{_short(spec.problem)}, N\xa0=\xa0{spec.batch_size}, D\xa0=\xa0{record.num_params:,}, "
         f"data\xa0{spec.data}, seed\xa0{spec.seed}{dtype}{weights}"

@@ -1,7 +1,7 @@
 """Stored spectra: computed if they are not there, and found again by problem or name."""
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -260,26 +260,28 @@ def stored_variants(
     wanted = {name: value for name, value in chosen.items() if value is not None}
     if mc_samples != 1:
         wanted["mc_samples"] = mc_samples
-    fitting = [run for run in runs if _is_variant(run, problem, mc_samples, chosen)]
+    fitting = [run for run in runs if is_variant(run, problem, mc_samples, chosen)]
     if not fitting:
         if not is_user_problem(problem):
             find_spec(problem)  # A misspelt name is told so, with the nearest one.
         nothing = f"{problem}: no such spectrum in {results_dir / EXPERIMENT}"
-        command = _command(problem, results_dir, wanted)
+        command = command_of(problem, results_dir, wanted)
         raise nothing_found(nothing, notes, f"make them with: {command}")
-    if clashes := _clashes(fitting):
-        raise UsageError(f"{problem}: the stored spectra differ in {clashes}")
+    if ways := clashes(fitting):
+        raise UsageError(f"{problem}: the stored spectra differ in {ways}")
     by_variant = {(run.settings["curvature"], run.settings["samples"]): run for run in fitting}
     return {variant: by_variant.get(variant) for variant in VARIANTS}, notes
 
 
-def side_by_side(runs: Sequence[StoredRun]) -> list[str]:
+def side_by_side(runs: Sequence[StoredRun], apart: Collection[str] = ()) -> list[str]:
     """What people must know who see these spectra in one figure or table: a line on each point.
 
-    Spectra differ in their approximation on purpose; the cutoff is chosen again there.
+    Spectra differ in their approximation on purpose; the cutoff is chosen again there. ``apart``
+    names further settings that differ on purpose.
     """
-    settings = _different_settings(runs)
-    settings.pop("cutoff", None)
+    settings = different_settings(runs)
+    for name in ("cutoff", *apart):
+        settings.pop(name, None)
     conditions = _different([run.environment for run in runs])
     if {"problem", "batch_size", "data", "seed"} & set(settings):
         conditions.pop("batch", None)  # it follows from them
@@ -298,10 +300,12 @@ def sweep_command(run: StoredRun, results_dir: Path, mc_samples: int) -> str:
     usual |= {"cutoff": DEFAULT_CUTOFF, "checkpoint": None, "mc_samples": 1}
     options = {**known, "mc_samples": mc_samples}
     chosen = {name: value for name, value in options.items() if value != usual.get(name, "")}
-    return _command(run.settings["problem"], results_dir, chosen)
+    return command_of(run.settings["problem"], results_dir, chosen)
 
 
-def figure_stem(records: Sequence[SpectrumRecord], results_dir: Path) -> Path:
+def figure_stem(
+    records: Sequence[SpectrumRecord], results_dir: Path, *, over_training: bool = False
+) -> Path:
     """Default path of a figure without its ending: it says what all spectra have in common."""
     all_settings = [record.settings for record in records]
     parts = [
@@ -314,6 +318,8 @@ def figure_stem(records: Sequence[SpectrumRecord], results_dir: Path) -> Path:
     common = [values[0] for values in parts if values[0] and len(set(values)) == 1]
     if len(set(parts[0])) > 1:
         common.insert(0, "spectra")
+    if over_training:
+        common += [all_settings[0].curvature, all_settings[0].samples, "over_training"]
     return results_dir / EXPERIMENT / "_".join(common)
 
 
@@ -323,8 +329,11 @@ def _structure(settings: SpectrumSettings) -> str:
     return "" if settings.blocks is Blocks.NONE else f"_{settings.blocks}"
 
 
-def _command(problem: str, results_dir: Path, options: Mapping[str, Any]) -> str:
-    words = ["vivit-bench", "spectrum", "sweep", problem]
+def command_of(
+    problem: str, results_dir: Path, options: Mapping[str, Any], verb: str = "sweep"
+) -> str:
+    """What computes a problem's spectra with these options, as one would type it."""
+    words = ["vivit-bench", "spectrum", verb, problem]
     for name, value in options.items():
         if not (name == "blocks" and value == Blocks.NONE):
             words += [f"--{name.replace('_', '-')}", str(value)]
@@ -333,7 +342,7 @@ def _command(problem: str, results_dir: Path, options: Mapping[str, Any]) -> str
     return shlex.join(words)
 
 
-def _is_variant(run: StoredRun, problem: str, mc_samples: int, chosen: Mapping[str, Any]) -> bool:
+def is_variant(run: StoredRun, problem: str, mc_samples: int, chosen: Mapping[str, Any]) -> bool:
     """Whether a run is one of the paper's approximations of what is asked for."""
     settings = run.settings
     return (
@@ -346,11 +355,15 @@ def _is_variant(run: StoredRun, problem: str, mc_samples: int, chosen: Mapping[s
     )
 
 
-def _clashes(runs: Sequence[StoredRun]) -> str:
-    """In what spectra differ beside the approximation, and how to choose; empty if in nothing."""
+def clashes(runs: Sequence[StoredRun], apart: Collection[str] = ()) -> str:
+    """In what spectra differ beside the approximation, and how to choose; empty if in nothing.
+
+    ``apart`` names further settings in which they may.
+    """
     different = {
         name: sorted(values, key=lambda value: (len(value), value))  # numbers as numbers
-        for name, values in _different_settings(runs).items()
+        for name, values in different_settings(runs).items()
+        if name not in apart
     }
     if not different:
         return ""
@@ -362,7 +375,7 @@ def _clashes(runs: Sequence[StoredRun]) -> str:
     return f"{_listed(different)}: {' or '.join(ways)}"
 
 
-def _different_settings(runs: Sequence[StoredRun]) -> dict[str, list[str]]:
+def different_settings(runs: Sequence[StoredRun]) -> dict[str, list[str]]:
     """Settings that not all runs share, beside the approximation, with their values."""
     different = _different([run.settings for run in runs])
     if {"problem", "seed", "checkpoint"} & set(different):
