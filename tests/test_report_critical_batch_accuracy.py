@@ -7,9 +7,6 @@ import pytest
 from command_line import Run, group_runner
 from critical_batch_cases import add_search
 
-from vivit_bench.errors import UsageError
-from vivit_bench.report.critical_batch_accuracy import accuracy_table
-
 
 def predicted(size: int, low: int, high: int) -> dict[str, object]:
     told = {
@@ -52,7 +49,7 @@ def test_errors_intervals_and_trials_are_those_of_the_searches(run: Run, tmp_pat
     assert (results / "critical_batch" / "predictions.csv").is_file()
 
 
-def test_without_predictions_it_is_said_what_makes_some(tmp_path: Path) -> None:
-    add_search(tmp_path, critical_batch_size=70)
-    with pytest.raises(UsageError, match="critical-batch sweep"):
-        accuracy_table(tmp_path)
+def test_without_predictions_it_is_said_what_makes_some(run: Run, tmp_path: Path) -> None:
+    add_search(tmp_path / "results", critical_batch_size=70)
+    done = run("predictions")
+    assert (done.code, "critical-batch sweep" in done.err) == (2, True)

@@ -166,9 +166,18 @@ def predictions(
     """
     from vivit_bench.critical_batch.records import EXPERIMENT
     from vivit_bench.report.critical_batch_accuracy import accuracy_table
+    from vivit_bench.report.critical_batch_selection import load_searches
     from vivit_bench.report.tables import render, write_in_all_formats
 
-    made = accuracy_table(results_dir)
+    searches, damaged = load_searches(results_dir)
+    for note in damaged:
+        typer.echo(f"warning: {note}", err=True)
+    made = accuracy_table(searches, results_dir)
+    if not made.rows:
+        raise UsageError(
+            f"no finished search in {results_dir / EXPERIMENT} has a prediction; make some with: "
+            "vivit-bench critical-batch sweep"
+        )
     hand_out(made, format)
     stem = results_dir / EXPERIMENT / "predictions"
     for path in write_in_all_formats(stem, lambda style: render(made, style)):

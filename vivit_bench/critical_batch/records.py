@@ -1,6 +1,6 @@
 """Searches on disk: a folder each, with a line per trial; tables over them are made when asked."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -222,14 +222,6 @@ def search_rows(results_dir: Path) -> tuple[list[dict[str, Any]], list[str]]:
         for stored in runs
     ]
     return rows, notes
-
-
-def trials_of_searches(results_dir: Path) -> Iterator[tuple[dict[str, Any], list[Trial]]]:
-    """Row of each finished search, see `search_rows`, and its trials."""
-    rows, _ = search_rows(results_dir)
-    runs, _ = finished_runs(results_dir, EXPERIMENT)
-    for row, stored in zip(rows, runs, strict=True):
-        yield row, list(finished_records(stored).trials.values())
 
 
 def _missing_facts(stored: StoredRun) -> dict[str, Any]:

@@ -5,14 +5,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import pandas as pd
+
 from vivit_bench.arguments import format_size
 from vivit_bench.critical_batch import StoppedBy
-from vivit_bench.critical_batch.records import EXPERIMENT, PREDICTED, trials_of_searches
+from vivit_bench.critical_batch.records import EXPERIMENT, TRIALS
 from vivit_bench.critical_batch.search import SMALL_SIZES
-from vivit_bench.errors import UsageError
-from vivit_bench.measure import Trial
 from vivit_bench.report.critical_batch import work_of_row
+from vivit_bench.report.critical_batch_marks import mark_of, predicted_size
 from vivit_bench.report.tables import Column, Row, Table
+from vivit_bench.store import read_journal
 
 _COLUMNS = (
     Column("problem", left=True),
@@ -23,10 +25,10 @@ _COLUMNS = (
     Column("memory_limit_bytes", "limit", format_size),
     Column("predicted", "predicted (95 %)", interval=("low", "high")),
     *(Column(name, is_detail=True) for name in ("low", "high", "limited_by")),
-    Column("critical_batch_size", "found", bound="is_lower_bound"),
+    Column("critical_batch_size", "found", bound="is_lower_bound", mark="mark"),
     *(Column(name, is_detail=True) for name in ("is_lower_bound", "stopped_by")),
     Column("error_percent", "error %", "+.1f"),
-    Column("within", is_detail=True),
+    Column("within", "within", lambda value: "yes" if value else "no", left=True),
     Column("width_percent", "width %", ".1f"),
     Column("small_trials", f"trials to {SMALL_SIZES[-1]}"),
     Column("large_trials", "beyond"),
@@ -36,59 +38,59 @@ _COLUMNS = (
 )
 
 
-def accuracy_table(results_dir: Path) -> Table:
-    """Predictions and what was found, a row per search that memory stopped or that has one.
+def accuracy_table(rows: pd.DataFrame, results_dir: Path) -> Table:
+    """Predictions and what was found, a row per search that has one.
 
-    ``error_percent`` and ``width_percent`` are relative to what was found; trials are counted to
-    and beyond the largest of `SMALL_SIZES`, without repetitions; ``unguided_trials`` is what
-    doubling from 1 and halving the bracket would have taken.
+    ``error_percent`` and ``width_percent`` are relative to what was found, where memory ended the
+    search; trials are counted to and beyond the largest of `SMALL_SIZES`, without repetitions;
+    ``unguided_trials`` is what doubling from 1 and halving the bracket would have taken.
 
     Args:
-        results_dir: Folder of all results.
-
-    Raises:
-        UsageError: No search has a prediction.
+        rows: From `load_searches`.
+        results_dir: Of the same folder.
     """
-    found = [
-        _row(row, trials)
-        for row, trials in trials_of_searches(results_dir)
-        if row.get(PREDICTED) is not None
-    ]
-    if not found:
-        raise UsageError(
-            f"no finished search in {results_dir / EXPERIMENT} has a prediction; make some with: "
-            "vivit-bench critical-batch sweep"
-        )
+    predicted = rows[rows["predicted_critical_batch_size"].notna()]
+    found = [_row(row, results_dir) for row in predicted.to_dict("records")]
     return Table(_COLUMNS, found, notes=_summary(found))
 
 
-def _row(row: dict[str, Any], trials: Iterable[Trial]) -> Row:
-    predicted = row[PREDICTED]
+def _row(row: dict[Any, Any], results_dir: Path) -> Row:
     size = int(row["critical_batch_size"])
-    sizes = {trial.n for trial in trials}
+    predicted, low, high = predicted_size(row)
+    assert predicted is not None
+    trials, _ = read_journal(results_dir / EXPERIMENT / row["run"] / TRIALS)
+    sizes = {trial["n"] for trial in trials}
     small = sum(n <= SMALL_SIZES[-1] for n in sizes)
     certain = row["stopped_by"] == StoppedBy.MEMORY and size > 0
-    low, high = predicted["low"], predicted["high"]
+    judged: dict[str, Any] = {}
+    if certain and low is not None and high is not None:
+        judged = {
+            "error_percent": 100 * (predicted / size - 1),
+            "within": low <= size <= high,
+            "width_percent": 100 * (high - low) / size,
+            "unguided_trials": 2 * size.bit_length(),
+        }
+    named = {str(name): None if pd.isna(value) else value for name, value in row.items()}
     return {
-        **row,
-        "work": work_of_row(row),
-        "predicted": predicted["critical_batch_size"],
+        **named,
+        "work": work_of_row(named),
+        "predicted": predicted,
         "low": low,
         "high": high,
-        "limited_by": predicted["limited_by"],
-        "error_percent": 100 * (predicted["critical_batch_size"] / size - 1) if certain else None,
-        "within": low <= size <= high if certain else None,
-        "width_percent": 100 * (high - low) / size if certain else None,
+        "limited_by": named["predicted_limited_by"],
         "small_trials": small,
         "large_trials": len(sizes) - small,
-        "unguided_trials": 2 * size.bit_length() if certain else None,
-        "expected_seconds": predicted.get("search_seconds"),
+        "expected_seconds": named["predicted_search_seconds"],
+        "mark": mark_of(row).partition(";")[0].strip("\n").rstrip(")") + ")"
+        if mark_of(row)
+        else "",
+        **judged,
     }
 
 
 def _summary(rows: Iterable[Row]) -> list[str]:
     """Lines on the searches that memory ended, an engine each."""
-    certain = [row for row in rows if row["error_percent"] is not None]
+    certain = [row for row in rows if "error_percent" in row]
     lines = []
     for engine in sorted({row["engine"] for row in certain}):
         those = [row for row in certain if row["engine"] == engine]

@@ -29,7 +29,10 @@ _TEXT = [
     *("dtype", "code", "host", "cpu", "gpu", "ended_at"),
     *("checkpoint", "checkpoint_file", "problem_file"),
 ]
-_PREDICTED = ("critical_batch_size", "low", "high", "step_seconds", "limited_by")
+_PREDICTED = (
+    *("critical_batch_size", "low", "high", "step_seconds", "limited_by"),
+    "search_seconds",
+)
 _LATER = ("message", "work_seconds", "confirmed", "jobs")
 """Facts that older searches lack."""
 

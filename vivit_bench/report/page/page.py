@@ -143,7 +143,7 @@ def _of_searches(searches: Searches, results_dir: Path) -> list[Section]:
         table_s1.section(searches),
         sizes.section(searches),
         growth.section(searches, results_dir),
-        predictions.section(searches),
+        predictions.section(searches, results_dir),
     ]
     return [section for section in made if section is not None]
 

@@ -1,41 +1,22 @@
 """What was predicted of critical batch sizes, beside what was found."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import altair as alt
 import pandas as pd
 
 from vivit_bench.arguments import format_size
-from vivit_bench.report.critical_batch_marks import mark_of, predicted_size
+from vivit_bench.report.critical_batch_accuracy import accuracy_table
 from vivit_bench.report.page import charts
-from vivit_bench.report.page.parts import Chart, Charts, PageTable, Section, plain
-from vivit_bench.report.page.searches import Searches, engines_in_order, place_of, work_of
-from vivit_bench.report.tables import Column, Table, format_seconds
-
-_PREDICTIONS = (
-    Column("problem", left=True),
-    Column("work", left=True),
-    Column("engine", left=True),
-    Column("memory_limit_bytes", "limit", format_size),
-    Column("critical_batch_size", "measured", ",", bound="is_lower_bound", mark="mark"),
-    Column(
-        "predicted_critical_batch_size",
-        "predicted (95 %)",
-        ",",
-        interval=("predicted_low", "predicted_high"),
-    ),
-    Column("error", "error", "+.1%"),
-    Column("inside", "inside", lambda value: "yes" if value else "no", left=True),
-    Column("work_seconds", "seconds", format_seconds),
-    Column("predicted_step_seconds", "predicted", format_seconds),
-    *(
-        Column(name, is_detail=True)
-        for name in ("predicted_low", "predicted_high", "is_lower_bound", "stopped_by", "run")
-    ),
-)
+from vivit_bench.report.page.parts import Chart, Charts, PageTable, Section
+from vivit_bench.report.page.searches import Searches, engines_in_order, place_of
 
 
-def section(searches: Searches) -> Section | None:
+def section(searches: Searches, results_dir: Path) -> Section | None:
     """Sizes that were predicted before the first large trial, beside those that were found."""
-    table = prediction_table(searches.rows)
+    table = accuracy_table(searches.rows, results_dir)
+    table = replace(table, rows=sorted(table.rows, key=place_of))
     if not table.rows:
         return None
     found = Section(
@@ -52,32 +33,6 @@ def section(searches: Searches) -> Section | None:
     return found
 
 
-def prediction_table(rows: pd.DataFrame) -> Table:
-    """Searches with a prediction, a row each; error and ``inside`` where memory ended them."""
-    lines = []
-    for row in sorted(map(plain, rows.to_dict("records")), key=place_of):
-        size, low, high = predicted_size(row)
-        if size is None:
-            continue
-        truth = None if row["is_lower_bound"] else row["critical_batch_size"]
-        inside = None if truth is None or low is None or high is None else low <= truth <= high
-        line = row | {
-            "work": work_of(row),
-            "predicted_critical_batch_size": size,
-            "predicted_low": low,
-            "predicted_high": high,
-            "error": size / truth - 1 if truth else None,
-            "inside": inside,
-            "mark": mark_of(row).partition(";")[0].strip("\n").rstrip(")") + ")"
-            if mark_of(row)
-            else "",
-        }
-        lines.append(line)
-    judged = [line["inside"] for line in lines if line["inside"] is not None]
-    notes = [f"{sum(judged)} of {len(judged)} sizes lie inside their interval."] if judged else []
-    return Table(_PREDICTIONS, lines, notes=notes)
-
-
 def _against_truth(known: pd.DataFrame, section: Section) -> Chart:
     """Measured sizes and the predicted intervals, each over the measured size."""
     measured = known["critical_batch_size"].astype(float)
@@ -90,9 +45,9 @@ def _against_truth(known: pd.DataFrame, section: Section) -> Chart:
             "problem": known["problem"],
             "engine": known["engine"],
             "measured": measured,
-            "predicted": known["predicted_critical_batch_size"].astype(float),
-            "low": known["predicted_low"].astype(float),
-            "high": known["predicted_high"].astype(float),
+            "predicted": known["predicted"].astype(float),
+            "low": known["low"].astype(float),
+            "high": known["high"].astype(float),
         }
     )
     for name in ("predicted", "low", "high"):
