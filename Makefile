@@ -45,7 +45,7 @@ test-cuda: $(STAMP)
 	$(VENV)/bin/python -m pytest -m cuda --numprocesses 0 tests/test_cuda.py tests/test_cuda_card.py
 
 # A Slurm of one node, with accounting, is started, and ended again (as root; apt-get install
-# slurm-wlm munge slurmdbd mariadb-server): sweeps on it, killed, cancelled and gone on with (5 minutes).
+# slurm-wlm munge slurmdbd mariadb-server): sweeps on it, killed, cancelled and gone on with.
 test-slurm: $(STAMP)
 	$(VENV)/bin/python -m pytest -m slurm --numprocesses 0 -rs tests/test_slurm.py
 

@@ -201,7 +201,7 @@ def test_a_training(
 ) -> None:
     run = grouped("noise", tmp_path, monkeypatch, capsys)
     training = (
-        *("run", "mnist_logreg", "--optimizer", "sgd", "--lr", 0.1, "--data", "synthetic"),
+        *("run", "mnist_logreg", "--optimizer", "sgd", "--lr", 0.1, "--data", "mnist5k"),
         *("--epochs", 1, "--checkpoints", 2, "--monitor-batch-size", 8, *ENGINE),
     )
     cluster.said = {"job1": [JobState("PREEMPTED")]}
