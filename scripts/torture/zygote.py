@@ -27,8 +27,9 @@ def preload() -> None:
     import vivit_bench
     from vivit_bench.store import code_fingerprint, provenance
 
+    others = {"__main__", "child", "keeper", "lightning", "transformers"}
     for module in pkgutil.walk_packages(vivit_bench.__path__, "vivit_bench."):
-        if module.name.rpartition(".")[2] not in {"__main__", "child", "keeper"}:
+        if module.name.rpartition(".")[2] not in others:
             rooms = getattr(importlib.import_module(module.name), "_ROOMS", None)
             if isinstance(rooms, tuple):
                 code_fingerprint(rooms)
