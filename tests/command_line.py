@@ -17,6 +17,14 @@ class Outcome(NamedTuple):
 Run = Callable[..., Outcome]
 
 
+def refuse(outcome: Outcome) -> str:
+    """Check for a usage error of one line without output, and return the line."""
+    assert outcome.code == 2
+    assert not outcome.out
+    (line,) = outcome.err.splitlines()
+    return line
+
+
 def group_runner(
     group: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Run:

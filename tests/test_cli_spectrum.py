@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import Outcome, Run, group_runner
+from command_line import Run, group_runner, refuse
 from spectrum_cases import make_record, store_made_up, store_record
 
 from vivit_bench.curvature.options import Curvature
@@ -30,14 +30,6 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.setenv("COLUMNS", "80")
     shutil.copy(EXAMPLE, tmp_path)
     return group_runner("spectrum", monkeypatch, capsys)
-
-
-def refuse(outcome: Outcome) -> str:
-    """Check for a usage error of one line without output, and return the line."""
-    assert outcome.code == 2
-    assert not outcome.out
-    (line,) = outcome.err.splitlines()
-    return line
 
 
 def stored(label: str) -> SpectrumRecord:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command_line import Outcome, Run, group_runner
+from command_line import Run, group_runner, refuse
 from matplotlib.figure import Figure
 from spectrum_cases import make_record, store_record
 
@@ -36,13 +36,6 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.setenv("COLUMNS", "100")
     shutil.copy(EXAMPLE, tmp_path)
     return group_runner("spectrum", monkeypatch, capsys)
-
-
-def refuse(outcome: Outcome) -> str:
-    assert outcome.code == 2
-    assert not outcome.out
-    (line,) = outcome.err.splitlines()
-    return line
 
 
 def save_weights(*names: str) -> None:

@@ -12,7 +12,7 @@ from vivit_bench.critical_batch import StoppedBy
 from vivit_bench.critical_batch.records import EXPERIMENT, TRIALS
 from vivit_bench.critical_batch.search import SMALL_SIZES
 from vivit_bench.report.critical_batch import work_of_row
-from vivit_bench.report.critical_batch_marks import mark_of, predicted_size
+from vivit_bench.report.critical_batch_marks import predicted_size, short_mark_of
 from vivit_bench.report.tables import Column, Row, Table
 from vivit_bench.store import read_journal
 
@@ -81,9 +81,7 @@ def _row(row: dict[Any, Any], results_dir: Path) -> Row:
         "small_trials": small,
         "large_trials": len(sizes) - small,
         "expected_seconds": named["predicted_search_seconds"],
-        "mark": mark_of(row).partition(";")[0].strip("\n").rstrip(")") + ")"
-        if mark_of(row)
-        else "",
+        "mark": short_mark_of(row),
         **judged,
     }
 

@@ -30,15 +30,19 @@ def mark_of(row: Row) -> str:
         Empty if memory ended the search.
     """
     reason = StoppedBy(row["stopped_by"])
-    if reason is StoppedBy.MEMORY:
-        return ""
-    word = _MARKS[reason][0]
     size, low, high = predicted_size(row)
     if size is None or reason not in _BEFORE_MEMORY:
-        return f"({word})"
+        return short_mark_of(row)
+    word = _MARKS[reason][0]
     interval = f"\n[{low:,}, {high:,}]" if low is not None and high is not None else ""
     start = "\n" if " " in word else ""  # a line is to be no wider than the interval
     return f"{start}({word};\npredicted {size:,}{interval})"
+
+
+def short_mark_of(row: Row) -> str:
+    """The same without a prediction."""
+    reason = StoppedBy(row["stopped_by"])
+    return "" if reason is StoppedBy.MEMORY else f"({_MARKS[reason][0]})"
 
 
 def predicted_size(row: Row) -> tuple[int | None, int | None, int | None]:
