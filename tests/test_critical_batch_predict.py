@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from command_line import group_runner
 from vivit_bench.critical_batch import Cell, make_cell, predict_cell
 from vivit_bench.critical_batch.guide import PlannedPeaks
 from vivit_bench.critical_batch.needs import FittedNeed, PlannedNeed, largest, predict
-from vivit_bench.curvature.options import Precision
+from vivit_bench.curvature.options import Precision, Samples
 from vivit_bench.errors import VivitBenchError
 from vivit_bench.measure import Observation, Outcome, Spec
 from vivit_bench.measure.planning import PlanWork
@@ -45,6 +46,23 @@ def test_a_line_is_not_bent_down_by_noise() -> None:
     points = [(n, int((10 + 2 * n - 0.004 * n * n) * MIB)) for n in SIZES]
     need = FittedNeed(points)
     assert need.at(10_000) > 1_000 * MIB
+
+
+def stepped(n: int) -> float:
+    """Of work whose curvature takes one sample in eight, much more than the gradient of each."""
+    return (20 + 5 * n + 300 * max(n // 8, 1)) * MIB
+
+
+@pytest.mark.parametrize("sizes", [[4, 8, 12, 16], [16, 32, 52, 64]])
+def test_an_eighth_of_the_samples_is_continued_in_its_steps(sizes: list[int]) -> None:
+    need = FittedNeed([(n, int(stepped(n))) for n in sizes], Samples.FRAC)
+    for n in (17, 51, 55, 56, 400):
+        assert need.at(n) == pytest.approx(stepped(n), rel=0.01)
+    found, low, high = predict(need, int(stepped(51)), 10_000)
+    assert low <= 51 <= high <= 55
+    assert found in (50, 51)
+    with pytest.raises(ValueError, match="as many curvature samples"):
+        FittedNeed([(n, int(stepped(n))) for n in (1, 4, 8)], Samples.FRAC)
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
@@ -85,6 +103,7 @@ class Fake:
 
     largest: int = 10**6
     asked: list[Spec] = field(default_factory=list)
+    peak: Callable[[int], float] = bent
 
     def __call__(self, spec: Spec, timeout_seconds: float) -> Observation:
         self.asked.append(spec)
@@ -102,7 +121,7 @@ class Fake:
         if spec.n > self.largest:
             report = TrialReport(available_samples=self.largest)
             return _observation(Outcome.DATA, report, None, "the data end")
-        return _observation(Outcome.FITS, TrialReport(), int(bent(spec.n)))
+        return _observation(Outcome.FITS, TrialReport(), int(self.peak(spec.n)))
 
 
 def _observation(
@@ -148,6 +167,25 @@ def test_without_a_plan_peaks_are_continued_for_all_memories_at_once() -> None:
     sizes = [spec.n for spec in fake.asked]
     assert sizes == [1, 4, 16, 64, 256, 128, 192]  # up to a quarter of the smaller memory
     assert {spec.arguments["memory_bytes"] for spec in fake.asked} == {None}
+
+
+def test_small_trials_of_an_eighth_of_the_samples_take_a_step() -> None:
+    """Each takes more than a quarter of the memory, but two samples' curvature must be seen."""
+    fake = Fake(peak=stepped)
+    frac = make_cell(
+        "mnist_mlp",
+        engine="backpack",
+        quantity=Quantity.EIGENVALUES,
+        samples=Samples.FRAC,
+        threads=1,
+    )
+    ((low, found, high),) = run(fake, frac, int(stepped(23)))
+    assert [spec.n for spec in fake.asked] == [1, 4, 16, 8, 12]
+    assert low <= 23 <= high
+    assert found in (22, 23)
+    ((low, found, high),) = run(fake := Fake(peak=stepped), frac, int(stepped(1000)))
+    assert [spec.n for spec in fake.asked] == [1, 4, 16, 64, 256, 128, 196]
+    assert found == pytest.approx(1000, rel=0.01)
 
 
 def test_the_data_s_end_ends_the_small_trials() -> None:

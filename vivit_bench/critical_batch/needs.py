@@ -8,14 +8,17 @@ import numpy as np
 import numpy.typing as npt
 
 from vivit_bench.critical_batch.guide import PlannedPeaks
+from vivit_bench.curvature.options import Samples
 
 PLAN_ERROR = 0.02
 """Standard deviation of planned over measured peaks, where they have been compared."""
 SCRATCH_BYTES = 8 * 2**20
 """The same of what libraries keep between operations of large mini-batches; 20 MiB were seen."""
 CURVE_ERROR = 0.008
-"""Standard deviation of what grows with N from a + b N + c N^2, relative to it: with 0.005, 8 of 10
-intervals held what the search found."""
+"""Standard deviation of what grows with N from `FittedNeed`'s parabola, relative to it: with 0.005,
+8 of 10 intervals held what the search found."""
+ONE_OF = 8
+"""`Samples.FRAC` takes one of so many samples."""
 NOISE_BYTES = 2**18
 """Standard deviation of a small trial's peak, which is read on one CPU."""
 
@@ -54,47 +57,58 @@ class PlannedNeed:
 
 
 class FittedNeed:
-    """A + b N + c N^2 through measured peaks, by weighted least squares.
+    """A + b S + c S^2 through measured peaks, by weighted least squares, of S(N) = N samples.
+
+    Where only some of the samples carry the curvature, S is their number: it rises in steps, and
+    its remainder, the samples N that make no step yet, gets a term of its own.
 
     Args:
         points: (N, bytes), three at least, N ascending.
+        samples: Which of N samples carry the curvature.
 
     Raises:
-        ValueError: They are fewer, or do not rise.
+        ValueError: They are fewer, or do not rise, or all have the same S.
     """
 
-    def __init__(self, points: Sequence[tuple[int, int]]) -> None:
+    def __init__(self, points: Sequence[tuple[int, int]], samples: Samples = Samples.FULL) -> None:
+        self._samples = samples
         if len(points) < 3 or points[-1][1] <= points[0][1]:
             raise ValueError(f"{len(points)} peaks that do not rise")
-        self._x = np.array([n for n, _ in points], dtype=float)
+        if samples.size(points[0][0]) == samples.size(points[-1][0]):
+            raise ValueError(f"{len(points)} peaks of as many curvature samples")
+        self._n = [n for n, _ in points]
         self._y = np.array([peak for _, peak in points], dtype=float)
         self._weights = 1 / np.hypot(CURVE_ERROR * (self._y - self._y.min()), NOISE_BYTES)
-        self._powers = 3 if len(points) > 3 else 2
+        self._bends = len(points) > 3 and len({samples.size(n) for n in self._n}) > 2
         self._fit()
         # Peaks do not bend down; and a bend that is none would decide far away.
-        if self._powers == 3 and self._found[2] < 2 * np.sqrt(self._covariance[2, 2]):
-            self._powers = 2
+        if self._bends and self._found[-1] < 2 * np.sqrt(self._covariance[-1, -1]):
+            self._bends = False
             self._fit()
 
     def _fit(self) -> None:
-        design = self._row(self._x) * self._weights[:, None]
+        design = np.stack([self._row(n) for n in self._n]) * self._weights[:, None]
         self._found, *_ = np.linalg.lstsq(design, self._weights * self._y, rcond=None)
         left = design @ self._found - self._weights * self._y
-        freedom = max(len(self._x) - self._powers, 1)
+        freedom = max(len(self._n) - design.shape[1], 1)
         # Errors are at least what the weights say: few points may agree by chance.
         scale = max(float(left @ left) / freedom, 1.0)
         self._covariance = scale * np.linalg.pinv(design.T @ design)
 
-    def _row(self, n: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        return np.stack([n**k for k in range(self._powers)], axis=-1)
+    def _row(self, n: int) -> npt.NDArray[np.float64]:
+        carrying = self._samples.size(n)
+        row = [1, carrying]
+        if self._samples is Samples.FRAC:
+            row.append(n - ONE_OF * carrying)
+        return np.array([*row, carrying**2] if self._bends else row, dtype=float)
 
     def at(self, n: int) -> float:
         """See `Need`."""
-        return float(self._row(np.array(float(n))) @ self._found)
+        return float(self._row(n) @ self._found)
 
     def margin(self, n: int) -> float:
         """See `Need`."""
-        row = self._row(np.array(float(n)))
+        row = self._row(n)
         return 2.0 * float(np.sqrt(row @ self._covariance @ row))
 
 

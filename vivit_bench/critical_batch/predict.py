@@ -2,7 +2,7 @@
 
 What an engine needs for N samples is known beforehand where it makes a plan: small trials that run
 its leanest plan tell what the plan cannot know. Of everything else the peaks of small trials are
-continued by a + b N + c N^2.
+continued by a + b S + c S^2 in the number S(N) of samples that carry the curvature.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ import numpy as np
 from vivit_bench.arguments import format_size
 from vivit_bench.critical_batch.guide import PlannedPeaks
 from vivit_bench.critical_batch.listener import Listener
-from vivit_bench.critical_batch.needs import FittedNeed, Need, PlannedNeed, predict
+from vivit_bench.critical_batch.needs import ONE_OF, FittedNeed, Need, PlannedNeed, predict
 from vivit_bench.critical_batch.search import SMALL_SIZES
 from vivit_bench.critical_batch.settings import Cell
 from vivit_bench.curvature.options import Samples
@@ -218,7 +218,7 @@ def _by_plan(trials: SmallTrials, memory_bytes: int, most: int) -> Forecast:
 def _by_fit(trials: SmallTrials, memories: Sequence[int], max_batch: int) -> list[Forecast]:
     points = _small_peaks(trials, min(memories))
     try:
-        need = FittedNeed([(n, peak) for n, peak, _ in points])
+        need = FittedNeed([(n, peak) for n, peak, _ in points], _samples(trials.cell))
     except ValueError as error:
         raise VivitBenchError(f"{trials.cell.label}: {error}: nothing can be predicted") from error
     ends = {max_batch: "--max-batch"}
@@ -241,9 +241,13 @@ def _by_fit(trials: SmallTrials, memories: Sequence[int], max_batch: int) -> lis
 def _largest_batch(trials: SmallTrials, rows: int, memory_bytes: int) -> int:
     """The largest N whose matrix has no more rows."""
     samples = rows // int(trials.plan(memory_bytes, 1)["columns"])
-    approximation = trials.cell.approximation
-    partly = approximation is not None and approximation.samples is Samples.FRAC
-    return 8 * samples + 7 if partly else samples
+    partly = _samples(trials.cell) is Samples.FRAC
+    return ONE_OF * samples + ONE_OF - 1 if partly else samples
+
+
+def _samples(cell: Cell) -> Samples:
+    """Those that carry the curvature; the gradient and a step have all."""
+    return Samples.FULL if cell.approximation is None else cell.approximation.samples
 
 
 def _forecast(
@@ -294,6 +298,7 @@ def _small_peaks(trials: SmallTrials, memory_bytes: int) -> list[tuple[int, int,
 
     The smallest only see failures early: below a quarter of the largest, fixed costs decide.
     """
+    samples = _samples(trials.cell)
     points: list[tuple[int, int, float]] = []
     n = 2 if trials.cell.is_step else 1  # batch normalisation does not train on one sample
     while n <= _MOST_SMALL:
@@ -305,12 +310,15 @@ def _small_peaks(trials: SmallTrials, memory_bytes: int) -> list[tuple[int, int,
             break  # the engine's, the memory's or the data's end
         points.append((n, peak, seconds))
         most_seconds = _TRIAL_SECONDS if n < _SOON else _SOON_SECONDS
-        first = points[0][1]
-        if seconds > most_seconds or peak - first > (memory_bytes - first) // 4:
+        fewest, first, _ = points[0]
+        enough = seconds > most_seconds or peak - first > (memory_bytes - first) // 4
+        if enough and samples.size(n) > samples.size(fewest):
             break
         n *= 4
     last = points[-1][0]
     known = {n for n, *_ in points}
-    between = sorted({round(share * last) for share in _BETWEEN} - known - {0})
-    points += [(n, *trials.measure(n, None)) for n in between]
+    between = {round(share * last) for share in _BETWEEN}
+    if samples is Samples.FRAC:  # a multiple of 8 tells nothing that its eighth does not
+        between = {n + ONE_OF // 2 if n == max(between) and n % ONE_OF == 0 else n for n in between}
+    points += [(n, *trials.measure(n, None)) for n in sorted(between - known - {0})]
     return sorted(point for point in points if 4 * point[0] >= last)
