@@ -24,6 +24,6 @@ compare scripts/examples/resnet18.py:images --batch-size 16 --repeats 3 \
 # The cost against N; the N that are measured above are not measured again.
 for problem in cifar10_3c3d fmnist_2c2d; do
     compare "$problem" --batch-size 32,64,128,256,512 --floor \
-        --plot "results/comparison/scaling_$problem$place.pdf"
+        --plot "${VIVIT_BENCH_RESULTS:-results}/comparison/scaling_$problem$place.pdf"
 done
 .venv/bin/vivit-bench compare-engines --stored

@@ -4,10 +4,12 @@ import os
 
 import pytest
 
+from vivit_bench.arguments import RESULTS_VARIABLE
 from vivit_bench.hardware import OPENMP_WAITING
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.update(OPENMP_WAITING)
+os.environ.pop(RESULTS_VARIABLE, None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

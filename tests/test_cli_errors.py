@@ -293,3 +293,17 @@ def test_help_keeps_its_brackets_and_has_examples(run, monkeypatch, command: str
     assert "eigenvalues [k]" in shown
     assert "[k, *shape]" in shown
     assert f"vivit-bench {command} mnist_2c2d" in shown
+
+
+def test_the_environment_names_the_folder_of_all_results(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VIVIT_BENCH_RESULTS", "mine")
+    run = group_runner("quadratic", monkeypatch, capsys)
+    small = ["--repeats", "2", "--steps", "1", "--name", "a"]
+    assert run("run", *small).code == 0
+    assert run("run", *small, "--results-dir", "others").code == 0  # the option goes before it
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "others"]
+    assert run("table", "a").code == 0
+    assert group_runner("check", monkeypatch, capsys)().code == 0

@@ -14,6 +14,8 @@ DEFAULT_CUTOFF = 1e-4
 """Eigenvalues above it count as directions (the paper's threshold)."""
 
 DEFAULT_RESULTS_DIR = Path("results")
+RESULTS_VARIABLE = "VIVIT_BENCH_RESULTS"
+"""Of the environment: another folder of all results, where no option names one."""
 
 _BINARY = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 _DECIMAL = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}

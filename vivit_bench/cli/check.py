@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from vivit_bench.arguments import DEFAULT_RESULTS_DIR
+from vivit_bench.arguments import DEFAULT_RESULTS_DIR, RESULTS_VARIABLE
 from vivit_bench.cli.options import (
     OUTPUT,
     DataDirOption,
@@ -24,7 +24,8 @@ EXAMPLES = examples("check", "check results/demo --no-data", "check --strict --f
 
 def check(
     results: Annotated[
-        Path, typer.Argument(metavar="[RESULTS]", help="Folder of all results.")
+        Path,
+        typer.Argument(envvar=RESULTS_VARIABLE, metavar="[RESULTS]", help="Folder of all results."),
     ] = DEFAULT_RESULTS_DIR,
     data: Annotated[
         bool,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vivit_bench.arguments import DEFAULT_RESULTS_DIR, parse_size
+from vivit_bench.arguments import DEFAULT_RESULTS_DIR, RESULTS_VARIABLE, parse_size
 from vivit_bench.curvature.options import Curvature, Method, Precision, Samples
 from vivit_bench.errors import UsageError
 from vivit_bench.problems.sources import DataSource
@@ -332,7 +332,8 @@ EnginesOption = Annotated[
 ]
 
 ResultsDirOption = Annotated[
-    Path, typer.Option(help="Folder of all results.", rich_help_panel=OUTPUT)
+    Path,
+    typer.Option(envvar=RESULTS_VARIABLE, help="Folder of all results.", rich_help_panel=OUTPUT),
 ]
 OutputOption = Annotated[
     Path | None,
