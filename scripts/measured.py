@@ -4,7 +4,8 @@
     python scripts/measured.py --check    # exit code 1 where the page says something else
 
 A table stands between the lines ``<!-- vivit-bench ARGUMENTS -->`` and ``<!-- end -->``: it is what
-that command prints with --format markdown.
+that command prints with --format markdown. Or between ``<!-- FILE.csv: COLUMN, ... -->`` and the
+end: a file in results/ with these of its columns.
 """
 
 import re
@@ -14,9 +15,14 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pandas as pd
+
+from vivit_bench.report.tables import Column, Table, TableFormat, render
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "measured.md"
 TABLE = re.compile(r"<!-- vivit-bench (.*?) -->\n.*?<!-- end -->", re.DOTALL)
+FILE = re.compile(r"<!-- (\S+\.csv): (.*?) -->\n.*?<!-- end -->", re.DOTALL)
 
 
 def main(arguments: list[str]) -> int:
@@ -26,6 +32,7 @@ def main(arguments: list[str]) -> int:
         results = Path(folder) / "results"
         shutil.copytree(ROOT / "results", results)  # commands may write beside what they read
         new = TABLE.sub(lambda found: _table(found[1], results), text)
+        new = FILE.sub(lambda found: _file(found[1], found[2].split(", "), results), new)
     if "--check" in arguments:
         print("as measured" if new == text else f"{PAGE} differs from results/; run {__file__}")
         return int(new != text)
@@ -41,6 +48,16 @@ def _table(command: str, results: Path) -> str:
     if done.returncode:
         sys.exit(f"vivit-bench {command}: {done.stderr}")
     return f"<!-- vivit-bench {command} -->\n\n{done.stdout.strip()}\n\n<!-- end -->"
+
+
+def _file(name: str, columns: list[str], results: Path) -> str:
+    frame = pd.read_csv(results / name, usecols=columns)
+    texts = frame.select_dtypes(exclude="number").columns
+    shown = [
+        Column(each, left=True) if each in texts else Column(each, shown=".4g") for each in columns
+    ]
+    text = render(Table(shown, frame.to_dict("records")), TableFormat.MARKDOWN)
+    return f"<!-- {name}: {', '.join(columns)} -->\n\n{text.strip()}\n\n<!-- end -->"
 
 
 if __name__ == "__main__":

@@ -21,12 +21,13 @@ from audit_cases import (
 )
 from command_line import Run, group_runner
 
-from vivit_bench.audit.change import Change, Good, Verdict, exact, rounded
+from vivit_bench.audit.change import Change, Good, Verdict, exact, peak, rounded
 from vivit_bench.audit.changes import Changes, compare_results
 from vivit_bench.audit.check import EXPERIMENTS
 from vivit_bench.cli.compare_results import parse_percent
 from vivit_bench.errors import UsageError
 from vivit_bench.measure import Observation, Outcome, Spec
+from vivit_bench.measure.budget import MIB
 from vivit_bench.store import State, load_run
 from vivit_bench.store.files import sha256
 
@@ -54,14 +55,14 @@ def test_the_same_results_are_the_same(here: Path, experiment: str) -> None:
     assert {each.conditions for each in found.changes} == {""}
 
 
-def test_any_change_of_a_critical_batch_size_and_its_peak_is_told(here: Path) -> None:
-    search(A)
-    search(B, fits=20, peak=1001)
+def test_a_change_of_a_critical_batch_size_and_its_peak_is_told(here: Path) -> None:
+    search(A, peak=1_000_000)
+    search(B, fits=20, peak=1_200_000)
     found = by_number(compare_results(A, B))
-    size, peak = found["critical_batch_size"], found["peak_bytes at N = 20"]
+    size, memory = found["critical_batch_size"], found["peak_bytes at N = 20"]
     assert (size.verdict, size.before, size.after) == (Verdict.WORSE, 21, 20)
     assert size.change == pytest.approx(-1 / 21)
-    assert (peak.verdict, peak.before, peak.after) == (Verdict.WORSE, 20_000, 20_020)
+    assert (memory.verdict, memory.before, memory.after) == (Verdict.WORSE, 20_000_000, 24_000_000)
     back = by_number(compare_results(B, A))
     assert {back[name].verdict for name in found if name != "stopped_by"} == {Verdict.BETTER}
 
@@ -147,6 +148,23 @@ def test_rounding(before: list[float], after: list[float], verdict: Verdict, cha
     assert found.change == pytest.approx(change)
 
 
+@pytest.mark.parametrize(
+    ("after", "verdict"),
+    [
+        (84_037_632, Verdict.SAME),
+        (85_135_360, Verdict.NO_CHANGE),  # the same work, read again
+        (83_000_000, Verdict.NO_CHANGE),
+        (86_500_000, Verdict.WORSE),
+        (81_500_000, Verdict.BETTER),
+    ],
+)
+def test_readings_of_a_peak_are_not_alike(after: int, verdict: Verdict) -> None:
+    found = peak(BLANK, 84_037_632, after)
+    assert found.verdict is verdict
+    assert found.change == pytest.approx(after / 84_037_632 - 1)
+    assert found.fails(0.02) == (verdict is Verdict.WORSE)
+
+
 def test_what_is_neither_better_nor_worse_has_changed() -> None:
     assert exact(BLANK, 2, 3, Good.NEITHER).verdict is Verdict.CHANGED
     assert exact(BLANK, 0, 3, Good.MORE).change == math.inf
@@ -158,7 +176,7 @@ def test_what_is_neither_better_nor_worse_has_changed() -> None:
 
 def test_times_of_two_occasions(here: Path) -> None:
     comparison(A, Machine(1))
-    comparison(B, Machine(2, slower=1.1, peak=8))
+    comparison(B, Machine(2, slower=1.1, peak=8 * MIB))
     found = by_number(compare_results(A, B))
     for kind in ("wall", "cpu"):
         time = found[f"vivit-bench {kind}_seconds"]

@@ -10,6 +10,9 @@ import numpy as np
 ROUNDING = {"float32": 1e-4, "float64": 1e-9}
 """Relative differences up to it are those of rounding, as in certificates."""
 
+READING_BYTES = 2 * 2**20
+"""Peaks of the same work of two threads were read up to 1.1 MiB apart."""
+
 
 class Verdict(StrEnum):
     """What is to be said of a number in two results."""
@@ -18,7 +21,7 @@ class Verdict(StrEnum):
     ROUNDING = "rounding"
     """It differs by no more than other machines and plans round."""
     NO_CHANGE = "no change found"
-    """A time whose change is not beyond noise."""
+    """A time or a peak whose change is not beyond noise."""
     CHANGED = "changed"
     """It is neither better nor worse, and should have been the same."""
     BETTER = "better"
@@ -78,6 +81,14 @@ def exact(blank: Change, before: float, after: float, good: Good) -> Change:
     else:
         verdict = Verdict.BETTER if (after > before) is (good is Good.MORE) else Verdict.WORSE
     return replace(blank, before=before, after=after, change=change, verdict=verdict)
+
+
+def peak(blank: Change, before: int, after: int) -> Change:
+    """Memory, of which no two readings are alike."""
+    found = exact(blank, before, after, Good.LESS)
+    if before == after or abs(after - before) > READING_BYTES:
+        return found
+    return replace(found, verdict=Verdict.NO_CHANGE, tolerance=_relative(READING_BYTES, before))
 
 
 def rounded(

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from vivit_bench.audit.change import Change, Good, Verdict, exact
+from vivit_bench.audit.change import Change, Verdict, peak
 from vivit_bench.audit.numbers import Blank
 from vivit_bench.audit.times import Times, rounds_of
 from vivit_bench.comparison.compare import AGREEMENT, Record, RunKind, difference
@@ -60,7 +60,7 @@ def _memory(
     if (old := found[0]) is None or (new := found[1]) is None:
         return
     if old.peak_bytes is not None and new.peak_bytes is not None:
-        yield exact(blank(f"{engine} peak_bytes"), old.peak_bytes, new.peak_bytes, Good.LESS)
+        yield peak(blank(f"{engine} peak_bytes"), old.peak_bytes, new.peak_bytes)
     off = difference(new.digest, old.digest)
     if off is None or run.settings["curvature"] != Curvature.EXACT:  # draws may differ
         return

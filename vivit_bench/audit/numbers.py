@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from vivit_bench.audit.change import ROUNDING, Change, Good, Verdict, exact, rounded
+from vivit_bench.audit.change import ROUNDING, Change, Good, Verdict, exact, peak, rounded
 from vivit_bench.critical_batch.records import finished_records
 from vivit_bench.measure import Outcome
 from vivit_bench.store import StoredRun
@@ -24,7 +24,7 @@ def critical_batch(first: StoredRun, second: StoredRun, blank: Blank) -> Iterato
     peaks = [_peaks(stored) for stored in (first, second)]
     if common := peaks[0].keys() & peaks[1].keys():
         n = max(common)
-        yield exact(blank(f"peak_bytes at N = {n}"), peaks[0][n], peaks[1][n], Good.LESS)
+        yield peak(blank(f"peak_bytes at N = {n}"), peaks[0][n], peaks[1][n])
 
 
 def _size(old: dict[str, Any], new: dict[str, Any], blank: Change) -> Change:
