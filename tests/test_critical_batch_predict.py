@@ -3,7 +3,7 @@
 import importlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +104,7 @@ class Fake:
     largest: int = 10**6
     asked: list[Spec] = field(default_factory=list)
     peak: Callable[[int], float] = bent
+    seconds_a_mib: float = 0.001
 
     def __call__(self, spec: Spec, timeout_seconds: float) -> Observation:
         self.asked.append(spec)
@@ -121,14 +122,15 @@ class Fake:
         if spec.n > self.largest:
             report = TrialReport(available_samples=self.largest)
             return _observation(Outcome.DATA, report, None, "the data end")
-        return _observation(Outcome.FITS, TrialReport(), int(self.peak(spec.n)))
+        seen = _observation(Outcome.FITS, TrialReport(), int(self.peak(spec.n)))
+        seconds = self.seconds_a_mib * self.peak(spec.n) / MIB
+        return replace(seen, measured=Measured(wall_seconds=seconds))
 
 
 def _observation(
     outcome: Outcome, report: TrialReport, peak: int | None, message: str = ""
 ) -> Observation:
-    measured = Measured(wall_seconds=0.001 * (peak or 1) / MIB)
-    return Observation(outcome, message, Ready(), measured, report, peak, peak, 0, "")
+    return Observation(outcome, message, Ready(), Measured(), report, peak, peak, 0, "")
 
 
 def cell(engine: str = "vivit-bench", quantity: Quantity = Quantity.EIGENVALUES) -> Cell:
@@ -154,6 +156,14 @@ def test_an_engine_with_a_plan_is_asked_for_it_and_tried_at_three_sizes() -> Non
     (told,) = predict_cell(cell(), [memory], max_batch=10**4, trial_timeout=60, run=fake)
     assert told.limited_by == "eigenvalues"
     assert told.step_seconds == pytest.approx(20 * (told.critical_batch_size / 200) ** 2)
+
+
+def test_slow_small_trials_are_few() -> None:
+    fake = Fake(seconds_a_mib=0.2)
+    ((low, found, high),) = run(fake, cell(), int(bent(200)))
+    assert [spec.n for spec in fake.asked[1:]] == [16]
+    assert low <= 200 <= high
+    assert found == pytest.approx(200, rel=0.05)
 
 
 def test_without_a_plan_peaks_are_continued_for_all_memories_at_once() -> None:

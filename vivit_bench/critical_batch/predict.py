@@ -204,7 +204,12 @@ def _by_plan(trials: SmallTrials, memory_bytes: int, most: int) -> Forecast:
             f"{trials.cell.label}: {format_size(memory_bytes)} do not suffice for one sample"
         )
     planned = PlannedPeaks.from_rows(told["planned_peaks"])
-    beside = [trials.measure(n, memory_bytes)[0] - peak for n, peak in told["plans"]]
+    beside = []
+    for n, peak in told["plans"]:
+        measured, took = trials.measure(n, memory_bytes)
+        beside.append(measured - peak)
+        if took > _TRIAL_SECONDS:
+            break
     last, needed = planned.points[-1]
     ends = needed <= memory_bytes and last < most  # the data do
     most = last if ends else most
