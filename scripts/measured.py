@@ -54,7 +54,7 @@ def _file(name: str, columns: list[str], results: Path) -> str:
     frame = pd.read_csv(results / name, usecols=columns)
     texts = frame.select_dtypes(exclude="number").columns
     shown = [
-        Column(each, left=True) if each in texts else Column(each, shown=".4g") for each in columns
+        Column(each, left=True) if each in texts else Column(each, shown=",.0f") for each in columns
     ]
     text = render(Table(shown, frame.to_dict("records")), TableFormat.MARKDOWN)
     return f"<!-- {name}: {', '.join(columns)} -->\n\n{text.strip()}\n\n<!-- end -->"
