@@ -1,17 +1,17 @@
 """``vivit-bench check``: are stored results whole, and do they still hold."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vivit_bench.arguments import DEFAULT_RESULTS_DIR, RESULTS_VARIABLE
+from vivit_bench.arguments import DEFAULT_RESULTS_DIR
 from vivit_bench.cli.options import (
     OUTPUT,
     DataDirOption,
     FormatOption,
     OutputOption,
     QuietOption,
+    ResultsArgument,
     examples,
     progress_console,
 )
@@ -23,10 +23,7 @@ EXAMPLES = examples("check", "check results/demo --no-data", "check --strict --f
 
 
 def check(
-    results: Annotated[
-        Path,
-        typer.Argument(envvar=RESULTS_VARIABLE, metavar="[RESULTS]", help="Folder of all results."),
-    ] = DEFAULT_RESULTS_DIR,
+    results: ResultsArgument = DEFAULT_RESULTS_DIR,
     data: Annotated[
         bool,
         typer.Option(

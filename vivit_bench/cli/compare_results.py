@@ -45,10 +45,10 @@ def compare_results(
 ) -> None:
     """Compare the stored runs of two machines or versions: what changed, by how much.
 
-    Runs of the same settings are compared. Of critical batch sizes and peaks any change is told;
-    numbers of spectra, noise and quadratic may differ by rounding; times of engines are taken
-    relative to a matrix product timed beside them, from 9 rounds on, and have changed where that
-    is beyond noise. Less than that says neither: cannot tell.
+    Runs of the same settings are compared. Of critical batch sizes any change is told, of peaks
+    from 2 MiB on; numbers of spectra, noise and quadratic may differ by rounding; times of engines
+    are taken relative to a matrix product timed beside them, from 9 rounds on, and have changed
+    where that is beyond noise. Less than that says neither: cannot tell.
     """
     from vivit_bench.audit.change import Verdict
     from vivit_bench.audit.changes import compare_results as compare

@@ -9,12 +9,11 @@ import typer
 
 from vivit_bench.arguments import DEFAULT_RESULTS_DIR, parse_size
 from vivit_bench.cli import critical_batch_stored as stored
-from vivit_bench.cli.critical_batch_stored import Letter
+from vivit_bench.cli.critical_batch_stored import Letter, problems_option, tables_option
 from vivit_bench.cli.executor import Executor, ExecutorOption, SlurmOption, slurm_options
 from vivit_bench.cli.options import (
     APPROXIMATION,
     MACHINE,
-    MODEL_AND_DATA,
     OUTPUT,
     CheckpointOption,
     DataDirOption,
@@ -32,7 +31,6 @@ from vivit_bench.cli.options import (
     RunThreadsOption,
     SeedOption,
     TimeoutOption,
-    complete_problem,
     examples,
     progress_console,
 )
@@ -90,26 +88,9 @@ CallsOption = Annotated[
 MaxBatchOption = Annotated[
     int, typer.Option(min=1, help="Largest N to run.", rich_help_panel=MACHINE)
 ]
-ProblemsOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--problem",
-        metavar="PROBLEM",
-        help="Problem, repeatable.",
-        show_default="the paper's three",
-        autocompletion=complete_problem,
-        rich_help_panel=MODEL_AND_DATA,
-    ),
-]
+ProblemsOption = Annotated[list[str] | None, problems_option("the paper's three")]
 TablesOption = Annotated[
-    list[Letter] | None,
-    typer.Option(
-        "--table",
-        help="Table, repeatable: a eigenvalues, b block-newton, c full-newton on the cpu; "
-        "d full-newton on cuda.",
-        show_default="a, b and c; d only where it is asked for",
-        rich_help_panel=APPROXIMATION,
-    ),
+    list[Letter] | None, tables_option("a, b and c; d only where it is asked for")
 ]
 JobsOption = Annotated[
     int | None,

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,13 +22,15 @@ from vivit_bench.cli.options import (
     complete_problem,
     examples,
 )
-from vivit_bench.cli.output import hand_out
+from vivit_bench.cli.output import hand_out, say_written
 from vivit_bench.critical_batch.settings import DEFAULT_ENGINE
 from vivit_bench.curvature.options import Precision
 from vivit_bench.errors import UsageError
 from vivit_bench.report.tables import TableFormat
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from vivit_bench.report.critical_batch_selection import Selection
 
 TABLE_EXAMPLES = examples(
@@ -62,27 +64,31 @@ class PlotKind(StrEnum):
     """Peak memory and seconds of the trials against N."""
 
 
-StoredProblemsOption = Annotated[
-    list[str] | None,
-    typer.Option(
+def problems_option(default: str) -> Any:
+    """``--problem``, and what it is where it is not given."""
+    return typer.Option(
         "--problem",
         metavar="PROBLEM",
         help="Problem, repeatable.",
-        show_default="all there are",
+        show_default=default,
         autocompletion=complete_problem,
         rich_help_panel=MODEL_AND_DATA,
-    ),
-]
-StoredTablesOption = Annotated[
-    list[Letter] | None,
-    typer.Option(
+    )
+
+
+def tables_option(default: str) -> Any:
+    """``--table``, and what it is where it is not given."""
+    return typer.Option(
         "--table",
         help="Table, repeatable: a eigenvalues, b block-newton, c full-newton on the cpu; "
         "d full-newton on cuda.",
-        show_default="all there are",
+        show_default=default,
         rich_help_panel=APPROXIMATION,
-    ),
-]
+    )
+
+
+StoredProblemsOption = Annotated[list[str] | None, problems_option("all there are")]
+StoredTablesOption = Annotated[list[Letter] | None, tables_option("all there are")]
 StoredLimitOption = Annotated[
     str | None,
     typer.Option(
@@ -151,8 +157,7 @@ def table(
         return  # the files are for the whole table
     for made in tables:
         for path in write_table(made, results_dir / EXPERIMENT):
-            if not quiet:
-                typer.echo(f"wrote {path}", err=True)
+            say_written(path, quiet)
 
 
 def predictions(
@@ -166,13 +171,9 @@ def predictions(
     """
     from vivit_bench.critical_batch.records import EXPERIMENT
     from vivit_bench.report.critical_batch_accuracy import accuracy_table
-    from vivit_bench.report.critical_batch_selection import load_searches
     from vivit_bench.report.tables import render, write_in_all_formats
 
-    searches, damaged = load_searches(results_dir)
-    for note in damaged:
-        typer.echo(f"warning: {note}", err=True)
-    made = accuracy_table(searches, results_dir)
+    made = accuracy_table(_load(results_dir), results_dir)
     if not made.rows:
         raise UsageError(
             f"no finished search in {results_dir / EXPERIMENT} has a prediction; make some with: "
@@ -181,8 +182,7 @@ def predictions(
     hand_out(made, format)
     stem = results_dir / EXPERIMENT / "predictions"
     for path in write_in_all_formats(stem, lambda style: render(made, style)):
-        if not quiet:
-            typer.echo(f"wrote {path}", err=True)
+        say_written(path, quiet)
 
 
 def list_command(
@@ -192,12 +192,8 @@ def list_command(
 ) -> None:
     """Print all finished searches, a row each; as CSV or JSON with machine and libraries."""
     from vivit_bench.report.critical_batch import searches_table
-    from vivit_bench.report.critical_batch_selection import load_searches
 
-    searches, damaged = load_searches(results_dir)
-    for note in damaged:
-        typer.echo(f"warning: {note}", err=True)
-    hand_out(searches_table(searches), format)
+    hand_out(searches_table(_load(results_dir)), format)
 
 
 def plot(
@@ -259,6 +255,16 @@ def _draw_growth(selection: "Selection", results_dir: Path) -> Drawn:
         missing = unrecorded_seconds(curves)
         yield png, ""
         yield pdf, missing and f"{missing}; search --fresh measures them"
+
+
+def _load(results_dir: Path) -> "pd.DataFrame":
+    """All stored searches; damaged ones are told on stderr."""
+    from vivit_bench.report.critical_batch_selection import load_searches
+
+    searches, damaged = load_searches(results_dir)
+    for note in damaged:
+        typer.echo(f"warning: {note}", err=True)
+    return searches
 
 
 def _select(

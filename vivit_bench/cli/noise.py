@@ -37,7 +37,7 @@ from vivit_bench.cli.options import (
     parse_engine_memory,
     progress_console,
 )
-from vivit_bench.cli.output import check_tensor_file, hand_out
+from vivit_bench.cli.output import check_tensor_file, hand_out, say_written
 from vivit_bench.curvature.options import Approximation, Curvature, Samples
 from vivit_bench.noise.settings import DEFAULT_CHECKPOINTS, OptimizerName
 from vivit_bench.report.tables import TableFormat
@@ -281,8 +281,7 @@ def table(
     made = checkpoint_table(found)
     paths = write_in_all_formats(found.folder / "table", lambda style: render(made, style))
     hand_out(made, format)
-    if not quiet:
-        for path in paths:
-            typer.echo(f"wrote {path}", err=True)
+    for path in paths:
+        say_written(path, quiet)
     if note := state_note(found):
         typer.echo(f"note: {note}", err=True)

@@ -331,6 +331,10 @@ EnginesOption = Annotated[
     ),
 ]
 
+ResultsArgument = Annotated[
+    Path,
+    typer.Argument(envvar=RESULTS_VARIABLE, metavar="[RESULTS]", help="Folder of all results."),
+]
 ResultsDirOption = Annotated[
     Path,
     typer.Option(envvar=RESULTS_VARIABLE, help="Folder of all results.", rich_help_panel=OUTPUT),

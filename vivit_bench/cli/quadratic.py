@@ -19,7 +19,7 @@ from vivit_bench.cli.options import (
     examples,
     progress_console,
 )
-from vivit_bench.cli.output import hand_out
+from vivit_bench.cli.output import hand_out, say_written
 from vivit_bench.errors import UsageError
 from vivit_bench.quadratic.settings import OptimizerName, RouteName, Settings
 from vivit_bench.report.tables import TableFormat
@@ -245,9 +245,8 @@ def table(
     made = ranking(results)
     paths = write_in_all_formats(results.folder / "table", lambda style: render(made, style))
     hand_out(made, format)
-    if not quiet:
-        for path in paths:
-            typer.echo(f"wrote {path}", err=True)
+    for path in paths:
+        say_written(path, quiet)
 
 
 @contextmanager

@@ -5,18 +5,15 @@ from typing import Annotated
 
 import typer
 
-from vivit_bench.arguments import DEFAULT_RESULTS_DIR, RESULTS_VARIABLE
-from vivit_bench.cli.options import OUTPUT, QuietOption, examples
+from vivit_bench.arguments import DEFAULT_RESULTS_DIR
+from vivit_bench.cli.options import OUTPUT, QuietOption, ResultsArgument, examples
 from vivit_bench.cli.output import check_file, say_written
 
 EXAMPLES = examples("report", "report results/demo --output demo.html")
 
 
 def report(
-    results: Annotated[
-        Path,
-        typer.Argument(envvar=RESULTS_VARIABLE, metavar="[RESULTS]", help="Folder of the results."),
-    ] = DEFAULT_RESULTS_DIR,
+    results: ResultsArgument = DEFAULT_RESULTS_DIR,
     output: Annotated[
         Path,
         typer.Option(metavar="FILE.html", help="Where the page goes.", rich_help_panel=OUTPUT),

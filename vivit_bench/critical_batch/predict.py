@@ -322,8 +322,8 @@ def _small_peaks(trials: SmallTrials, memory_bytes: int) -> list[tuple[int, int,
         n *= 4
     last = points[-1][0]
     known = {n for n, *_ in points}
-    between = {round(share * last) for share in _BETWEEN}
-    if samples is Samples.FRAC:  # a multiple of 8 tells nothing that its eighth does not
-        between = {n + ONE_OF // 2 if n == max(between) and n % ONE_OF == 0 else n for n in between}
-    points += [(n, *trials.measure(n, None)) for n in sorted(between - known - {0})]
+    lower, upper = (round(share * last) for share in _BETWEEN)
+    if samples is Samples.FRAC and upper % ONE_OF == 0:
+        upper += ONE_OF // 2  # a multiple of 8 tells nothing that its eighth does not
+    points += [(n, *trials.measure(n, None)) for n in sorted({lower, upper} - known - {0})]
     return sorted(point for point in points if 4 * point[0] >= last)
