@@ -246,6 +246,14 @@ def test_the_command(
     assert all(row["low"] <= row["critical_batch_size"] <= row["high"] for row in rows)
     assert rows[0]["curvature"] is None
     assert rows[2]["dtype"] == Precision.FLOAT32.value
+    done = command("predict", "mnist_mlp", "--memory", memory, "--quantity", "gradient",
+                   "--quantity", "eigenvalues", "--curvature", "exact", "--curvature", "mc",
+                   "--samples", "full", "--samples", "frac", "--mc-samples", "2",
+                   "--format", "json")  # fmt: skip
+    assert done.code == 0, done.err
+    assert [(row["curvature"], row["samples"], row["mc_samples"]) for row in json.loads(done.out)
+            ] == [(None, None, None), ("exact", "full", 1), ("exact", "frac", 1),
+                  ("mc", "full", 2), ("mc", "frac", 2)]  # fmt: skip
     told = command("predict", "mnist_mlp", "--memory", memory, "--memory", "80TiB")
     assert "is taken to hold the" in " ".join(told.out.split())
     assert list(tmp_path.iterdir()) == []  # nothing is stored
@@ -259,6 +267,7 @@ def test_the_command(
         ([], "--memory"),
         (["--memory", "1GiB", "--engine", "bakpack"], "backpack"),
         (["--memory", "1GiB", "--quantity", "x"], "x"),
+        (["--memory", "1GiB", "--mc-samples", "2"], "mc_samples is 2: exact"),
     ],
 )
 def test_what_cannot_be_predicted_is_one_line(

@@ -3,7 +3,8 @@
 import contextlib
 from collections.abc import Iterator
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from itertools import product
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -105,6 +106,22 @@ JobsOption = Annotated[
 ]
 
 
+def _curvature_option(default: str, repeatable: str = ", repeatable") -> Any:
+    return typer.Option(
+        help=f"Exact loss Hessian or its Monte-Carlo approximation{repeatable}.",
+        show_default=default,
+        rich_help_panel=APPROXIMATION,
+    )
+
+
+def _samples_option(default: str, repeatable: str = ", repeatable") -> Any:
+    return typer.Option(
+        help=f"Curvature of the whole mini-batch or of its first N // 8{repeatable}.",
+        show_default=default,
+        rich_help_panel=APPROXIMATION,
+    )
+
+
 @app.command(
     epilog=examples(
         "critical-batch search cifar10_3c3d --memory-limit 2GiB",
@@ -124,21 +141,9 @@ def search(
         ),
     ] = None,
     curvature: Annotated[
-        Curvature | None,
-        typer.Option(
-            help="Exact loss Hessian or its Monte-Carlo approximation.",
-            show_default="exact; none for the gradient",
-            rich_help_panel=APPROXIMATION,
-        ),
+        Curvature | None, _curvature_option("exact; none for the gradient", "")
     ] = None,
-    samples: Annotated[
-        Samples | None,
-        typer.Option(
-            help="Curvature of the whole mini-batch or of its first N // 8.",
-            show_default="full; none for the gradient",
-            rich_help_panel=APPROXIMATION,
-        ),
-    ] = None,
+    samples: Annotated[Samples | None, _samples_option("full; none for the gradient", "")] = None,
     mc_samples: McSamplesOption = 1,
     data: MemoryDataOption = None,
     data_dir: DataDirOption = None,
@@ -216,7 +221,7 @@ def search(
 @app.command(
     epilog=examples(
         "critical-batch predict cifar10_3c3d --memory 2GiB --memory 80GiB --quantity all",
-        "critical-batch predict net.py:make --memory 24GiB --quantity full-newton",
+        "critical-batch predict net.py:make --memory 24GiB --curvature exact --curvature mc",
     )
 )
 def predict(
@@ -237,20 +242,8 @@ def predict(
             rich_help_panel=APPROXIMATION,
         ),
     ] = None,
-    curvature: Annotated[
-        Curvature,
-        typer.Option(
-            help="Exact loss Hessian or its Monte-Carlo approximation.",
-            rich_help_panel=APPROXIMATION,
-        ),
-    ] = Curvature.EXACT,
-    samples: Annotated[
-        Samples,
-        typer.Option(
-            help="Curvature of the whole mini-batch or of its first N // 8.",
-            rich_help_panel=APPROXIMATION,
-        ),
-    ] = Samples.FULL,
+    curvature: Annotated[list[Curvature] | None, _curvature_option("exact")] = None,
+    samples: Annotated[list[Samples] | None, _samples_option("full")] = None,
     mc_samples: McSamplesOption = 1,
     data: MemoryDataOption = None,
     data_dir: DataDirOption = None,
@@ -286,26 +279,31 @@ def predict(
         chosen = [each for each in Quantity if each in OF_ENGINES]
     else:
         chosen = [Quantity(each) for each in quantity]
+    curvatures = curvature or [Curvature.EXACT]
+    cells = []
+    for kind, part, each in product(curvatures, samples or [Samples.FULL], chosen):
+        has_curvature = each not in (Quantity.GRADIENT, Quantity.STEP)
+        draws = has_curvature and (kind is Curvature.MC or Curvature.MC not in curvatures)
+        cell = make_cell(
+            problem,
+            quantity=each,
+            curvature=kind if has_curvature else None,
+            samples=part if has_curvature else None,
+            mc_samples=mc_samples if draws else 1,
+            device=device,
+            engine=engine,
+            data=data,
+            seed=seed,
+            threads=threads,
+            checkpoint=checkpoint,
+            data_dir=data_dir,
+            dtype=dtype,
+            calls=calls,
+        )
+        cells.append(cell)
     found = []
     with _progress(quiet) as progress:
-        for each in chosen:
-            of_curvature = each not in (Quantity.GRADIENT, Quantity.STEP)
-            cell = make_cell(
-                problem,
-                quantity=each,
-                curvature=curvature if of_curvature else None,
-                samples=samples if of_curvature else None,
-                mc_samples=mc_samples if of_curvature else 1,
-                device=device,
-                engine=engine,
-                data=data,
-                seed=seed,
-                threads=threads,
-                checkpoint=checkpoint,
-                data_dir=data_dir,
-                dtype=dtype,
-                calls=calls,
-            )
+        for cell in dict.fromkeys(cells):
             progress.note(cell.label)
             predictions = predict_cell(
                 cell, memories, max_batch=max_batch, trial_timeout=timeout, listener=progress
@@ -333,22 +331,8 @@ def sweep(
             help="Also search the gradient alone, for the plots.", rich_help_panel=APPROXIMATION
         ),
     ] = True,
-    curvature: Annotated[
-        list[Curvature] | None,
-        typer.Option(
-            help="Of the cells, repeatable.",
-            show_default="exact and mc",
-            rich_help_panel=APPROXIMATION,
-        ),
-    ] = None,
-    samples: Annotated[
-        list[Samples] | None,
-        typer.Option(
-            help="Of the cells, repeatable.",
-            show_default="full and frac",
-            rich_help_panel=APPROXIMATION,
-        ),
-    ] = None,
+    curvature: Annotated[list[Curvature] | None, _curvature_option("exact and mc")] = None,
+    samples: Annotated[list[Samples] | None, _samples_option("full and frac")] = None,
     mc_samples: McSamplesOption = 1,
     data: MemoryDataOption = None,
     data_dir: DataDirOption = None,
