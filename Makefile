@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/vivit-bench
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-models test-oldest test-cuda test-slurm lint figure-3 figure-s4a figure-s5a table-s1 table-s1d benchmarks clean
+.PHONY: setup demo test test-thorough test-models test-oldest test-cuda test-slurm lint figure-3 figure-s4a figure-s5a table-s1 table-s1d benchmarks clean
 .PHONY: figure-2 figure-s6 figure-s7 figure-s8 figure-s9 figure-s10 noise-demo
 .PHONY: drop-columns reproduce reproduce-paper
 
@@ -27,12 +27,16 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(VENV)/bin/python -m pytest
 
-# The tests on the oldest versions that pyproject.toml promises (tests/oldest.txt).
+# All cases of every grid and the slow tests, too (10 minutes).
+test-thorough: $(STAMP)
+	$(VENV)/bin/python -m pytest -m "not models and not slurm"
+
+# All of them on the oldest versions that pyproject.toml promises (tests/oldest.txt).
 test-oldest: pyproject.toml tests/oldest.txt
 	$(PYTHON) -m venv build/oldest
 	build/oldest/bin/pip install --quiet --constraint tests/oldest.txt torch torchvision
 	build/oldest/bin/pip install --quiet --constraint tests/oldest.txt --editable ".[dev,peers]"
-	build/oldest/bin/python -m pytest
+	build/oldest/bin/python -m pytest -m "not models and not slurm"
 
 # Real networks against plain autograd in float64 (20 minutes).
 test-models: $(STAMP)

@@ -1,4 +1,4 @@
-"""Write the tables of docs/measured.md from results/, so that no number there is typed by hand.
+"""Write the tables of two pages of docs/ from results/, so that no number there is typed by hand.
 
     python scripts/measured.py            # write
     python scripts/measured.py --check    # exit code 1 where the page says something else
@@ -20,24 +20,30 @@ import pandas as pd
 from vivit_bench.report.tables import Column, Table, TableFormat, render
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "measured.md"
+PAGES = [ROOT / "docs" / name for name in ("measured.md", "noise.md")]
 TABLE = re.compile(r"<!-- vivit-bench (.*?) -->\n.*?<!-- end -->", re.DOTALL)
 FILE = re.compile(r"<!-- (\S+\.csv): (.*?) -->\n.*?<!-- end -->", re.DOTALL)
 
 
 def main(arguments: list[str]) -> int:
-    """Write or check the page."""
-    text = PAGE.read_text()
+    """Write or check the pages."""
+    differ = []
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder) / "results"
         shutil.copytree(ROOT / "results", results)  # commands may write beside what they read
-        new = TABLE.sub(lambda found: _table(found[1], results), text)
-        new = FILE.sub(lambda found: _file(found[1], found[2].split(", "), results), new)
-    if "--check" in arguments:
-        print("as measured" if new == text else f"{PAGE} differs from results/; run {__file__}")
-        return int(new != text)
-    PAGE.write_text(new)
-    return 0
+        for page in PAGES:
+            text = page.read_text()
+            new = TABLE.sub(lambda found: _table(found[1], results), text)
+            new = FILE.sub(lambda found: _file(found[1], found[2].split(", "), results), new)
+            if new != text:
+                differ.append(page)
+            if "--check" not in arguments:
+                page.write_text(new)
+    if "--check" not in arguments:
+        return 0
+    for page in differ:
+        print(f"{page} differs from results/; run {__file__}")
+    return len(differ)
 
 
 def _table(command: str, results: Path) -> str:

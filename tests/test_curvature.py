@@ -70,6 +70,7 @@ def test_eigenvalues_trace_and_loss(case: Case, dtype: torch.dtype) -> None:
 @dtypes
 @pytest.mark.parametrize("curvature", list(Curvature))
 @pytest.mark.parametrize("samples", list(Samples))
+@pytest.mark.one_in(5)
 def test_the_gradient_comes_along(
     case: Case, dtype: torch.dtype, curvature: Curvature, samples: Samples
 ) -> None:
@@ -111,6 +112,7 @@ def test_layer_blocks_are_the_diagonal_blocks(case: Case) -> None:
 @dtypes
 @pytest.mark.parametrize("samples", list(Samples))
 @pytest.mark.parametrize("working_bytes", [2**22, 1], ids=["whole", "cut"])
+@pytest.mark.one_in(5)
 def test_directional_derivatives(
     case: Case, dtype: torch.dtype, samples: Samples, working_bytes: int
 ) -> None:
@@ -159,6 +161,7 @@ def test_routes_to_the_slopes_agree(case: Case, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("blocks", list(Blocks))
 @pytest.mark.parametrize("samples", list(Samples))
 @pytest.mark.parametrize("working_bytes", [2**22, 1], ids=["whole", "cut"])
+@pytest.mark.one_in(5)
 def test_newton_step(
     case: Case, dtype: torch.dtype, blocks: Blocks, samples: Samples, working_bytes: int
 ) -> None:

@@ -372,6 +372,7 @@ def build(name: str) -> tuple[nn.Module, Any]:
 @pytest.mark.parametrize("samples", ["full", "frac"])
 @pytest.mark.parametrize("working_bytes", [2**22, 1])
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.one_in(3)
 def test_networks(name: str, samples: str, working_bytes: int) -> None:
     model, x = build(name)
     classes = model(x).shape[1]
@@ -514,6 +515,7 @@ GEOMETRIES = [
 
 
 @pytest.mark.parametrize("part", range(8))
+@pytest.mark.one_in(4)
 def test_convolutions_of_every_geometry(part: int) -> None:
     """The whole grid, each by every contraction that it can take."""
     for number, geometry in enumerate(GEOMETRIES):

@@ -46,6 +46,7 @@ def policy(gammas: Tensor, lambdas: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("in_place", [False, True], ids=["cut", "in place"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.one_in(5)
 def test_plans_agree(case: Case, in_place: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     request = case.build(torch.float64)
     options = APPROXIMATIONS[CASES.index(case) % 3]
@@ -102,6 +103,7 @@ def leanest_peak(n: int, goal: Goal, blocks: str) -> int:
 
 @pytest.mark.parametrize("goal", Goal)
 @pytest.mark.parametrize("blocks", ["none", "layer"])
+@pytest.mark.one_in(5)
 def test_what_the_leanest_plan_needs_does_not_fall_with_n(goal: Goal, blocks: str) -> None:
     peaks = [leanest_peak(n, goal, blocks) for n in (1, 2, 5, 13, 34, 89, 233)]
     assert peaks == sorted(peaks)
@@ -110,6 +112,7 @@ def test_what_the_leanest_plan_needs_does_not_fall_with_n(goal: Goal, blocks: st
 @pytest.mark.parametrize("goal", Goal)
 @pytest.mark.parametrize("blocks", ["none", "layer"])
 @pytest.mark.parametrize("approximation", [Approximation(), Approximation("mc", "frac")])
+@pytest.mark.one_in(5)
 def test_the_leanest_need_in_closed_form_is_that_of_cutting_everything(
     goal: Goal, blocks: str, approximation: Approximation, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ NAMES = [info.name for info in list_problems()]
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.one_in(4)
 def test_every_problem_is_certified_and_runs_in_micro_batches(name: str) -> None:
     problem = load_problem(name)
     x, y = load_batch(problem, 2, DataSource.SYNTHETIC)

@@ -1,4 +1,4 @@
-"""The tables of docs/measured.md are what the commands print of results/."""
+"""The tables of docs/ are what the commands print of results/."""
 
 import subprocess
 import sys

@@ -199,6 +199,7 @@ def test_the_threshold_is_where_the_band_begins(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("width", [1, 7, 64, 1000])
+@pytest.mark.one_in(3)
 def test_eigenvectors_in_slices(oracle: Oracle, width: int) -> None:
     solver = Tridiagonal(lower(oracle.matrix))
     assert oracle.values_wrong_by(solver.values) < 0.5
@@ -338,6 +339,7 @@ def random_matrix(rng: np.random.Generator) -> Tensor:
 
 
 @pytest.mark.parametrize("seed", range(150))
+@pytest.mark.one_in(3)
 def test_random_matrices(seed: int) -> None:
     rng = np.random.default_rng(seed)
     matrix = random_matrix(rng)
@@ -396,6 +398,7 @@ MEMORY = """
         "Cholesky fails",
     ],
 )
+@pytest.mark.one_in(4)
 def test_peak_memory_beyond_the_matrix(call: str, shift: float, share: float) -> None:
     """The process's largest resident size over that just before, by 8 m^2 with m = 2000.
 

@@ -167,6 +167,13 @@ def _notes(run: NoiseRun) -> list[str]:
         "directions of largest curvature. Zero var.: directions in which all samples have the "
         "same gamma or lambda, so that its SNR is infinite or undefined.",
     ]
+    if run.stored.state is State.FINISHED:
+        cost = monitoring_cost(run)
+        notes.append(
+            f"Monitoring: {cost['calls']} calls, {cost['share']:.0%} of the run's time; "
+            f"{cost['seconds_per_call']:.2f} s a call, {cost['seconds_per_epoch']:.2f} s an epoch "
+            "of training (medians)."
+        )
     if dropped := run.stored.results.get("dropped"):
         largest = max(found["trace"] for found in dropped.values())
         notes.append(
