@@ -178,3 +178,14 @@ def test_the_plan_is_asked_for_no_mini_batch_beyond_twice_the_critical_size() ->
     assert all(size == 10 * n * n for n, size in found)
     assert planned_peaks(need, 10 * 900**2, 32_768)[-1][0] == 256  # the data end
     assert planned_peaks(need, 5, 32_768) == [(1, 10)]
+
+
+def test_two_trials_of_one_size_count_as_one() -> None:
+    """As repeats make them; between them there is nothing to interpolate."""
+    planned = PlannedPeaks(((1, MIB), (10_000, 10_000 * MIB)))
+    ran = [
+        replace(trial(n, Outcome.FITS), peak_bytes=int(n * share * MIB))
+        for n, share in ((2000, 1.02), (2000, 1.0), (2001, 1.01))
+    ]
+    assert predict_critical_batch_size(planned, ran, LIMIT, 10_000) in (2027, 2028)
+    assert predict_critical_batch_size(planned, ran[:2], 2020 * MIB, 10_000) in (1999, 2000)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from command_line import group_runner
 
-from vivit_bench.critical_batch import Cell, make_cell, predict_cell
+from vivit_bench.critical_batch import Cell, Prediction, make_cell, predict_cell
 from vivit_bench.critical_batch.guide import PlannedPeaks
 from vivit_bench.critical_batch.needs import FittedNeed, PlannedNeed, largest, predict
 from vivit_bench.curvature.options import Precision, Samples
@@ -19,8 +19,10 @@ from vivit_bench.measure import Observation, Outcome, Spec
 from vivit_bench.measure.planning import PlanWork
 from vivit_bench.measure.protocol import Measured, Ready, TrialReport
 from vivit_bench.peers import OF_ENGINES, Quantity
+from vivit_bench.report.critical_batch import predictions_table
 
 MIB = 2**20
+STEPS = Path(__file__).with_name("step_cases.py")
 SIZES = [1, 2, 4, 8, 16, 32, 40, 48, 56, 64]
 
 
@@ -207,9 +209,68 @@ def test_the_data_s_end_ends_the_small_trials() -> None:
         run(Fake(largest=3), cell("backpack"), int(bent(100)))
 
 
-def test_what_does_not_suffice_for_one_sample_is_one_line() -> None:
-    with pytest.raises(VivitBenchError, match="1 MiB do not suffice for one sample"):
-        run(Fake(), cell(), MIB)
+@pytest.mark.parametrize("engine", ["vivit-bench", "backpack"])
+def test_a_memory_that_does_not_hold_one_sample_is_said_beside_others(engine: str) -> None:
+    little, much = run(Fake(), cell(engine), MIB, int(bent(200)))
+    assert little[:2] == (0, 0)
+    assert little[2] < 10
+    assert much[0] <= 200 <= much[2]
+
+
+def test_one_sample_may_be_all_that_is_asked_for() -> None:
+    """A plan then has one point."""
+
+    class Short(Fake):
+        def __call__(self, spec: Spec, timeout_seconds: float) -> Observation:
+            seen = super().__call__(spec, timeout_seconds)
+            if seen.report is not None and seen.report.digest:
+                seen.report.digest["planned_peaks"] = seen.report.digest["planned_peaks"][:1]
+            return seen
+
+    (told,) = predict_cell(cell(), [int(bent(200))], max_batch=1, trial_timeout=60, run=Short())
+    assert (told.critical_batch_size, told.limited_by) == (1, "--max-batch")
+    assert not told.is_of_memory
+    assert told.holds_for(1)
+    assert not told.holds_for(2)
+
+
+def test_a_failure_is_no_end_of_small_trials() -> None:
+    """Memory's, the data's or time's end is; what fails at N = 64 says nothing of larger N."""
+
+    class Fails(Fake):
+        outcome = Outcome.ERROR
+
+        def __call__(self, spec: Spec, timeout_seconds: float) -> Observation:
+            seen = super().__call__(spec, timeout_seconds)
+            failed = replace(seen, outcome=self.outcome, message="the reason")
+            return failed if spec.n == 64 else seen
+
+    with pytest.raises(VivitBenchError, match="N = 64: the reason"):
+        run(Fails(), cell("backpack"), int(bent(300)))
+    ended = Fails()
+    ended.outcome = Outcome.OUT_OF_MEMORY
+    ((low, _, high),) = run(ended, cell("backpack"), int(bent(300)))
+    assert [spec.n for spec in ended.asked] == [1, 4, 16, 64, 8, 12]
+    assert low <= 300 <= high
+
+
+def test_small_trials_are_no_larger_than_is_allowed() -> None:
+    fake = Fake()
+    ((low, found, high),) = run(fake, cell("backpack"), int(bent(200)), most=20)
+    assert [spec.n for spec in fake.asked] == [1, 4, 16, 20, 10, 15]
+    assert (low, found, high) == (20, 20, 20)
+
+
+def test_small_trials_have_the_time_of_all_threads() -> None:
+    given: list[float] = []
+
+    def keep(spec: Spec, timeout_seconds: float) -> Observation:
+        given.append(timeout_seconds)
+        return Fake()(spec, timeout_seconds)
+
+    which = make_cell("mnist_mlp", engine="backpack", threads=2)
+    predict_cell(which, [int(bent(200))], max_batch=1000, trial_timeout=60, run=keep)
+    assert set(given) == {120}
 
 
 def test_a_real_plan_says_what_limits_and_how_long_it_takes() -> None:
@@ -258,12 +319,33 @@ def test_the_command(
     assert "is taken to hold the" in " ".join(told.out.split())
     assert list(tmp_path.iterdir()) == []  # nothing is stored
 
+    def fails_for_the_gradient(which: Cell, *others: object, **options: object) -> object:
+        if which.quantity is Quantity.GRADIENT:
+            raise VivitBenchError("the reason")
+        return real(which, *others, **options, run=fake)
+
+    monkeypatch.setattr("vivit_bench.critical_batch.predict_cell", fails_for_the_gradient)
+    done = command("predict", "mnist_mlp", "--memory", memory, "--quantity", "all",
+                   "--format", "json")  # fmt: skip
+    assert (done.code, len(json.loads(done.out))) == (1, len(OF_ENGINES) - 1)
+    assert "vivit-bench: 1 not predicted: the reason" in done.err
+
+
+def test_the_memory_of_a_training_step_is_its_process_s() -> None:
+    step = make_cell(f"{STEPS}:step", quantity=Quantity.STEP, threads=1)
+    told = Prediction(2**30, 10, 9, 11, "", None, None)
+    (note,) = predictions_table([(step, told)], None).notes
+    assert note.endswith("memory: whole process, without pages of files.")
+    both = predictions_table([(step, told), (cell(), told)], None).notes[0]
+    assert "pages of files, peak memory over the idle process" in both
+
 
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
         (["--memory", "0.5MiB"], "--memory 512 KiB: below 1 MiB"),
-        (["--memory", "much"], "much"),
+        (["--memory", "much"], "--memory 'much'"),
+        (["--memory", "2"], "--memory 2: a unit is missing"),
         ([], "--memory"),
         (["--memory", "1GiB", "--engine", "bakpack"], "backpack"),
         (["--memory", "1GiB", "--quantity", "x"], "x"),

@@ -116,6 +116,10 @@ def rows_of(results_dir: Path) -> list[dict[str, Any]]:
     return search_rows(results_dir)[0]
 
 
+def predicted_of(finished: FinishedSearch) -> dict[str, Any]:
+    return json.loads((finished.folder / "run.json").read_text())["results"]["predicted"]
+
+
 def journals(results_dir: Path) -> list[Path]:
     return sorted((results_dir / EXPERIMENT).glob("*/trials.jsonl"))
 
@@ -207,6 +211,57 @@ def test_what_takes_much_longer_than_the_time_out_is_not_started(search: Search)
     assert finished.result.message == "N = 21 is expected to take 21 s, and was not started"
     assert search(long, cell=gradient, trial_timeout=20).result.critical_batch_size == 21
     assert long.runs == [21, 22]
+
+
+def test_a_bound_that_grows_is_looked_beyond(search: Search) -> None:
+    """What was predicted up to --max-batch says nothing of memory."""
+    gradient = make_cell("mnist_mlp", quantity=Quantity.GRADIENT, threads=1)
+    first = search(FakeTrials(100), cell=gradient, max_batch=18)
+    assert predicted_of(first)["limited_by"] == "--max-batch"
+    assert (first.result.critical_batch_size, first.result.stopped_by) == (18, "max-batch")
+    trials = FakeTrials(21)
+    found = search(trials, cell=gradient, max_batch=64)
+    assert predicted_of(found)["critical_batch_size"] == 21
+    assert predicted_of(found)["limited_by"] == ""
+    assert found.result.critical_batch_size == 21
+    assert set(trials.runs) <= {19, 20, 21, 22}
+
+
+def test_seconds_of_a_small_trial_are_those_of_one_cpu(search: Search) -> None:
+    gradient = make_cell("mnist_mlp", quantity=Quantity.GRADIENT, threads=2)
+    assert search(FakeTrials(100), cell=gradient, max_batch=16).facts["confirmed"]
+    assert not search(FakeTrials(21), cell=gradient, fresh=True).facts["confirmed"]
+
+
+def test_small_trials_have_the_time_of_all_threads(search: Search) -> None:
+    given: dict[int, float] = {}
+
+    class Keeps(FakeTrials):
+        def __call__(self, spec: Spec, timeout: float, confirming: Confirming) -> TrialRun:
+            given[spec.n] = timeout
+            assert spec.one_cpu == (spec.n not in (21, 22))
+            return super().__call__(spec, timeout, confirming)
+
+    gradient = make_cell("mnist_mlp", quantity=Quantity.GRADIENT, threads=2)
+    search(Keeps(21), cell=gradient, trial_timeout=100)
+    assert given == {n: 100.0 if n in (21, 22) else 200.0 for n in CONTINUED}
+
+
+def test_a_solver_s_largest_matrix_is_run_before_one_that_is_larger(
+    search: Search, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """190 rows are 19 samples of ten outputs."""
+
+    def columns(spec: Spec, timeout: float) -> Observation:
+        seen = Observation(Outcome.FITS, "", None, None, None, None, None, 0, "")
+        return replace(seen, report=TrialReport(digest={"columns": 10}))
+
+    monkeypatch.setattr(Cell, "largest_matrix", 190)
+    peer = make_cell("mnist_mlp", engine="backpack", threads=1)
+    trials = FakeTrials(100, dict.fromkeys(range(20, 100), Outcome.LIMIT))
+    found = search(trials, cell=peer, plan=columns).result
+    assert (found.critical_batch_size, found.stopped_by) == (19, StoppedBy.LIMIT)
+    assert trials.runs[-2:] == [19, 20]
 
 
 def test_repeats_run_the_deciding_sizes_again_and_are_recorded(search: Search) -> None:

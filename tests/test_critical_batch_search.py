@@ -187,3 +187,36 @@ def test_a_failed_set_up_is_not_blamed_on_the_batch_size() -> None:
     failed = trial(1, Outcome.ERROR, "set-up failed: no such file")
     with pytest.raises(TrialError, match=r"^set-up failed: no such file$"):
         find_critical_batch_size(lambda n, bracket: failed, 8)
+
+
+def test_nothing_larger_than_a_known_limit_is_run_before_it() -> None:
+    """The size that a library takes is the result, and the next one is its proof."""
+    machine = Machine(10**6, stop_at=301, ending=Outcome.LIMIT)
+    result = find_critical_batch_size(machine.run, 10_000, largest=300)
+    assert machine.runs[-3:] == [256, 300, 301]
+    assert (result.critical_batch_size, result.stopped_by) == (300, StoppedBy.LIMIT)
+    mistaken = Machine(400)
+    assert find_critical_batch_size(mistaken.run, 10_000, largest=300).critical_batch_size == 400
+
+
+def test_what_trials_took_corrects_what_is_expected_of_larger_ones() -> None:
+    """Expected is three times too much: the largest affordable size is run, and tells."""
+    machine, recorded = Machine(2000), {1, 2, 4, 8, 16, 32, 64}
+
+    def run(n: int, bracket: Bracket) -> Trial:
+        return replace(machine.run(n, bracket), work_seconds=n / 60)
+
+    result = find_critical_batch_size(
+        run,
+        10_000,
+        expected=lambda n: n / 20,
+        recorded=lambda n: n in recorded,
+        timeout_seconds=60,
+    )
+    assert result.critical_batch_size == 2000
+    # What was run before the search tells nothing of time: its threads shared one CPU.
+    known = [replace(trial(1000, Outcome.FITS), work_seconds=1.0)]
+    result = find_critical_batch_size(
+        run, 10_000, known=known, expected=lambda n: n / 2, timeout_seconds=60
+    )
+    assert (result.critical_batch_size, result.stopped_by) == (1000, StoppedBy.TIMEOUT)

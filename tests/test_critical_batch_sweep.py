@@ -20,7 +20,7 @@ from vivit_bench.critical_batch.listener import Listener
 from vivit_bench.critical_batch.predict import Prediction
 from vivit_bench.critical_batch.runner import FinishedSearch, MemoryLimit
 from vivit_bench.critical_batch.settings import Cell
-from vivit_bench.critical_batch.sweep import run_sweep, threads_of
+from vivit_bench.critical_batch.sweep import run_sweep, table_cells, threads_of
 from vivit_bench.critical_batch.sweep_plan import (
     PlannedSearch,
     Stored,
@@ -29,6 +29,7 @@ from vivit_bench.critical_batch.sweep_plan import (
     plan_sweep,
     stored_prediction,
 )
+from vivit_bench.critical_batch.table_s1 import SUB_TABLES
 from vivit_bench.errors import UsageError, VivitBenchError
 from vivit_bench.measure import Outcome
 from vivit_bench.store import run as run_module
@@ -356,3 +357,9 @@ def test_what_cannot_be_swept_is_refused_in_one_line(
     assert line in outcome.err
     assert outcome.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_tables_that_no_engine_has_are_said() -> None:
+    words = "curvlinops: no engine has block-newton; choose another --table or --engine"
+    with pytest.raises(UsageError, match=words):
+        table_cells([SUB_TABLES["b"]], ["mnist_mlp"], ["curvlinops"], gradient=False, threads=1)

@@ -103,6 +103,40 @@ PREDICTED = {
 }
 
 
+@pytest.mark.parametrize("end", ["--max-batch", "the end of the data", "LAPACK: at most 9"])
+def test_an_end_before_memory_s_is_not_predicted_of_memory(tmp_path: Path, end: str) -> None:
+    facts = {"predicted": PREDICTED | {"limited_by": end}}
+    add_search(tmp_path, critical_batch_size=20, stopped_by="timeout", facts=facts)
+    made = table_of(tmp_path)
+    assert "| >= 20 (time) |" in render(made, TableFormat.MARKDOWN)
+    assert not any("predicted" in note for note in made.notes)
+
+
+def test_label_draws_and_precision_are_named(tmp_path: Path) -> None:
+    usual = {"curvature": "mc", "critical_batch_size": 10}
+    add_search(tmp_path, **usual)
+    add_search(tmp_path, **usual, mc_samples=10)
+    add_search(tmp_path, **usual, mc_samples=10, dtype="float64")
+    titles, files = [], []
+    for options in ({}, {"mc_samples": 10}, {"mc_samples": 10, "dtype": Precision.FLOAT64}):
+        selection = select(tmp_path, **options)
+        made = make_table(selection, SUB_TABLES["a"], "vivit-bench")
+        assert made is not None
+        titles.append(made.title.partition("cpu ")[2])
+        files.append(write_table(made, tmp_path)[0].stem)
+        title = draw_critical_batch_sizes(selection.rows).axes[0].get_title()
+        assert ("M = 10" in title, "float64" in title) == (
+            "mc_samples" in options,
+            "dtype" in options,
+        )
+    assert titles == [
+        "(vivit-bench)",
+        "(vivit-bench, M = 10)",
+        "(vivit-bench, M = 10, float64)",
+    ]
+    assert files == ["table_s1a", "table_s1a_m10", "table_s1a_m10_float64"]
+
+
 def test_every_format_says_what_ended_a_search(tmp_path: Path) -> None:
     add_search(tmp_path, critical_batch_size=10)
     facts = {"predicted": PREDICTED, "message": "N = 30: Argument 8 has illegal value"}

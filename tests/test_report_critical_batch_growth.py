@@ -180,17 +180,18 @@ def test_a_panel_without_any_seconds_is_drawn(tmp_path: Path) -> None:
     assert all(path.stat().st_size > 1_000 for path in plot_growth(found, tmp_path / "old"))
 
 
-@pytest.mark.parametrize(("threads", "bars"), [(2, [(9, 0.9)]), (1, [])])
+@pytest.mark.parametrize(("threads", "bars"), [(2, [(7, 0.7), (9, 0.9)]), (1, [])])
 def test_trials_on_one_cpu_are_told_from_the_others(
     tmp_path: Path, threads: int, bars: list[Any]
 ) -> None:
-    add_search(tmp_path, threads=threads, ran=[trial(8), trial(9, confirmed=True)])
+    ran, facts = [trial(7), trial(8), trial(9, confirmed=True)], {"small_sizes": [7]}
+    add_search(tmp_path, threads=threads, ran=ran, facts=facts)
     figure = figure_of(tmp_path)
     _, seconds = figure.axes
     assert marked(seconds, "_") == bars
-    assert ("all threads on one CPU, near the limit" in legend(figure)) == bool(bars)
+    assert ("all threads on one CPU (small, or near the limit)" in legend(figure)) == bool(bars)
     joined = [len(np.atleast_1d(line.get_xdata())) for line in seconds.lines]
-    assert max(joined[:-1]) == (1 if bars else 2)
+    assert max(joined[:-1]) == (2 if bars else 3)
 
 
 def test_there_is_a_figure_for_each_cell_and_device(tmp_path: Path) -> None:

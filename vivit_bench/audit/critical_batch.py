@@ -50,6 +50,7 @@ class _Results(TypedDict):
     planned_peaks: NotRequired[list[list[float]]]
     expected_seconds: NotRequired[list[list[float]]]
     small_sizes: NotRequired[list[int]]
+    largest_batch: NotRequired[int | None]
     predicted: NotRequired[dict[str, Any] | None]
     jobs: NotRequired[int]
 

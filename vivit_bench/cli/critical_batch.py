@@ -42,7 +42,7 @@ from vivit_bench.critical_batch.settings import (
     DEFAULT_TRIAL_TIMEOUT,
 )
 from vivit_bench.curvature.options import Curvature, Precision, Samples
-from vivit_bench.errors import UsageError
+from vivit_bench.errors import UsageError, VivitBenchError
 from vivit_bench.peers import OF_ENGINES, Quantity
 from vivit_bench.report.tables import TableFormat
 
@@ -230,7 +230,8 @@ def predict(
         list[str],
         typer.Option(
             metavar="SIZE",
-            help="Memory over the idle process, repeatable; this machine need not have it.",
+            help="Memory over the idle process (of a training step: of its whole process), "
+            "repeatable; this machine need not have it.",
             rich_help_panel=MACHINE,
         ),
     ],
@@ -270,7 +271,7 @@ def predict(
     from vivit_bench.report.critical_batch import predictions_table
 
     check_bounds(max_batch, timeout)
-    memories = [parse_size(size) for size in memory]
+    memories = [parse_size(size, "--memory") for size in memory]
     for size in memories:
         check_limit(size, "--memory")
     if quantity is None:
@@ -301,16 +302,27 @@ def predict(
             calls=calls,
         )
         cells.append(cell)
-    found = []
+    cells = list(dict.fromkeys(cells))
+    found, failures = [], []
     with _progress(quiet) as progress:
-        for cell in dict.fromkeys(cells):
+        for cell in cells:
             progress.note(cell.label)
-            predictions = predict_cell(
-                cell, memories, max_batch=max_batch, trial_timeout=timeout, listener=progress
-            )
+            try:
+                predictions = predict_cell(
+                    cell, memories, max_batch=max_batch, trial_timeout=timeout, listener=progress
+                )
+            except VivitBenchError as error:
+                if len(cells) == 1:
+                    raise
+                failures.append(str(error))
+                progress.note(f"not predicted: {error}")
+                continue
             found += [(cell, prediction) for prediction in predictions]
-    available = available_memory() if device == "cpu" else None
-    hand_out(predictions_table(found, available), format)
+    if found:
+        available = available_memory() if device == "cpu" else None
+        hand_out(predictions_table(found, available), format)
+    if failures:
+        raise VivitBenchError(f"{len(failures)} not predicted: {'; '.join(failures)}")
 
 
 @app.command(

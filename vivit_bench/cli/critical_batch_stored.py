@@ -235,12 +235,14 @@ Drawn = Iterator[tuple[Path, str]]
 def _draw_sizes(selection: "Selection", results_dir: Path) -> Drawn:
     from vivit_bench.critical_batch.records import EXPERIMENT
     from vivit_bench.report.critical_batch_figures import plot_critical_batch_sizes
+    from vivit_bench.report.critical_batch_selection import suffixes_of_options
     from vivit_bench.report.critical_batch_tables import in_paper_order
 
     rows, folder = selection.rows, results_dir / EXPERIMENT
     for name in in_paper_order(rows["problem"]):
         for device, part in rows[rows["problem"] == name].groupby("device"):
-            stem = folder / f"critical_batch_{problem_slug(name)}_{device}"
+            parts = ["critical_batch", problem_slug(name), *suffixes_of_options(part), device]
+            stem = folder / "_".join(map(str, parts))
             yield from ((path, "") for path in plot_critical_batch_sizes(part, stem))
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
 from math import exp, log
+from statistics import fmean
 
 from vivit_bench.measure import Outcome, Trial
 
@@ -82,11 +83,11 @@ def predict_critical_batch_size(
     Returns:
         N, 0 if not even one sample is within the limit.
     """
-    ratios = sorted(
-        (trial.n, trial.peak_bytes / planned.at(trial.n))
-        for trial in trials
-        if _ran_leanest(planned, trial, limit_bytes) and trial.peak_bytes
-    )
+    found: dict[int, list[float]] = {}
+    for trial in trials:
+        if trial.peak_bytes and _ran_leanest(planned, trial, limit_bytes):
+            found.setdefault(trial.n, []).append(trial.peak_bytes / planned.at(trial.n))
+    ratios = [(n, fmean(found[n])) for n in sorted(found)]
 
     def fits(n: int) -> bool:
         return planned.at(n) * _interpolated(ratios, n) <= limit_bytes

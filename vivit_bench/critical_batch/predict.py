@@ -5,8 +5,8 @@ its leanest plan tell what the plan cannot know. Of everything else the peaks of
 continued by a + b S + c S^2 in the number S(N) of samples that carry the curvature.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +15,7 @@ from vivit_bench.arguments import format_size
 from vivit_bench.critical_batch.guide import PlannedPeaks
 from vivit_bench.critical_batch.listener import Listener
 from vivit_bench.critical_batch.needs import ONE_OF, FittedNeed, Need, PlannedNeed, predict
+from vivit_bench.critical_batch.records import PREDICTED
 from vivit_bench.critical_batch.search import SMALL_SIZES
 from vivit_bench.critical_batch.settings import Cell
 from vivit_bench.curvature.options import Samples
@@ -28,6 +29,9 @@ Measure = Callable[[Spec, float], Observation]
 CALIBRATING_SIZES = SMALL_SIZES[1:]
 """Run by the engine's plan within the memory, to see what it cannot know."""
 PLAN_SECONDS = 120.0
+
+MAX_BATCH_END, DATA_END = "--max-batch", "the end of the data"
+_LAPACK = "LAPACK: at most {} eigenvectors"
 
 _SMALL_TRIALS, _LARGE_TRIALS, _CONFIRMED_TRIALS = 3, 4, 2
 _START_SECONDS = 8.0
@@ -56,6 +60,15 @@ class Prediction:
     search_seconds: float | None
     """Expected of a search; None where that is not known."""
 
+    @property
+    def is_of_memory(self) -> bool:
+        """Whether memory, and nothing before it, is expected to end a search there."""
+        return is_of_memory(self.limited_by)
+
+    def holds_for(self, max_batch: int) -> bool:
+        """Whether it would be the same under a bound on N, or another bound decided it."""
+        return self.limited_by != MAX_BATCH_END or self.critical_batch_size >= max_batch
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
         return asdict(self)
@@ -70,10 +83,16 @@ class Forecast:
     """Memory over N, closely about the limit."""
     seconds: tuple[tuple[int, float], ...]
     """(N, seconds of the work), two at least where the time is known."""
+    largest: int | None = None
+    """N of the largest matrix that the engine's solver takes; None if it takes any."""
 
     def seconds_at(self, n: int) -> float | None:
         """Seconds of the work, see `continued`."""
         return continued(self.seconds, n)
+
+
+class SmallTrialsEndError(VivitBenchError):
+    """A small trial met an end that says how far small trials go: of memory, data, time."""
 
 
 class SmallTrials(Protocol):
@@ -91,7 +110,8 @@ class SmallTrials(Protocol):
             memory_bytes: That the engine may take; None: no bound.
 
         Raises:
-            VivitBenchError: It did not end well.
+            SmallTrialsEndError: It met an end of memory, data, time or a library.
+            VivitBenchError: It failed.
         """
 
     def plan(self, memory_bytes: int, most: int) -> dict[str, Any]:
@@ -136,6 +156,15 @@ def forecast(trials: SmallTrials, memories: Sequence[int], max_batch: int) -> li
     if trials.cell.is_planned:
         return [_by_plan(trials, memory, max_batch) for memory in memories]
     return _by_fit(trials, memories, max_batch)
+
+
+def stored_prediction(header: Mapping[str, Any]) -> Prediction | None:
+    """What a search's header says was predicted of it."""
+    values = header.get(PREDICTED)
+    names = [field.name for field in fields(Prediction)]
+    if not isinstance(values, Mapping) or not set(names) - {"memory_bytes"} <= set(values):
+        return None
+    return Prediction(**{name: values.get(name, 0) for name in names})
 
 
 def continued(points: Sequence[tuple[int, float]], n: int) -> float | None:
@@ -183,11 +212,13 @@ class _Unlimited:
     def measure(self, n: int, memory_bytes: int | None) -> tuple[int, float]:
         if (n, memory_bytes) not in self._seen:
             spec = self.cell.small_spec(n, memory_bytes=memory_bytes)
-            seen = self._run(spec, self._timeout)
+            seen = self._run(spec, self.cell.small_timeout(self._timeout))
             if seen.report is not None and seen.outcome is Outcome.DATA:
                 self.available = seen.report.available_samples
             if seen.outcome is not Outcome.FITS or seen.peak_bytes is None or not seen.measured:
-                raise VivitBenchError(f"{self.cell.label}: N = {n}: {seen.message}")
+                failed = seen.outcome in (Outcome.ERROR, Outcome.FITS)
+                kind = VivitBenchError if failed else SmallTrialsEndError
+                raise kind(f"{self.cell.label}: N = {n}: {seen.message}")
             seconds = self.cell.of_all_threads(seen.measured.wall_seconds or 0.0)
             self.listener.note(f"N = {n}: peak {format_peak(seen.peak_bytes)}, {seconds:.1f} s")
             self._seen[n, memory_bytes] = seen.peak_bytes, seconds
@@ -199,48 +230,52 @@ class _Unlimited:
 
 def _by_plan(trials: SmallTrials, memory_bytes: int, most: int) -> Forecast:
     told = trials.plan(memory_bytes, most)
-    if "plans" not in told:
-        raise VivitBenchError(
-            f"{trials.cell.label}: {format_size(memory_bytes)} do not suffice for one sample"
-        )
-    planned = PlannedPeaks.from_rows(told["planned_peaks"])
+    rows = told["planned_peaks"]
     beside = []
-    for n, peak in told["plans"]:
+    for n, peak in told.get("plans", []):
         measured, took = trials.measure(n, memory_bytes)
         beside.append(measured - peak)
         if took > _TRIAL_SECONDS:
             break
-    last, needed = planned.points[-1]
+    last, needed = rows[-1]
     ends = needed <= memory_bytes and last < most  # the data do
     most = last if ends else most
-    need = PlannedNeed(planned, tuple(map(float, beside)))
+    planned = _curve(rows)
+    need = PlannedNeed(planned, tuple(map(float, beside or [0])))
     curve = PlannedPeaks(tuple((n, round(need.at(n))) for n, _ in planned.points))
-    seconds = [(n, seconds) for n, seconds in told["seconds"]]
-    end = "the end of the data" if ends else "--max-batch"
-    return _forecast(trials.cell, need, curve, memory_bytes, most, end, seconds, told["limited_by"])
+    seconds = [(n, seconds) for n, seconds in told.get("seconds", [])]
+    end = DATA_END if ends else MAX_BATCH_END
+    by = told.get("limited_by", "")
+    return _forecast(trials.cell, need, curve, memory_bytes, most, end, seconds, by)
 
 
 def _by_fit(trials: SmallTrials, memories: Sequence[int], max_batch: int) -> list[Forecast]:
-    points = _small_peaks(trials, min(memories))
+    points = _small_peaks(trials, memories, max_batch)
     try:
         need = FittedNeed([(n, peak) for n, peak, _ in points], _samples(trials.cell))
     except ValueError as error:
         raise VivitBenchError(f"{trials.cell.label}: {error}: nothing can be predicted") from error
-    ends = {max_batch: "--max-batch"}
+    ends = {max_batch: MAX_BATCH_END}
     if trials.available is not None:
-        ends[trials.available] = "the end of the data"
-    if (largest := trials.cell.largest_matrix) is not None:
-        ends[_largest_batch(trials, largest, min(memories))] = (
-            f"LAPACK: at most {largest} eigenvectors"
-        )
+        ends[trials.available] = DATA_END
+    largest = None
+    if (matrix := trials.cell.largest_matrix) is not None:
+        largest = _largest_batch(trials, matrix, min(memories))
+        ends[largest] = _LAPACK.format(matrix)
     most = min(ends)
     seconds = [(n, seconds) for n, _, seconds in points]
     found = []
     for memory in memories:
         rows = planned_peaks(lambda n: max(round(need.at(n)), 1), memory, most + 1)
-        curve = PlannedPeaks.from_rows(rows)
-        found.append(_forecast(trials.cell, need, curve, memory, most, ends[most], seconds, ""))
+        made = _forecast(trials.cell, need, _curve(rows), memory, most, ends[most], seconds, "")
+        found.append(replace(made, largest=largest))
     return found
+
+
+def _curve(rows: Sequence[Sequence[int]]) -> PlannedPeaks:
+    """Of (N, bytes); where one sample is all that was asked for, two are taken to need twice it."""
+    (n, need), *others = rows
+    return PlannedPeaks.from_rows(rows if others else [(n, need), (2 * n, 2 * need)])
 
 
 def _largest_batch(trials: SmallTrials, rows: int, memory_bytes: int) -> int:
@@ -298,32 +333,45 @@ def _search_seconds(step_seconds: float, threads: int) -> float:
     return _SMALL_TRIALS * _START_SECONDS + trials * (step_seconds + _START_SECONDS)
 
 
-def _small_peaks(trials: SmallTrials, memory_bytes: int) -> list[tuple[int, int, float]]:
+def _small_peaks(
+    trials: SmallTrials, memories: Sequence[int], most: int
+) -> list[tuple[int, int, float]]:
     """N, peak and seconds: fourfold while trials are small and quick, then some between.
 
-    The smallest only see failures early: below a quarter of the largest, fixed costs decide.
+    They go up to a quarter of the smallest memory that holds more than a sample or two. The
+    smallest only see failures early: below a quarter of the largest, fixed costs decide.
     """
     samples = _samples(trials.cell)
     points: list[tuple[int, int, float]] = []
     n = 2 if trials.cell.is_step else 1  # batch normalisation does not train on one sample
-    while n <= _MOST_SMALL:
+    while n <= min(_MOST_SMALL, most):
         try:
             peak, seconds = trials.measure(n, None)
-        except VivitBenchError:
+        except SmallTrialsEndError:
             if len(points) < 2:
                 raise
-            break  # the engine's, the memory's or the data's end
+            break
         points.append((n, peak, seconds))
         most_seconds = _TRIAL_SECONDS if n < _SOON else _SOON_SECONDS
         fewest, first, _ = points[0]
-        enough = seconds > most_seconds or peak - first > (memory_bytes - first) // 4
+        memory = min((size for size in memories if size >= 2 * first), default=first)
+        enough = seconds > most_seconds or peak - first > (memory - first) // 4
         if enough and samples.size(n) > samples.size(fewest):
             break
-        n *= 4
+        n = max(min(4 * n, most), n + 1)
+    if not points:
+        return points
     last = points[-1][0]
     known = {n for n, *_ in points}
     lower, upper = (round(share * last) for share in _BETWEEN)
     if samples is Samples.FRAC and upper % ONE_OF == 0:
         upper += ONE_OF // 2  # a multiple of 8 tells nothing that its eighth does not
-    points += [(n, *trials.measure(n, None)) for n in sorted({lower, upper} - known - {0})]
+    between = {n for n in (lower, upper) if points[0][0] < n < last}
+    points += [(n, *trials.measure(n, None)) for n in sorted(between - known)]
     return sorted(point for point in points if 4 * point[0] >= last)
+
+
+def is_of_memory(limited_by: str | None) -> bool:
+    """Whether `Prediction.limited_by` names what fills the memory, and no end before it."""
+    ends = (MAX_BATCH_END, DATA_END, _LAPACK.partition(":")[0])
+    return not (limited_by or "").startswith(ends)

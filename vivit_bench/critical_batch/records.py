@@ -35,9 +35,11 @@ SMALL = "small_sizes"
 """The N of the small trials by which all that was found."""
 PREDICTED = "predicted"
 """The same as `Prediction.to_json`, made before the first large trial; None if nothing was."""
+LARGEST = "largest_batch"
+"""N of the largest matrix that the engine's solver takes; absent or None if it takes any."""
 JOBS = "jobs"
 """In a search's header the most searches that ran at the same time; absent where it ran alone."""
-_INTERNAL = ("limit_chosen_by_user", PLANNED, EXPECTED, SMALL)
+_INTERNAL = ("limit_chosen_by_user", PLANNED, EXPECTED, SMALL, LARGEST)
 _FACTS = (
     *("cpu", "cores", "ram_bytes", *CARD, "host", "os", "torch", "backpack"),
     *("deepobs", "numpy", "vivit_for_pytorch", "vivit_bench", "git_commit", "python"),
@@ -114,6 +116,8 @@ class SearchTrials:
     """(N, bytes), see `PLANNED`."""
     expected: list[tuple[int, float]]
     """(N, seconds), see `EXPECTED`."""
+    small: list[int]
+    """Batch sizes of the small trials, see `SMALL`."""
 
 
 def trials_of(results_dir: Path, run: str) -> SearchTrials:
@@ -133,17 +137,20 @@ def trials_of(results_dir: Path, run: str) -> SearchTrials:
         [found[key] for key in sorted(found)],
         [(n, need) for n, need in planned],
         [(n, seconds) for n, seconds in expected],
+        stored.results.get(SMALL) or [],
     )
 
 
-def facts_of(result: SearchResult, *, max_batch: int, trial_timeout: float) -> dict[str, Any]:
+def facts_of(
+    result: SearchResult, *, max_batch: int, trial_timeout: float, small_sizes: Sequence[int] = ()
+) -> dict[str, Any]:
     """What a finished search's header says.
 
     ``peak_bytes`` (over the idle process), ``idle_bytes``, ``work_seconds`` and ``confirmed``
     (whether these seconds are of all threads on one CPU) are those of the critical batch size, and
     None if that is 0; ``reserved_peak_bytes`` is there on CUDA devices only.
     ``elapsed_seconds`` adds up the trials, whenever they were run; ``ended_at`` is the end of the
-    last one.
+    last one. Small trials, all of whose threads are on one CPU too, are ``small_sizes``.
     """
     critical = result.critical_trial
     on_device = {}
@@ -157,7 +164,7 @@ def facts_of(result: SearchResult, *, max_batch: int, trial_timeout: float) -> d
         "trials": len(result.trials),
         "peak_bytes": critical.peak_bytes if critical else None,
         "idle_bytes": critical.idle_bytes if critical else None,
-        **_time_facts(critical),
+        **_time_facts(critical, small_sizes),
         **on_device,
         "elapsed_seconds": round(sum(trial.elapsed_seconds for trial in result.trials), 1),
         "repeats": result.repeats,
@@ -167,11 +174,11 @@ def facts_of(result: SearchResult, *, max_batch: int, trial_timeout: float) -> d
     }
 
 
-def _time_facts(critical: Trial | None) -> dict[str, Any]:
-    return {
-        "work_seconds": critical.work_seconds if critical else None,
-        "confirmed": critical.confirmed if critical else None,
-    }
+def _time_facts(critical: Trial | None, small_sizes: Sequence[int]) -> dict[str, Any]:
+    if critical is None:
+        return {"work_seconds": None, "confirmed": None}
+    on_one_cpu = critical.confirmed or critical.n in small_sizes
+    return {"work_seconds": critical.work_seconds, "confirmed": on_one_cpu}
 
 
 def goes_further(stored: StoredRun, max_batch: int, trial_timeout: float, repeats: int = 1) -> bool:
@@ -229,4 +236,4 @@ def _missing_facts(stored: StoredRun) -> dict[str, Any]:
     if "work_seconds" in stored.results:
         return {}
     size = stored.results["critical_batch_size"]
-    return _time_facts(finished_records(stored).trials.get((size, 0)))
+    return _time_facts(finished_records(stored).trials.get((size, 0)), [])

@@ -1,6 +1,6 @@
 """A search from settings to stored records."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,10 +8,18 @@ from typing import Any
 from vivit_bench.arguments import format_size
 from vivit_bench.critical_batch.guide import LEANEST_SHARE, PlannedPeaks
 from vivit_bench.critical_batch.listener import Listener
-from vivit_bench.critical_batch.predict import CALIBRATING_SIZES, ask_for_plan, continued, forecast
+from vivit_bench.critical_batch.predict import (
+    CALIBRATING_SIZES,
+    SmallTrialsEndError,
+    ask_for_plan,
+    continued,
+    forecast,
+    stored_prediction,
+)
 from vivit_bench.critical_batch.records import (
     EXPECTED,
     JOBS,
+    LARGEST,
     PLANNED,
     PREDICTED,
     SMALL,
@@ -146,7 +154,7 @@ def run_search(
                 listener.note(damaged)
             records = TrialRecords(journal.entries, journal)
         trials = _Trials(cell, memory_limit, stored, records, trial_timeout, listener, run)
-        if not stored.is_returned and PLANNED not in stored.stored.results:
+        if not stored.is_returned and not _has_looked_ahead(stored.stored.results, max_batch):
             trials.check_limit()
             small = _SmallTrials(cell, trials, plan)
             stored.update(**_look_ahead(small, limit, max_batch, listener))
@@ -155,18 +163,29 @@ def run_search(
         if points := header.get(PLANNED):
             planned = PlannedPeaks.from_rows(points, LEANEST_SHARE if cell.is_planned else 0.0)
         seconds = header.get(EXPECTED, [])
+        small_sizes = header.get(SMALL, [])
         result = find_critical_batch_size(
             *(trials.run, max_batch, limit, planned),
-            known=trials.known([n for n in header.get(SMALL, []) if n <= max_batch]),
+            known=trials.known([n for n in small_sizes if n <= max_batch]),
             again=trials.run,
             repeats=repeats,
-            expected=lambda n: None if trials.has(n) else continued(seconds, n),
+            expected=lambda n: continued(seconds, n),
+            recorded=trials.has,
             timeout_seconds=trial_timeout,
+            largest=header.get(LARGEST),
         )
         if not stored.is_returned:
-            facts = facts_of(result, max_batch=max_batch, trial_timeout=trial_timeout)
+            facts = facts_of(
+                result, max_batch=max_batch, trial_timeout=trial_timeout, small_sizes=small_sizes
+            )
             stored.finish({**stored.stored.results, **facts}, [TRIALS])
     return FinishedSearch(cell, memory_limit, result, trials.from_records, stored.folder, facts)
+
+
+def _has_looked_ahead(header: Mapping[str, Any], max_batch: int) -> bool:
+    """Whether it says what is expected of the search, up to a bound on N."""
+    told = stored_prediction(header)
+    return PLANNED in header and (told is None or told.holds_for(max_batch))
 
 
 def _look_ahead(
@@ -189,6 +208,7 @@ def _look_ahead(
         PLANNED: [list(point) for point in found.planned.points],
         EXPECTED: [list(point) for point in found.seconds],
         SMALL: small.sizes,
+        LARGEST: found.largest,
         PREDICTED: told.to_json(),
     }
 
@@ -212,7 +232,7 @@ class _SmallTrials:
         if trial.outcome is Outcome.ERROR:
             raise TrialError(trial)
         if trial.outcome is not Outcome.FITS or trial.peak_bytes is None:
-            raise VivitBenchError(f"N = {n}: {trial.message}")
+            raise SmallTrialsEndError(f"N = {n}: {trial.message}")
         return trial.peak_bytes, self.cell.of_all_threads(trial.work_seconds or 0.0)
 
     def plan(self, memory_bytes: int, most: int) -> dict[str, Any]:
@@ -274,7 +294,7 @@ class _Trials:
         make = self._cell.small_spec if small else self._cell.spec
         done = self._run(
             make(n, memory_bytes=self._limit, limit_bytes=self._limit),
-            self._timeout,
+            self._cell.small_timeout(self._timeout) if small else self._timeout,
             lambda reading, seconds: self._listener.confirming(n, reading, seconds),
         )
         trial = replace(done.trial, repeat=repeat)

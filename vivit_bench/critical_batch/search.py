@@ -170,7 +170,9 @@ def find_critical_batch_size(
     again: Callable[[int, Bracket, int], Trial] | None = None,
     repeats: int = 1,
     expected: Callable[[int], float | None] = lambda n: None,
+    recorded: Callable[[int], bool] = lambda n: False,
     timeout_seconds: float = math.inf,
+    largest: int | None = None,
 ) -> SearchResult:
     """Find the largest batch size that fits.
 
@@ -192,7 +194,10 @@ def find_critical_batch_size(
             N + 1 ``repeats`` trials are made: N fits in all of them, and N + 1 not in all.
         repeats: See ``again``.
         expected: N -> seconds; None where nothing is known.
+        recorded: Whether the trial of N has been made, and takes no time.
         timeout_seconds: Of a trial.
+        largest: N of the largest problem that a library is known to take: nothing larger is run
+            before it, and the next one says whether that is so.
 
     Returns:
         The result.
@@ -204,11 +209,15 @@ def find_critical_batch_size(
     most, all_samples = max_batch, None
     while True:
         bracket = known_bracket(trials)
-        n = next_batch_size(bracket, trials, most, limit_bytes, planned, len(known))
+        bound = most
+        if largest is not None and bracket.fits <= largest:
+            bound = min(most, largest if bracket.fits < largest else largest + 1)
+        n = next_batch_size(bracket, trials, bound, limit_bytes, planned, len(known))
         if n is not None:
-            seconds = _expected_seconds(expected, trials, n)
+            timed = trials[len(known) :]
+            seconds = 0.0 if recorded(n) else _expected_seconds(expected, timed, n)
             if seconds > HOPELESS * timeout_seconds:
-                affordable = _affordable(expected, trials, n, timeout_seconds)
+                affordable = _affordable(expected, timed, n, timeout_seconds)
                 if affordable <= bracket.fits:
                     message = f"N = {n} is expected to take {seconds:.0f} s, and was not started"
                     return SearchResult(
@@ -270,25 +279,25 @@ def _unsteady(trials: Sequence[Trial]) -> str:
 
 
 def _expected_seconds(
-    expected: Callable[[int], float | None], trials: Sequence[Trial], n: int
+    expected: Callable[[int], float | None], timed: Sequence[Trial], n: int
 ) -> float:
     """What N will take, as the largest trial that was timed corrects it; 0 if nothing is known."""
     seconds = expected(n)
     if seconds is None:
         return 0.0
-    timed = [
+    ended = [
         (t.n, t.work_seconds)
-        for t in trials
+        for t in timed
         if t.outcome is Outcome.FITS and t.work_seconds and not t.confirmed
     ]
-    largest, took = max(timed, default=(0, 0.0))
+    largest, took = max(ended, default=(0, 0.0))
     guess = expected(largest) if largest > SMALL_SIZES[-1] else None
     return seconds * took / guess if guess else seconds
 
 
 def _affordable(
     expected: Callable[[int], float | None],
-    trials: Sequence[Trial],
+    timed: Sequence[Trial],
     n: int,
     timeout_seconds: float,
 ) -> int:
@@ -296,6 +305,6 @@ def _affordable(
     low, high = 0, n
     while high - low > 1:
         middle = (low + high) // 2
-        within = _expected_seconds(expected, trials, middle) <= timeout_seconds / HOPELESS
+        within = _expected_seconds(expected, timed, middle) <= timeout_seconds / HOPELESS
         low, high = (middle, high) if within else (low, middle)
     return low

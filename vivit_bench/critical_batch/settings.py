@@ -168,6 +168,10 @@ class Cell:
         """Of a small trial, all of whose threads are on one CPU, where its peak is exact."""
         return self.spec(n, one_cpu=self.device == "cpu", **fields)
 
+    def small_timeout(self, seconds: float) -> float:
+        """Of a small trial, where one CPU does the work of all threads."""
+        return seconds * self.threads if self.device == "cpu" else seconds
+
     def of_all_threads(self, seconds: float) -> float:
         """About what a small trial's seconds are where each thread has a CPU."""
         return seconds / self.threads if self.device == "cpu" else seconds

@@ -40,6 +40,9 @@ def table_cells(
 
     Returns:
         The cells, each once.
+
+    Raises:
+        UsageError: There are none.
     """
     variants = [each for each in VARIANTS if each[0] in curvatures and each[1] in samples]
     cells: dict[Cell, None] = {}
@@ -69,6 +72,11 @@ def table_cells(
                             **options,
                         )
                         cells[cell] = None
+    if not cells:
+        wanted = ", ".join(dict.fromkeys(table.quantity for table in tables))
+        raise UsageError(
+            f"{', '.join(engines)}: no engine has {wanted}; choose another --table or --engine"
+        )
     return list(cells)
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from heapq import heapify, heapreplace
 from pathlib import Path
@@ -11,13 +11,8 @@ from typing import Any
 from vivit_bench.arguments import format_size
 from vivit_bench.critical_batch.jobs import SearchJob
 from vivit_bench.critical_batch.listener import Listener
-from vivit_bench.critical_batch.predict import Prediction, predict_cell
-from vivit_bench.critical_batch.records import (
-    PREDICTED,
-    TRIALS,
-    goes_further,
-    identity_of,
-)
+from vivit_bench.critical_batch.predict import Prediction, predict_cell, stored_prediction
+from vivit_bench.critical_batch.records import TRIALS, goes_further, identity_of
 from vivit_bench.critical_batch.runner import choose_limit
 from vivit_bench.critical_batch.settings import Cell, check_bounds
 from vivit_bench.curvature.available import available_memory
@@ -192,15 +187,6 @@ def expected_seconds(searches: Sequence[float | None], at_once: int) -> tuple[fl
     return max(ends), sum(seconds is None for seconds in searches)
 
 
-def stored_prediction(facts: Mapping[str, Any]) -> Prediction | None:
-    """What a search's header says was predicted of it."""
-    values = facts.get(PREDICTED)
-    names = [field.name for field in fields(Prediction)]
-    if not isinstance(values, Mapping) or not set(names) - {"memory_bytes"} <= set(values):
-        return None
-    return Prediction(**{name: values.get(name, 0) for name in names})
-
-
 def look_up(job: SearchJob) -> PlannedSearch:
     """What is stored of a search, also while it runs in another process."""
     identity = identity_of(job.cell, job.memory_limit.limit_bytes)
@@ -218,13 +204,15 @@ def look_up(job: SearchJob) -> PlannedSearch:
     if action is Action.START or stored is None:
         return PlannedSearch(job, Stored.NEW, {})
     entries, _ = read_journal(stored.folder / TRIALS)
+    told = stored_prediction(stored.results)
+    is_finished = action is Action.RETURN
     return PlannedSearch(
         job,
-        Stored.FINISHED if action is Action.RETURN else Stored.INTERRUPTED,
+        Stored.FINISHED if is_finished else Stored.INTERRUPTED,
         stored.results,
         trials=len(entries),
         spent_seconds=sum(float(entry.get("elapsed_seconds", 0.0)) for entry in entries),
-        prediction=stored_prediction(stored.results),
+        prediction=told if is_finished or (told and told.holds_for(job.max_batch)) else None,
     )
 
 

@@ -83,11 +83,15 @@ def search_table(finished: FinishedSearch) -> Table:
         "certificate_error": max(errors, default=None),
         "folder": str(finished.folder),
     }
-    on_cpu = finished.cell.device == "cpu"
-    meaning = BUDGET_MEANING if on_cpu else "allocated device memory over model and data"
-    if finished.cell.is_step:
-        meaning = "whole process, without pages of files" if on_cpu else "device memory of the step"
+    meaning = _meaning_of_memory(finished.cell)
     return Table(_SEARCH, [row], notes=[f"The memory limit is for the {meaning}."], is_record=True)
+
+
+def _meaning_of_memory(cell: Cell) -> str:
+    on_cpu = cell.device == "cpu"
+    if cell.is_step:
+        return "whole process, without pages of files" if on_cpu else "device memory of the step"
+    return BUDGET_MEANING if on_cpu else "allocated device memory over model and data"
 
 
 def predictions_table(
@@ -104,7 +108,8 @@ def predictions_table(
         row: dict[str, Any] = {**cell.record(), **asdict(prediction)}
         row["work"] = work_of_row(row)
         rows.append(row)
-    notes = [f"Predicted from small trials, not run; memory: {BUDGET_MEANING}."]
+    meanings = dict.fromkeys(_meaning_of_memory(cell) for cell, _ in found)
+    notes = [f"Predicted from small trials, not run; memory: {', '.join(meanings)}."]
     most = max(prediction.memory_bytes for _, prediction in found)
     if available_bytes is not None and most > available_bytes:
         notes.append(

@@ -9,9 +9,9 @@ import pandas as pd
 
 from vivit_bench.arguments import problem_slug
 from vivit_bench.critical_batch.records import SearchTrials, trials_of
-from vivit_bench.curvature.options import Precision
 from vivit_bench.measure import Outcome, Trial
 from vivit_bench.measure.budget import MemoryBudget
+from vivit_bench.report.critical_batch_selection import suffixes_of_options
 
 _RUN = (Outcome.FITS, Outcome.OUT_OF_MEMORY, Outcome.TIMEOUT, Outcome.LIMIT)
 """Trials that did some of their work."""
@@ -85,10 +85,9 @@ def curves_of(rows: pd.DataFrame, results_dir: Path) -> Iterator[list[Curve]]:
 def growth_stem(curves: Sequence[Curve]) -> str:
     """Name of a figure's files without their endings."""
     row = curves[0].row
-    draws = f"m{row['mc_samples']}" if row["mc_samples"] != 1 else ""
-    dtype = row["dtype"] if row["dtype"] != Precision.FLOAT32 else ""
-    parts = [problem_slug(row["problem"]), row["quantity"], row["curvature"], draws]
-    parts += [row["samples"], dtype, row["device"]]
+    others = suffixes_of_options(pd.DataFrame([row]))
+    parts = [problem_slug(row["problem"]), row["quantity"], row["curvature"], row["samples"]]
+    parts += [*others, row["device"]]
     return "_".join(["critical_batch_growth", *filter(None, parts)])
 
 

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from vivit_bench.arguments import format_size
-from vivit_bench.report.critical_batch_selection import circumstances
+from vivit_bench.report.critical_batch_selection import circumstances, words_of_options
 from vivit_bench.report.figures import STYLE, save_figure
 
 # Okabe and Ito's palette, as in the spectra; light ones carry a fraction of the samples.
@@ -63,10 +63,8 @@ def draw_critical_batch_sizes(rows: pd.DataFrame) -> Figure:
         panel.set_ylim(0.7, max(10, int(rows["critical_batch_size"].max())) * 2.5)
         first = rows.iloc[0]
         limits = " / ".join(format_size(int(v)) for v in sorted(set(rows["memory_limit_bytes"])))
-        panel.set_title(
-            f"{_short(first['problem'])}, {first['device']}, memory limit {limits}\n"
-            f"{circumstances(rows)}"
-        )
+        about = [_short(first["problem"]), first["device"], *words_of_options(rows)]
+        panel.set_title(f"{', '.join(about)}, memory limit {limits}\n{circumstances(rows)}")
         panel.set_ylabel("critical batch size")
         handles, labels = panel.get_legend_handles_labels()
         columns = 5 if width >= 4.5 else 3

@@ -20,7 +20,11 @@ from vivit_bench.measure import Outcome, Trial
 from vivit_bench.measure.budget import MIB
 from vivit_bench.peers import Quantity
 from vivit_bench.report.critical_batch_curves import Curve, unrecorded_seconds
-from vivit_bench.report.critical_batch_marks import mark_of, predicted_size
+from vivit_bench.report.critical_batch_marks import (
+    is_predicted_of_memory,
+    mark_of,
+    predicted_size,
+)
 from vivit_bench.report.critical_batch_selection import circumstances, way_of_running
 from vivit_bench.report.figures import STYLE, save_figure
 
@@ -149,7 +153,7 @@ def _draw_limits(panel: Axes, curves: Sequence[Curve]) -> None:
         )
     for number, curve in enumerate(curves):
         size, low, high = predicted_size(curve.row)
-        if size is None or mark_of(curve.row) == "":
+        if size is None or not _has_star(curve.row):
             continue
         ends = None if low is None or high is None else [[size - low], [high - size]]
         panel.errorbar(
@@ -227,11 +231,11 @@ def _legend(curves: Sequence[Curve]) -> list[Line2D]:
     run = [(curve, trial) for curve in curves for trial in curve.run]
     hollow = {"marker": "o", "markersize": 4, "markerfacecolor": "white"}
     shares = any(_on_one_cpu(c, t) and t.work_seconds is not None for c, t in run)
-    predicted = any(predicted_size(c.row)[0] and mark_of(c.row) for c in curves)
+    predicted = any(_has_star(c.row) for c in curves)
     others = {
         "did not fit, or did not end": any(t.outcome is not Outcome.FITS for _, t in run),
         "stopped before its end: at least this": any(not c.is_whole(t) for c, t in run),
-        "all threads on one CPU, near the limit": shares,
+        "all threads on one CPU (small, or near the limit)": shares,
         "expected (leanest plan, or small trials)": any(c.planned or c.expected for c in curves),
         "critical N predicted (95 %)": predicted,
         "memory limit": True,
@@ -251,9 +255,15 @@ def _legend(curves: Sequence[Curve]) -> list[Line2D]:
     ]
 
 
+def _has_star(row: dict[str, Any]) -> bool:
+    """Whether memory did not end the search, and where it would have is predicted."""
+    return bool(mark_of(row)) and is_predicted_of_memory(row)
+
+
 def _on_one_cpu(curve: Curve, trial: Trial) -> bool:
-    """Whether a trial near the limit ran otherwise than those far from it."""
-    return trial.confirmed and curve.row["threads"] != 1
+    """Whether a trial's threads shared one CPU: it is small, or near the limit."""
+    shared = trial.confirmed or trial.n in curve.found.small
+    return bool(shared and curve.row["device"] == "cpu" and curve.row["threads"] != 1)
 
 
 def _critical(row: dict[str, Any]) -> str:

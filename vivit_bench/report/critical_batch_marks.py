@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from vivit_bench.critical_batch import StoppedBy
+from vivit_bench.critical_batch.predict import is_of_memory
 
 _MARKS = {
     StoppedBy.TIMEOUT: ("time", "a trial took, or would have taken, longer than --timeout allows"),
@@ -30,9 +31,9 @@ def mark_of(row: Row) -> str:
         Empty if memory ended the search.
     """
     reason = StoppedBy(row["stopped_by"])
-    size, low, high = predicted_size(row)
-    if size is None or reason not in _BEFORE_MEMORY:
+    if reason not in _BEFORE_MEMORY or not is_predicted_of_memory(row):
         return short_mark_of(row)
+    size, low, high = predicted_size(row)
     word = _MARKS[reason][0]
     interval = f"\n[{low:,}, {high:,}]" if low is not None and high is not None else ""
     start = "\n" if " " in word else ""  # a line is to be no wider than the interval
@@ -46,12 +47,20 @@ def short_mark_of(row: Row) -> str:
 
 
 def predicted_size(row: Row) -> tuple[int | None, int | None, int | None]:
-    """The size that memory allows as it was predicted, and the ends of its interval."""
+    """The size that was predicted, of memory or an end before it, and its interval's ends."""
     size, low, high = (
         None if pd.isna(value := row.get(f"predicted_{name}")) else int(value)
         for name in ("critical_batch_size", "low", "high")
     )
     return size, low, high
+
+
+def is_predicted_of_memory(row: Row) -> bool:
+    """Whether there is a prediction, and of where memory is full, not of an end before it."""
+    if pd.isna(row.get("predicted_critical_batch_size")):
+        return False
+    by = row.get("predicted_limited_by")
+    return is_of_memory("" if pd.isna(by) else str(by))
 
 
 def explanations(rows: Iterable[Row]) -> list[str]:

@@ -66,6 +66,23 @@ class Selection:
         return [*lines, circumstances(self.rows)]
 
 
+def words_of_options(rows: pd.DataFrame) -> list[str]:
+    """Label draws and precision of some searches where they are not the usual ones, for titles."""
+    draws, dtypes = _options(rows)
+    return [*(f"M = {m}" for m in draws), *dtypes]
+
+
+def suffixes_of_options(rows: pd.DataFrame) -> list[str]:
+    """The same for names of files."""
+    draws, dtypes = _options(rows)
+    return [*(f"m{m}" for m in draws), *dtypes]
+
+
+def _options(rows: pd.DataFrame) -> tuple[list[int], list[str]]:
+    draws = sorted({int(m) for m in rows["mc_samples"]} - {1})
+    return draws, sorted(set(rows["dtype"]) - {Precision.FLOAT32.value})
+
+
 def circumstances(rows: pd.DataFrame) -> str:
     """Data, seeds, checkpoints and dates of some searches, on one line."""
     named = {name: ", ".join(map(str, sorted(set(rows[name])))) for name in ("data", "seed")}

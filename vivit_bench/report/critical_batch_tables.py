@@ -10,10 +10,13 @@ import pandas as pd
 from vivit_bench.critical_batch import StoppedBy
 from vivit_bench.critical_batch.settings import DEFAULT_ENGINE
 from vivit_bench.critical_batch.table_s1 import PROBLEMS, SubTable
-from vivit_bench.curvature.options import Precision
 from vivit_bench.report.critical_batch import PAPER_MACHINES, paper_searches
 from vivit_bench.report.critical_batch_marks import explanations, mark_of, predicted_size
-from vivit_bench.report.critical_batch_selection import Selection
+from vivit_bench.report.critical_batch_selection import (
+    Selection,
+    suffixes_of_options,
+    words_of_options,
+)
 from vivit_bench.report.tables import Column, Table, format_seconds, render, write_in_all_formats
 
 GRADIENT = "gradient"
@@ -63,6 +66,7 @@ def make_table(
     published = published[published["table"] == sub_table.letter]
     (dtype,) = rows["dtype"].unique()
     about = {"table": sub_table.letter, "engine": engine, "dtype": dtype}
+    about["mc_samples"] = int(rows["mc_samples"].max())  # exact curvature has one
     lines: list[Line] = []
     shown: list[pd.Series[Any]] = []
     for problem in in_paper_order(rows["problem"]):
@@ -83,7 +87,6 @@ def make_table(
             line |= _cell(gradient, "full")
             shown.append(gradient)
         lines.append(line)
-    precision = "" if dtype == Precision.FLOAT32 else f", {dtype}"
     notes = [
         *Selection(pd.DataFrame(shown)).conditions,
         *_remarks(lines, shown),
@@ -93,7 +96,7 @@ def make_table(
         _columns(paper),
         lines,
         notes=notes,
-        title=f"{sub_table.title} ({engine}{precision})",
+        title=f"{sub_table.title} ({', '.join([engine, *words_of_options(rows)])})",
     )
 
 
@@ -110,14 +113,15 @@ def write_table(table: Table, folder: Path) -> list[Path]:
         folder: Where.
 
     Returns:
-        The files, named by sub-table, engine and precision.
+        The files, named by sub-table, engine, label draws and precision.
 
     Raises:
         UsageError: They cannot be written.
     """
-    letter, *about = (table.rows[0][name] for name in ("table", "engine", "dtype"))
-    others = [name for name in about if name not in (DEFAULT_ENGINE, Precision.FLOAT32)]
-    stem = folder / "_".join([f"table_s1{letter}", *others])
+    row = table.rows[0]
+    engine = [row["engine"]] if row["engine"] != DEFAULT_ENGINE else []
+    others = suffixes_of_options(pd.DataFrame(table.rows))
+    stem = folder / "_".join([f"table_s1{row['table']}", *engine, *others])
     return write_in_all_formats(stem, lambda style: render(table, style))
 
 
@@ -129,7 +133,7 @@ def in_paper_order(problems: Iterable[str]) -> list[str]:
 
 def _columns(paper: bool) -> list[Column]:
     columns = [
-        *(Column(name, is_detail=True) for name in ("table", "engine", "dtype")),
+        *(Column(name, is_detail=True) for name in ("table", "engine", "dtype", "mc_samples")),
         *(Column(name, left=True) for name in ("problem", "curvature")),
     ]
     for samples in _SAMPLES:
