@@ -131,6 +131,7 @@ def test_a_card_alone_adds_no_table_to_a_sweep(run: Run, monkeypatch: pytest.Mon
     assert "[default: (a, b and c; d only where it is asked for)]" in run("sweep", "--help").out
 
 
+@pytest.mark.thorough
 def test_a_sweep_is_one_search_after_the_other(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def fits(spec: Spec, timeout_seconds: float) -> Observation:
         found = {"ready": Ready(5), "measured": None, "report": TrialReport()}

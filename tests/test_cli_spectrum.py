@@ -106,6 +106,7 @@ def test_damage_is_one_line(run: Run):
         assert "--fresh" in said
 
 
+@pytest.mark.thorough
 def test_real_digits_of_a_deepobs_problem_in_a_process_of_its_own(tmp_path: Path):
     command = "spectrum compute mnist_mlp --data mnist5k --batch-size 8 --curvature mc"
     options = "--mc-samples 2 --threads 1 --output mlp.csv"

@@ -110,6 +110,7 @@ def test_compare_engines_end_to_end(
     assert {"problem", "batch_size", "threads", "cpu", "code"} <= set(found[0])
 
 
+@pytest.mark.thorough
 def test_a_trial_and_a_comparison_read_the_same_peak() -> None:
     arguments = {**WORK, "engine": "vivit-bench"}
     # One thread: two are read up to 1.1 MiB apart.

@@ -477,6 +477,7 @@ def test_a_trial_runs_on_trees(write: Write, data: str, quantity: str) -> None:
     assert workload.check(workload.run(9)) == ""
 
 
+@pytest.mark.thorough
 def test_a_trial_in_a_process_of_its_own_takes_a_dict() -> None:
     for n, outcome in ((20, Outcome.FITS), (1001, Outcome.DATA)):
         spec = Spec(n=n, limit_bytes=2**28, threads=1, arguments=work(CLASSIFIER))

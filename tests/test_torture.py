@@ -15,6 +15,8 @@ import kills
 import two_at_once
 from common import Series
 
+pytestmark = pytest.mark.thorough
+
 
 def check(series: Series, least: int) -> None:
     assert series.attempted >= least
