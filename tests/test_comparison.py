@@ -25,6 +25,7 @@ from vivit_bench.comparison.intervals import Interval, median_interval
 from vivit_bench.comparison.reference import GEMM_SIZES, PRODUCTS, Reference, ReferencedWork
 from vivit_bench.errors import UsageError, VivitBenchError
 from vivit_bench.measure import Observation, Outcome, Reading, Spec, TrialReport, run_trial
+from vivit_bench.measure.budget import MIB
 from vivit_bench.measure.protocol import FailureKind, Measured, Ready
 from vivit_bench.measure.work import EngineWork, project
 
@@ -87,6 +88,10 @@ def test_compare_engines_end_to_end(
     figures = ["peak_bytes", "idle_bytes", "wall_seconds", "cpu_seconds", "minor_faults"]
     assert (rows[figures] > 0).all(axis=None)
     assert rows["wall_ratio_low"].isna().all()  # one round says nothing of the median
+    assert list(rows["batch_size"]) == [8, 8]
+    assert list(rows["dtype"]) == ["float32", "float32"]
+    assert rows["floor_seconds"][0] > 0
+    assert rows["host"].notna().all()
 
     monkeypatch.setattr(compare, "measure", None)  # from here on nothing is measured
     with pytest.raises(SystemExit) as ended:
@@ -277,8 +282,8 @@ def test_an_engine_that_fails_is_not_run_again_but_the_base_is(run: Compare) -> 
 def test_summary_takes_ratios_round_by_round_and_keeps_failures() -> None:
     rows = summarise(
         [
-            *records("a", [1.0, 2.0, 4.0], 10),
-            *records("b", [3.0, 6.0, 12.0], 30),
+            *records("a", [1.0, 2.0, 4.0], 10 * MIB),
+            *records("b", [3.0, 6.0, 12.0], 30 * MIB),
             record("c", failure="no such layer", outcome=Outcome.ERROR),
         ],
         comparable=True,
@@ -286,6 +291,13 @@ def test_summary_takes_ratios_round_by_round_and_keeps_failures() -> None:
     assert rows[1]["wall_ratio"] == 3.0
     assert rows[1]["peak_ratio"] == 3.0
     assert rows[2] == {"engine": "c", "runs": 0, "outcome": "error", "failure": "no such layer"}
+
+
+@pytest.mark.parametrize("peaks", [(0, 30 * MIB), (MIB // 2, MIB // 4), (30 * MIB, 0)])
+def test_peaks_below_what_can_be_told_have_no_ratio(peaks: tuple[int, int]) -> None:
+    first, second = peaks
+    rows = summarise([*records("a", [1.0], first), *records("b", [1.0], second)], comparable=True)
+    assert rows[1]["peak_ratio"] is None
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ def test_every_n_is_a_comparison_and_the_table_goes_over_them(
     ]
     lines = ended.out.splitlines()
     assert max(map(len, lines)) <= 80
-    assert lines[0] == "mnist_mlp: eigenvalues, exact, full; 1 thread"
+    assert lines[0] == "mnist_mlp: eigenvalues, exact, full, data synthetic; 1 thread"
     assert [line.split()[:8] for line in lines[4:10]] == [
         ["2", OURS, "2.00", "1.00", "4.00", "2", "2.00", "1.00"],
         ["2", THEIRS, "8.00", "4.00", "(4.00-4.00)", "16.0", "8", "8.00"],
@@ -299,6 +299,16 @@ def test_a_refusal_at_a_large_n_comes_before_anything_is_measured(
     assert run("--batch-size", "2,8", "--fresh").code == 0
 
 
+def test_what_two_comparisons_differ_in_is_shown(run: Run, fake: PowerLaws) -> None:
+    run("--batch-size", "4")
+    assert "dtype" not in run("--stored").out
+    run("--batch-size", "4", "--dtype", "float64")
+    told = run("--stored").out
+    assert "dtype" in told
+    assert "threads" not in told
+    assert "float64" in run("--batch-size", "4,6", "--dtype", "float64").out
+
+
 def test_the_floor_is_told_for_every_n(
     run: Run, fake: PowerLaws, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -325,6 +335,11 @@ def test_the_floor_is_told_for_every_n(
         (("--batch-size", "4,8", "--plot", "a.txt"), "must end in .png, .pdf, .svg"),
         (("--batch-size", "4,8", "--plot", f"{__file__}/b.png"), "b.png: "),
         (("--stored", "--plot", "a.png"), "several N"),
+        (
+            ("--batch-size", "4", "--floor", "--dtype", "float64"),
+            "not of eigenvalues in float64",
+        ),
+        (("--floor", "--quantity", "full-newton"), "not of full-newton in float32"),
         (("--batch-size", "4,8", "--timeout", "0"), "--timeout 0"),
         (("--batch-size", "4,8", "--timeout", "nan"), "--timeout nan"),
     ],
@@ -348,6 +363,7 @@ def test_batch_sizes_are_read_as_numbers() -> None:
 def made_up_series() -> Series:
     """Ours quadratic with intervals, theirs cubic until its memory runs out."""
     about = {"problem": "net", "quantity": "eigenvalues", "curvature": "mc", "mc_samples": 2}
+    about |= {"data": "own", "dtype": "float32", "checkpoint": None}
     about |= {"samples": "full", "threads": 2, "failure": "", "outcome": "fits", "runs": 7}
     rows: list[dict[str, Any]] = []
     for n in (8, 16, 32, 64):
@@ -403,7 +419,7 @@ def test_equal_figures_give_equal_files(tmp_path: Path, ending: str, start: byte
 def test_a_table_of_monte_carlo_curvature_says_how_many_draws() -> None:
     series = made_up_series()
     text = render(series_table(series, for_people=True), TableFormat.TABLE, 100)
-    assert "net: eigenvalues, mc, full (M = 2); 2 threads" in text
+    assert "net: eigenvalues, mc (M = 2), full, data own; 2 threads" in text
     assert f"{THEIRS}: out of memory" in text
     exact = fit_power_law({n: float(n) for n in (8, 16, 32)})
     assert exact is not None

@@ -17,6 +17,7 @@ from vivit_bench.comparison.intervals import median_interval
 from vivit_bench.comparison.reference import Reference
 from vivit_bench.errors import UsageError, VivitBenchError
 from vivit_bench.measure import Observation, Outcome, Reading, Spec, measure
+from vivit_bench.measure.budget import NOISE_BYTES
 from vivit_bench.measure.verdict import Kill
 
 AGREEMENT = {"eigenvalues": 1e-3, "step": 1e-2}
@@ -300,7 +301,7 @@ class _Figures:
             peak, most = self.memory.peak_bytes or 0, base.memory.peak_bytes or 0
             off = difference(self.memory.digest, base.memory.digest) if comparable else None
             row |= {
-                "peak_ratio": peak / max(most, 1),
+                "peak_ratio": peak / most if min(peak, most) >= NOISE_BYTES else None,
                 "difference": off,
                 "agrees": None if off is None else off <= _tolerance(self.memory.digest),
             }

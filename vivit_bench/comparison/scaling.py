@@ -146,9 +146,7 @@ def run_series(
             if not isinstance(error, Exception) and place < len(sizes):
                 error.add_note(_not_reached(sizes[place:], fresh))
             raise
-        series.rows += [{**row, **compared.about} for row in compared.rows]
-        if compared.floor is not None:
-            series.rows[-len(compared.rows)].update(compared.floor)
+        series.rows += compared.whole_rows
     return series
 
 

@@ -87,6 +87,14 @@ class Compared:
     about: dict[str, Any]
     """Settings, machine and folder, flat."""
 
+    @property
+    def whole_rows(self) -> list[dict[str, Any]]:
+        """The rows with all of that; with the floor the first, whose engine it is of."""
+        floors = [self.floor or {}, *({} for _ in self.rows[1:])]
+        return [
+            {**row, **self.about, **floor} for row, floor in zip(self.rows, floors, strict=True)
+        ]
+
 
 def run_comparison(
     comparison: Comparison,
@@ -166,7 +174,7 @@ def stored_rows(results_dir: Path) -> tuple[list[dict[str, Any]], list[str]]:
     rows = []
     for stored in runs:
         compared = _load(stored)
-        rows += [{**row, **compared.about} for row in compared.rows]
+        rows += compared.whole_rows
     return rows, notes
 
 

@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vivit_bench.comparison.scaling import COSTS, Series
+from vivit_bench.comparison.stored import Compared
+from vivit_bench.curvature.options import Precision
 from vivit_bench.measure import Outcome
 from vivit_bench.measure.budget import MIB
 from vivit_bench.report.tables import Column, Table, format_number, format_seconds
@@ -47,12 +49,17 @@ _DETAILS = (
     *("outcome", "failure"),
 )
 
+_TELLING = ("mc_samples", "data", "seed", "checkpoint", "dtype", "device", "gpu", "threads", "host")
+"""Settings that two comparisons of one name may differ in."""
 
-def engines_table(
-    rows: Sequence[dict[str, Any]], floor: dict[str, float] | None, device: str = "cpu"
-) -> Table:
-    """Medians and ratios to the first engine's; failures and checks below the table."""
-    notes = list(_meaning(rows, device))
+
+def engines_table(compared: Compared) -> Table:
+    """Medians and ratios to the first engine's; failures and checks below the table.
+
+    As CSV and JSON with settings, machine and floor.
+    """
+    rows, floor = compared.whole_rows, compared.floor
+    notes = list(_meaning(rows, _device(rows)))
     for row in rows:
         if row["failure"]:
             notes.append(f"{row['engine']} failed: {row['failure']}")
@@ -71,8 +78,7 @@ def engines_table(
             f"s; measured {wall:.2f} s, {wall / floor['floor_seconds']:.1f} times the floor (which "
             "leaves out the columns' backpropagation)."
         )
-    details = [Column(name, is_detail=True) for name in _DETAILS]
-    return Table([*_COLUMNS, *details], rows, notes=notes)
+    return _all_columns([], rows, _DETAILS, notes)
 
 
 def series_table(series: Series, *, for_people: bool) -> Table:
@@ -94,12 +100,14 @@ def series_table(series: Series, *, for_people: bool) -> Table:
 def describe(series: Series) -> str:
     """What a series is of, on one line."""
     row = series.rows[0]
-    work = ", ".join([row["quantity"], row["curvature"], row["samples"]])
     draws = f" (M = {row['mc_samples']})" if row["curvature"] == "mc" else ""
+    parts = [row["quantity"], f"{row['curvature']}{draws}", row["samples"], f"data {row['data']}"]
+    parts += [row["dtype"]] if row["dtype"] != Precision.FLOAT32 else []
+    parts += [f"checkpoint {row['checkpoint']}"] if row["checkpoint"] else []
     threads = f"{row['threads']} thread{'s' if row['threads'] != 1 else ''}"
     device = _device(series.rows)
     place = "" if device == "cpu" else f"{device} ({row.get('gpu') or 'unknown card'}), "
-    return f"{row['problem']}: {work}{draws}; {place}{threads}"
+    return f"{row['problem']}: {', '.join(parts)}; {place}{threads}"
 
 
 def _device(rows: Sequence[dict[str, Any]]) -> str:
@@ -108,21 +116,28 @@ def _device(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def stored_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """All stored comparisons, a row per engine; as CSV and JSON with settings and machine."""
+    """All stored comparisons, a row per engine; as CSV and JSON with settings and machine.
+
+    Of the settings that figures depend on, people see those that are not the same in all rows.
+    """
     text = ("problem", "quantity", "curvature", "samples")
+    several = [name for name in _TELLING if len({row.get(name) for row in rows}) > 1]
     first = [*(Column(name, left=True) for name in text), Column("batch_size", "N")]
-    return _all_columns(first, rows, [])
+    return _all_columns([*first, *(Column(name, left=True) for name in several)], rows, [])
 
 
 def _all_columns(
-    first: Sequence[Column], rows: Sequence[dict[str, Any]], details: Sequence[str]
+    first: Sequence[Column],
+    rows: Sequence[dict[str, Any]],
+    details: Sequence[str],
+    notes: Sequence[str] = (),
 ) -> Table:
     """Everything that the rows have, and some details even if they have not."""
     shown = [*first, *_COLUMNS]
     known = {column.name for column in shown}
     names = dict.fromkeys([*details, *(name for row in rows for name in row)])
     hidden = [Column(name, is_detail=True) for name in names if name not in known]
-    return Table([*shown, *hidden], rows)
+    return Table([*shown, *hidden], rows, notes=notes)
 
 
 def _with_ending(row: dict[str, Any]) -> str:
