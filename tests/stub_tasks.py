@@ -4,8 +4,10 @@ import os
 import signal
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from vivit_bench.cluster import Standing
 from vivit_bench.errors import Stopped, UsageError
 
 
@@ -16,6 +18,20 @@ class StubTask:
     kind: str
     folder: Path
     seconds: float = 0.0
+
+    def store(self, what: str) -> None:
+        """Store ``finished RESULT``, ``on NODE`` (a part) or ``refused REASON``."""
+        (self.folder / f"{self.kind}.stored").write_text(what)
+
+    def look(self) -> Standing:
+        path = self.folder / f"{self.kind}.stored"
+        how, _, what = (path.read_text() if path.exists() else "").partition(" ")
+        if how == "refused":
+            raise UsageError(what)
+        return Standing(
+            result=partial(str, what) if how == "finished" else None,
+            node=what if how == "on" else None,
+        )
 
     def __call__(self) -> str:
         began = time.time()

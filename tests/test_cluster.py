@@ -5,11 +5,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_scheduler import FakeScheduler
+from fake_scheduler import FakeScheduler, run_in_process
 from stub_tasks import StubTask
 
 from vivit_bench.cluster import (
@@ -122,7 +123,7 @@ def test_the_script_that_submitit_makes(tmp_path: Path) -> None:
 
 def test_two_runs_never_share_a_name(tmp_path: Path) -> None:
     jobs = [
-        QueueJob(tmp_path / a / "critical_batch" / b, "label", print)
+        QueueJob(tmp_path / a / "critical_batch" / b, "label", StubTask("work", tmp_path))
         for a in ("results", "others")
         for b in ("x", "x,y", "x;y", "l" * 150)
     ]
@@ -130,7 +131,7 @@ def test_two_runs_never_share_a_name(tmp_path: Path) -> None:
     assert not any(set(job.name) & set(",; /") for job in jobs)
     assert jobs[0].logs == tmp_path / "results" / "slurm" / "critical_batch" / "x"
     os.symlink(tmp_path / "results", tmp_path / "link")
-    linked = QueueJob(tmp_path / "link" / "critical_batch" / "x", "label", print)
+    linked = QueueJob(tmp_path / "link" / "critical_batch" / "x", "label", jobs[0].task)
     assert linked.name == jobs[0].name  # one run, however it is written
 
 
@@ -158,6 +159,11 @@ def queue_jobs(folder: Path, *kinds: str) -> list[QueueJob]:
         QueueJob(folder / "results" / "critical_batch" / kind, kind, StubTask(kind, folder))
         for kind in kinds
     ]
+
+
+def stub(job: QueueJob) -> StubTask:
+    assert isinstance(job.task, StubTask)
+    return job.task
 
 
 def run(
@@ -220,7 +226,7 @@ def test_how_slurm_ends_a_job_is_said(state: JobState | None, words: str, tmp_pa
 def test_a_job_that_is_unknown_for_a_moment_is_waited_for(tmp_path: Path) -> None:
     """Accounting may know a job later than the queue forgets it; and controllers restart."""
     scheduler, told = FakeScheduler(job1=[None, None, JobState("RUNNING")] * 3), Recorded()
-    scheduler.fails = 5
+    scheduler.fails = {"states": 5}
     scheduler.said["job1"] += [JobState("CANCELLED")]
     ended = run(scheduler, queue_jobs(tmp_path, "work"), told)
     assert "was cancelled" in str(ended["work"].error)
@@ -241,6 +247,104 @@ def test_a_job_of_a_command_before_is_waited_for(tmp_path: Path) -> None:
         run(scheduler, jobs, told, fresh=True)
 
 
+def test_a_job_that_did_less_than_is_asked_for_is_followed_by_another(tmp_path: Path) -> None:
+    """Once, though Slurm lists the one before for some seconds more."""
+    (job,) = queue_jobs(tmp_path, "work")
+    scheduler, told = FakeScheduler(), Recorded()
+    scheduler.queued, scheduler.outcomes = {job.name: "77"}, {"77": Outcome("less")}
+    ended = run(scheduler, [job], told)
+    assert ended["work"].value == "done"
+    assert told.notes == [
+        "work: job 77 has it already, and is waited for",
+        "work: job 77 has done less than is asked for now",
+        "work: job 1 is submitted",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("stored", "value", "words"),
+    [
+        ("finished all", "all", "None"),
+        ("refused holds a run of other settings", None, "holds a run of other settings"),
+    ],
+)
+def test_what_another_commands_job_leaves_is_judged(
+    stored: str, value: str | None, words: str, tmp_path: Path
+) -> None:
+    (job,) = queue_jobs(tmp_path, "work")
+    stub(job).store(stored)
+    scheduler = FakeScheduler()
+    scheduler.queued, scheduler.outcomes = {job.name: "77"}, {"77": Outcome("all")}
+    ended = run(scheduler, [job], Recorded())
+    assert (ended["work"].value, str(ended["work"].error)) == (value, words)
+    assert not scheduler.submitted
+
+
+class Meanwhile(Recorded):
+    """Another command does something as soon as a job of this one runs."""
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        super().__init__()
+        self._act = act
+
+    def running(self, job: QueueJob, number: str, node: str) -> None:
+        self._act()
+
+
+def test_what_another_command_submits_meanwhile_is_waited_for(tmp_path: Path) -> None:
+    first, second = queue_jobs(tmp_path, "first", "second")
+    for fresh, words in ((False, "job 77 was cancelled"), (True, "--fresh: job 77 has second")):
+        scheduler = FakeScheduler(job77=[JobState("CANCELLED")])
+        submits = partial(scheduler.queued.update, {second.name: "77"})
+        ended = run(scheduler, [first, second], Meanwhile(submits), at_once=1, fresh=fresh)
+        assert [folder.name for folder, _ in scheduler.submitted.values()] == ["first"]
+        assert ended["first"].value == "done"
+        assert words in str(ended["second"].error)
+
+
+def test_what_another_command_finishes_or_begins_meanwhile_is_not_done_again(
+    tmp_path: Path,
+) -> None:
+    first, second, third, fourth = queue_jobs(tmp_path, "first", "second", "third", "fourth")
+
+    def act() -> None:
+        stub(second).store("finished by another")
+        stub(third).store("refused damaged")
+        stub(fourth).store("on n7")
+
+    scheduler, told = FakeScheduler(), Meanwhile(act)
+    ended = run(scheduler, [first, second, third, fourth], told, at_once=1)
+    assert [folder.name for folder, _ in scheduler.submitted.values()] == ["first", "fourth"]
+    assert (ended["second"].value, ended["second"].number) == ("by another", None)
+    assert f"second: finished meanwhile: {second.folder}" in told.notes
+    assert str(ended["third"].error) == "damaged"
+    assert scheduler.submitted["2"][1]["nodelist"] == "n7"
+    assert "fourth: job 2 is submitted, on n7, where it was begun" in told.notes
+
+
+def test_a_job_returns_what_another_one_has_finished(tmp_path: Path) -> None:
+    task = StubTask("fail", tmp_path)
+    task.store("finished by another")
+    assert run_in_process(task) == Outcome("by another")
+    task.store("refused damaged")
+    assert run_in_process(task) == Outcome(failed="damaged")
+
+
+def test_nothing_is_submitted_while_slurm_does_not_answer(tmp_path: Path) -> None:
+    scheduler = FakeScheduler()
+    told = Meanwhile(lambda: scheduler.fails.update(live=3))
+    jobs = queue_jobs(tmp_path, "first", "second")
+    ended = run(scheduler, jobs, told, at_once=1)
+    assert {label: each.value for label, each in ended.items()} == {
+        "first": "done",
+        "second": "done",
+    }
+    assert sum("Unable to contact" in note for note in told.notes) == 1
+    scheduler.fails = {"live": 1}
+    with pytest.raises(VivitBenchError, match="Unable to contact"):
+        run(scheduler, jobs, Recorded())
+
+
 def test_no_more_jobs_are_in_the_queue_than_asked_for(tmp_path: Path) -> None:
     scheduler = FakeScheduler()
     kinds = ["a", "b", "c", "d", "e"]
@@ -256,7 +360,7 @@ def test_what_slurm_refuses(tmp_path: Path) -> None:
     words = r"Invalid node name specified \(asked for: cpus=2, mem=6144M, time=the partition's\)"
     with pytest.raises(VivitBenchError, match=words):
         run(scheduler, jobs, Recorded())
-    jobs[0] = QueueJob(jobs[0].folder, "work", jobs[0].task, node="n9")
+    stub(jobs[0]).store("on n9")
     ended = run(scheduler, jobs, Recorded())
     assert "(it goes on on n9; --fresh starts over)" in str(ended["work"].error)
     assert ended["more"].value == "done"

@@ -1,21 +1,29 @@
 """``--executor slurm`` as a user types it, on a Slurm that runs jobs in this process."""
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import csv
+import io
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command_line import Run, group_runner
-from fake_scheduler import FakeScheduler
+from fake_scheduler import FakeScheduler, run_in_process
 from test_critical_batch_records import FakeTrials, planning
 
 from vivit_bench.cluster.slurm import JobState
+from vivit_bench.cluster.task import Outcome
 from vivit_bench.critical_batch import jobs as jobs_module
 from vivit_bench.critical_batch import make_cell, run_search
 from vivit_bench.critical_batch.runner import FinishedSearch, MemoryLimit
 from vivit_bench.critical_batch.settings import Cell
-from vivit_bench.errors import UsageError
-from vivit_bench.measure import Outcome
+from vivit_bench.errors import Stopped, UsageError
+from vivit_bench.measure import Outcome as TrialOutcome
+from vivit_bench.store import load_run, write_atomic
 
 SWEEP = (
     *("sweep", "--table", "a", "--problem", "mnist_mlp", "--no-gradient", "--max-batch", 64),
@@ -25,20 +33,36 @@ ON_SLURM = ("--executor", "slurm", "--threads", 2, "--slurm", "partition=long")
 
 
 class Cluster(FakeScheduler):
-    """Whose jobs run on a machine of its own."""
+    """Whose jobs run on machines of its own: the one that a job asks for, or ``free``."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__()
+        self.free = "n7"
+        self.is_interrupted = False
+        """Whether Ctrl-C is pressed before any job runs."""
         self._monkeypatch = monkeypatch
 
     def states(self, numbers: Sequence[str]) -> dict[str, JobState]:
-        import sys
+        if self.is_interrupted:
+            raise Stopped(signal.SIGINT)
+        found = {}
+        for number in numbers:
+            with self._on(self.submitted[number][1].get("nodelist", self.free)):
+                found |= super().states([number])
+        return found
 
+    def again(self, number: str) -> Outcome:
+        """What comes of a job's work once more, on the free machine."""
+        with self._on(self.free):
+            return run_in_process(self.tasks[number])
+
+    @contextlib.contextmanager
+    def _on(self, node: str) -> Iterator[None]:
         module = sys.modules["vivit_bench.store.provenance"]
-        facts = {**module._static_provenance(), "host": "n7.cluster.org", "cores": 999}
+        facts = {**module._static_provenance(), "host": f"{node}.cluster.org", "cores": 999}
         with self._monkeypatch.context() as there:
             there.setattr(module, "_static_provenance", lambda: facts)
-            return super().states(numbers)
+            yield
 
     def parameters(self) -> list[Mapping[str, Any]]:
         return [parameters for _, parameters in self.submitted.values()]
@@ -61,7 +85,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
     def search(cell: Cell, memory_limit: MemoryLimit, **options: Any) -> FinishedSearch:
         is_failing = next(failing.get(cell.variant, iter([])), False)
-        trials = FakeTrials(9, {4: Outcome.ERROR} if is_failing else {})
+        trials = FakeTrials(9, {4: TrialOutcome.ERROR} if is_failing else {})
         return run_search(cell, memory_limit, run=trials, plan=planning([]), **options)
 
     monkeypatch.setattr(jobs_module, "run_search", search)
@@ -84,7 +108,7 @@ def test_a_sweep_on_other_machines(run: Run, cluster: Cluster, tmp_path: Path) -
     assert not any("nodelist" in each for each in cluster.parameters())
     again = run(*SWEEP, *ON_SLURM, "--format", "csv")
     assert (again.code, again.out.count("\n")) == (0, 5)
-    assert "job 5 is submitted, on n7, where it was interrupted" in again.err
+    assert "job 5 is submitted, on n7, where it was begun" in again.err
     assert cluster.parameters()[4]["nodelist"] == "n7"
     third = run(*SWEEP, *ON_SLURM)
     assert third.code == 0
@@ -95,6 +119,68 @@ def test_a_sweep_on_other_machines(run: Run, cluster: Cluster, tmp_path: Path) -
     fresh = run(*SWEEP, *ON_SLURM, "--fresh")
     assert fresh.code == 0
     assert len(cluster.submitted) == 9
+
+
+SMALL = tuple(8 if word == 64 else word for word in SWEEP)
+"""The sweep under a --max-batch at which its searches end."""
+CSV = ("--format", "csv")
+
+
+def sizes(out: str) -> set[str]:
+    return {row["critical_batch_size"] for row in csv.DictReader(io.StringIO(out))}
+
+
+@pytest.fixture
+def all_succeed(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    """No trial fails."""
+
+    def search(cell: Cell, memory_limit: MemoryLimit, **options: Any) -> FinishedSearch:
+        return run_search(cell, memory_limit, run=FakeTrials(9), plan=planning([]), **options)
+
+    monkeypatch.setattr(jobs_module, "run_search", search)
+
+
+@pytest.mark.usefixtures("all_succeed")
+def test_what_is_finished_goes_further_on_its_own_node(
+    run: Run, cluster: Cluster, tmp_path: Path
+) -> None:
+    """Under wider bounds, and where its journal has lost a line."""
+    first = run(*SMALL, *ON_SLURM, *CSV)
+    assert (first.code, sizes(first.out)) == (0, {"8"}), first.err
+    cluster.free = "n1"
+    further = run(*SWEEP, *ON_SLURM, *CSV)
+    assert (further.code, sizes(further.out)) == (0, {"9"}), further.err
+    assert "job 5 is submitted, on n7, where it was begun" in further.err
+    journal = sorted(tmp_path.glob("results/critical_batch/*/trials.jsonl"))[0]
+    journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:-1]))
+    mended = run(*SWEEP, *ON_SLURM, *CSV)
+    assert (mended.code, sizes(mended.out)) == (0, {"9"}), mended.err
+    asked = [each.get("nodelist") for each in cluster.parameters()]
+    assert asked == [None] * 4 + ["n7"] * 5
+
+
+@pytest.mark.usefixtures("all_succeed")
+def test_jobs_of_a_command_that_asked_for_less_are_followed_by_others(
+    run: Run, cluster: Cluster
+) -> None:
+    cluster.is_interrupted = True
+    assert run(*SMALL, *ON_SLURM).code == 130
+    cluster.is_interrupted = False
+    told = run(*SWEEP, *ON_SLURM, *CSV)
+    assert (told.code, sizes(told.out)) == (0, {"9"}), told.err
+    assert "job 1 has it already, and is waited for" in told.err
+    assert "job 1 has done less than is asked for now" in told.err
+    assert [each.get("nodelist") for each in cluster.parameters()] == [None] * 4 + ["n7"] * 4
+
+
+@pytest.mark.usefixtures("all_succeed")
+def test_a_search_that_another_node_has_finished_is_returned(run: Run, cluster: Cluster) -> None:
+    """Two commands have submitted it at once; the second job runs where it could not go on."""
+    assert run(*SWEEP, *ON_SLURM).code == 0
+    cluster.free = "n1"
+    outcome = cluster.again("1")
+    assert outcome.failed == ""
+    assert outcome.value.result.critical_batch_size == 9
 
 
 def test_a_dry_run_says_what_is_asked_for(run: Run, tmp_path: Path) -> None:
@@ -155,6 +241,19 @@ def test_a_share_of_this_machines_memory_is_none_of_the_clusters(
 ENGINE = ("--threads", 1, "--engine-memory", "64MiB", "--format", "csv")
 
 
+TRAINING = (
+    *("run", "mnist_logreg", "--lr", 0.1, "--data", "mnist5k", "--epochs", 1, "--checkpoints", 2),
+    *("--monitor-batch-size", 8, *ENGINE),
+)
+
+
+def checked_less(folder: Path) -> None:
+    """Take the check from a stored spectrum."""
+    stored = load_run(folder, "spectrum")
+    results = {**stored.results, "certificate": {**stored.results["certificate"], "samples": []}}
+    write_atomic(folder / "run.json", replace(stored, results=results).to_json())
+
+
 def grouped(
     group: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> Callable[..., Any]:
@@ -184,12 +283,18 @@ def test_spectra(
     for table in there:
         same = tmp_path / "here" / "spectrum" / table.parent.name / table.name
         assert same.read_bytes() == table.read_bytes()
-    cluster.said = {"job5": [JobState("OUT_OF_MEMORY")]}
+    cluster.free = "n1"  # a second job of the same spectrum, on another node
+    folder = cluster.again("1").value.folder
+    checked_less(folder)
+    checked = run(*sweep, "--executor", "slurm")
+    assert (checked.code, len(cluster.submitted)) == (0, 5), checked.err
+    assert cluster.parameters()[-1]["nodelist"] == "n7"
+    cluster.said = {"job6": [JobState("OUT_OF_MEMORY")]}
     failed = run(*sweep, "--executor", "slurm", "--fresh")
     assert failed.code == 1
     last = failed.err.splitlines()[-1]
     assert "1 of 4 spectra failed" in last
-    assert "exact, full: job 5 was killed for its memory (mem=4160M)" in last
+    assert "exact, full: job 6 was killed for its memory (mem=4160M)" in last
     assert failed.out.count("\n") == 4
 
 
@@ -200,10 +305,7 @@ def test_a_training(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = grouped("noise", tmp_path, monkeypatch, capsys)
-    training = (
-        *("run", "mnist_logreg", "--optimizer", "sgd", "--lr", 0.1, "--data", "mnist5k"),
-        *("--epochs", 1, "--checkpoints", 2, "--monitor-batch-size", 8, *ENGINE),
-    )
+    training = (*TRAINING, "--optimizer", "sgd")
     cluster.said = {"job1": [JobState("PREEMPTED")]}
     lost = run(*training, "--executor", "slurm")
     assert (lost.code, lost.out) == (1, "")
@@ -212,6 +314,8 @@ def test_a_training(
     assert told.code == 0, told.err
     again = run(*training, "--executor", "slurm")
     assert (again.code, again.out, len(cluster.submitted)) == (0, told.out, 2)
+    cluster.free = "n1"  # a second job of the same training, on another node
+    assert cluster.again("2").value.stored.is_finished
     wanted = run(*training, "--executor", "slurm", "--save-model", "last.pt")
     assert (wanted.code, len(cluster.submitted)) == (2, 2)
     assert "--fresh trains again" in wanted.err
@@ -222,3 +326,38 @@ def test_a_training(
     for table in there:
         same = tmp_path / "here" / "noise" / table.parent.name / table.name
         assert same.read_bytes() == table.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "line"),
+    [
+        (
+            ("--optimizer", "sgd"),
+            ("--optimizer", "sgd", "--save-model", "last.pt"),
+            "its weights are not in this file nor anywhere else",
+        ),
+        (
+            ("--name", "first", "--optimizer", "sgd"),
+            ("--name", "first", "--optimizer", "adam"),
+            "optimizer sgd -> adam); --fresh computes it again",
+        ),
+    ],
+)
+def test_a_training_of_a_command_that_asked_for_something_else_is_refused(
+    first: tuple[str, ...],
+    second: tuple[str, ...],
+    line: str,
+    cluster: Cluster,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = grouped("noise", tmp_path, monkeypatch, capsys)
+    cluster.is_interrupted = True
+    assert run(*TRAINING, *first, "--executor", "slurm").code == 130
+    cluster.is_interrupted = False
+    told = run(*TRAINING, *second, "--executor", "slurm")
+    assert (told.code, told.out, len(cluster.submitted)) == (2, "", 1)
+    assert "job 1 has it already, and is waited for" in told.err
+    assert line in told.err.splitlines()[-1]
+    assert "--fresh" in told.err.splitlines()[-1]

@@ -149,7 +149,7 @@ def test_a_cancelled_and_a_killed_job_are_named_and_gone_on_with(
     kept = lines(results)
     code, out, err = sweep(node, tmp_path, *ON_SLURM).ends()
     assert (code, sizes(out)) == (0, SIZES), err
-    assert err.count(f", on {node.host}, where it was interrupted") == 2
+    assert err.count(f", on {node.host}, where it was begun") == 2
     now = lines(results)
     assert all(now[run][: len(found)] == found for run, found in kept.items())
     for found in now.values():  # no trial is repeated, but one that the kill made an error

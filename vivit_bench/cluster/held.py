@@ -2,6 +2,7 @@
 
 import time
 from collections import deque
+from collections.abc import Sequence
 
 from vivit_bench.cluster.jobs import EndedJob, QueueJob, QueueListener
 from vivit_bench.cluster.request import Request
@@ -21,8 +22,10 @@ _GONE_AFTER = 3
 class _Held:
     """A job in the queue."""
 
-    def __init__(self, job: QueueJob, number: str) -> None:
+    def __init__(self, job: QueueJob, number: str, is_own: bool) -> None:
         self.job, self.number = job, number
+        self.is_own = is_own
+        """Whether this command has submitted it, so that it does what is asked for."""
         self.state = JobState("PENDING")
         self.began = time.monotonic()
         self.is_running = False
@@ -31,60 +34,76 @@ class _Held:
 
 
 class HeldJobs:
-    """The jobs of a command."""
+    """The jobs of a command.
 
-    def __init__(self, scheduler: Scheduler, request: Request, listener: QueueListener) -> None:
+    Args:
+        scheduler: Slurm.
+        request: What each job asks for.
+        listener: Is told what happens.
+        jobs: In the order in which they are submitted.
+        fresh: Whether the runs start over.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        request: Request,
+        listener: QueueListener,
+        jobs: Sequence[QueueJob],
+        fresh: bool,
+    ) -> None:
+        self.waiting = deque(jobs)
+        """Not in the queue yet."""
         self.held: list[_Held] = []
         self.ended: list[EndedJob] = []
         self._scheduler, self._request, self._listener = scheduler, request, listener
+        self._fresh = fresh
         self._numbers: set[str] = set()
+        """Of all jobs that are or were held."""
         self._asked = self._changed = -_ASK_SECONDS[1]
         self._complaint = ""
 
-    def adopt(self, waiting: "deque[QueueJob]", fresh: bool) -> None:
-        """Take over the jobs that a command before has submitted.
+    def adopt(self) -> None:
+        """Take over the jobs that other commands have submitted.
 
         Raises:
             UsageError: They are not wanted.
+            VivitBenchError: Slurm does not answer.
         """
-        live = self._scheduler.live([job.name for job in waiting])
-        for job in [job for job in waiting if job.name in live]:
-            number = live[job.name]
-            if fresh:
-                raise UsageError(
-                    f"--fresh: job {number} has {job.label} still; scancel {number} ends it, and "
-                    "without --fresh it is waited for"
-                )
-            waiting.remove(job)
-            self._hold(job, number)
-            self._listener.note(f"{job.label}: job {number} has it already, and is waited for")
+        live = self._scheduler.live([job.name for job in self.waiting])
+        for job in [job for job in self.waiting if job.name in live]:
+            self._take_over(job, live[job.name])
+            self.waiting.remove(job)
 
-    def submit(self, job: QueueJob) -> None:
-        """Submit a job.
+    def submit(self) -> bool:
+        """Submit the next job, unless another command has, or its run is finished, by now.
+
+        Returns:
+            Whether Slurm answered; otherwise the job waits on.
 
         Raises:
+            UsageError: Another command's job is not wanted, and this command has none yet.
             VivitBenchError: It is refused, and so would all be.
         """
-        if (root := job.logs.parent.parent).is_symlink():
-            raise UsageError(f"{root} is a symbolic link: nothing is written through it")
+        job = self.waiting[0]
         try:
-            parameters = self._request.parameters(job.name, job.node)
-            number = self._scheduler.submit(job.logs, parameters, job.task)
+            number = self._scheduler.live([job.name]).get(job.name)
         except VivitBenchError as error:
-            if not self._numbers and job.node is None:
-                raise VivitBenchError(f"{error} (asked for: {self._request.line()})") from error
-            where = "" if job.node is None else f" (it goes on on {job.node}; --fresh starts over)"
-            self._end(EndedJob(job, None, 0.0, error=VivitBenchError(f"{error}{where}")))
-            return
-        self._hold(job, number)
-        where = "" if job.node is None else f", on {job.node}, where it was interrupted"
-        self._listener.note(f"{job.label}: job {number} is submitted{where}")
+            self._complain(error)
+            return False
+        # A job that has left its result may be in the queue for some seconds more.
+        if number is not None and number not in self._numbers:
+            self._take_over(job, number)
+        else:
+            self._submit(job)
+        self.waiting.popleft()
+        return True
 
     def look(self) -> None:
         """See which jobs have ended, and now and then what Slurm says of the others."""
         now = time.monotonic()
         least, most = _ASK_SECONDS
-        if now - self._asked >= min(max((now - self._changed) / 4, least), most):
+        if self.held and now - self._asked >= min(max((now - self._changed) / 4, least), most):
             self._ask(now, self.held)
         for held in list(self.held):
             outcome = self._scheduler.outcome(held.job.logs, held.number)
@@ -94,7 +113,7 @@ class HeldJobs:
             elif held.over_since is not None and now - held.over_since >= self._late(held):
                 self._finish(held, None)
 
-    def left_behind(self, waiting: int) -> list[str]:
+    def left_behind(self) -> list[str]:
         """What an interruption leaves."""
         numbers = " ".join(held.number for held in self.held)
         what, them = ("job", "it") if len(self.held) == 1 else ("jobs", "them")
@@ -104,23 +123,66 @@ class HeldJobs:
                 f"in Slurm's queue, and going on there: {what} {numbers}; the same command waits "
                 f"for {them}, scancel {numbers} ends {them} and keeps what was done"
             )
-        if waiting:
-            notes.append(f"not submitted: {waiting}, as the same command does")
+        if self.waiting:
+            notes.append(f"not submitted: {len(self.waiting)}, as the same command does")
         return notes
 
-    def _hold(self, job: QueueJob, number: str) -> None:
+    def _take_over(self, job: QueueJob, number: str) -> None:
+        if not self._fresh:
+            self._hold(job, number, is_own=False)
+            self._listener.note(f"{job.label}: job {number} has it already, and is waited for")
+            return
+        unwanted = UsageError(
+            f"--fresh: job {number} has {job.label} still; scancel {number} ends it, and "
+            "without --fresh it is waited for"
+        )
+        if not self._numbers:
+            raise unwanted
+        self._end(EndedJob(job, None, 0.0, error=unwanted))
+
+    def _submit(self, job: QueueJob) -> None:
+        if (root := job.logs.parent.parent).is_symlink():
+            raise UsageError(f"{root} is a symbolic link: nothing is written through it")
+        try:
+            found = job.task.look()
+            value = None if found.result is None else found.result()
+        except VivitBenchError as error:
+            self._end(EndedJob(job, None, 0.0, error=error))
+            return
+        if found.result is not None:
+            self._listener.note(f"{job.label}: finished meanwhile: {job.folder}")
+            self._end(EndedJob(job, None, 0.0, value))
+            return
+        try:
+            parameters = self._request.parameters(job.name, found.node)
+            number = self._scheduler.submit(job.logs, parameters, job.task)
+        except VivitBenchError as error:
+            if not self._numbers and found.node is None:
+                raise VivitBenchError(f"{error} (asked for: {self._request.line()})") from error
+            more = f" (it goes on on {found.node}; --fresh starts over)" if found.node else ""
+            self._end(EndedJob(job, None, 0.0, error=VivitBenchError(f"{error}{more}")))
+            return
+        self._hold(job, number, is_own=True)
+        where = f", on {found.node}, where it was begun" if found.node else ""
+        self._listener.note(f"{job.label}: job {number} is submitted{where}")
+
+    def _hold(self, job: QueueJob, number: str, is_own: bool) -> None:
         self._numbers.add(number)
-        self.held.append(_Held(job, number))
+        self.held.append(_Held(job, number, is_own))
         self._changed = time.monotonic()
+
+    def _complain(self, error: VivitBenchError) -> None:
+        """Tell, once, that Slurm does not answer: its controller may be restarted."""
+        if str(error) != self._complaint:
+            self._listener.note(f"{error}; jobs go on, and it is asked again")
+        self._complaint = str(error)
 
     def _ask(self, now: float, jobs: "list[_Held]") -> None:
         self._asked = now
         try:
             states = self._scheduler.states([held.number for held in jobs])
-        except VivitBenchError as error:  # Slurm's controller may be restarted: jobs go on
-            if str(error) != self._complaint:
-                self._listener.note(f"{error}; jobs go on, and it is asked again")
-            self._complaint = str(error)
+        except VivitBenchError as error:
+            self._complain(error)
             return
         self._complaint = ""
         for held in jobs:
@@ -153,19 +215,32 @@ class HeldJobs:
 
     def _finish(self, held: _Held, outcome: Outcome | None) -> None:
         self.held.remove(held)
-        log = self._scheduler.log(held.job.logs, held.number)
-        said = ""
-        if outcome is None:
-            said = why_without_a_word(held.number, held.state, self._request, log)
-        elif outcome.stopped is not None:
-            self._ask(time.monotonic(), [held])  # it was told before Slurm's state was asked
-            said = why_stopped(held.number, held.state, outcome, self._request, log)
-        elif outcome.failed:
-            said = f"{outcome.failed} (job {held.number}, log {log})"
+        said = self._why_there_is_nothing(held, outcome)
         error = VivitBenchError(said) if said else None
-        value = None if outcome is None else outcome.value
+        if error is None and not held.is_own:
+            try:
+                is_enough = held.job.task.look().result is not None
+            except VivitBenchError as refused:
+                is_enough, error = True, refused
+            if not is_enough:
+                self._listener.note(
+                    f"{held.job.label}: job {held.number} has done less than is asked for now"
+                )
+                self.waiting.append(held.job)
+                return
+        value = None if outcome is None or error is not None else outcome.value
         seconds = time.monotonic() - held.began if held.is_running else 0.0
         self._end(EndedJob(held.job, held.number, seconds, value, error))
+
+    def _why_there_is_nothing(self, held: _Held, outcome: Outcome | None) -> str:
+        """What is said of a job without a result; empty where there is one."""
+        log = self._scheduler.log(held.job.logs, held.number)
+        if outcome is None:
+            return why_without_a_word(held.number, held.state, self._request, log)
+        if outcome.stopped is not None:
+            self._ask(time.monotonic(), [held])  # it was told before Slurm's state was asked
+            return why_stopped(held.number, held.state, outcome, self._request, log)
+        return f"{outcome.failed} (job {held.number}, log {log})" if outcome.failed else ""
 
     def _end(self, ended: EndedJob) -> None:
         self.ended.append(ended)

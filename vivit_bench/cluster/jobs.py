@@ -1,13 +1,41 @@
-"""A run that is to be a job, how the job ended, and who is told."""
+"""A run that is to be a job, what there is of it, how the job ended, and who is told."""
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from vivit_bench.errors import VivitBenchError
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What is stored of a run; by default nothing that a job would go on with."""
+
+    result: Callable[[], Any] | None = None
+    """Reads the result, which is all that was asked for; None: there is something left to do."""
+    node: str | None = None
+    """Where that must be done, as a run's numbers are of one machine; None: anywhere."""
+
+
+class Task(Protocol):
+    """The work of a job, as a command asks for it; can be pickled."""
+
+    def look(self) -> Standing:
+        """What is stored of the run now, judged by the machine that has made it.
+
+        Raises:
+            VivitBenchError: It is not what is asked for, and the work would be refused.
+        """
+
+    def __call__(self) -> Any:
+        """Do the work on this machine, or go on with it; its result.
+
+        Raises:
+            VivitBenchError: Why there is none.
+        """
 
 
 @dataclass(frozen=True)
@@ -18,10 +46,7 @@ class QueueJob:
     """Of the run: ``results/<experiment>/<address>``."""
     label: str
     """Name for people."""
-    task: Callable[[], Any]
-    """The work; can be pickled."""
-    node: str | None = None
-    """Where it must run: an interrupted run goes on on its own machine."""
+    task: Task
 
     @property
     def name(self) -> str:
@@ -42,11 +67,11 @@ class EndedJob:
 
     job: QueueJob
     number: str | None
-    """None where it could not be submitted."""
+    """None where there was none: it could not be submitted, or had become needless."""
     seconds: float
     """Since it was seen running."""
     value: Any = None
-    """What its work returned."""
+    """The result."""
     error: VivitBenchError | None = None
     """Why there is nothing; it costs its run."""
 

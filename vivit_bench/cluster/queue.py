@@ -3,11 +3,10 @@
 One writer a run. A job's name is made of its run's folder, and every job depends on all others of
 its name (``singleton``): Slurm itself starts it when they have ended, whichever command submitted
 it, and whether or not the file system has locks. A command that finds a job of its run in the queue
-waits for that one.
+waits for that one, and submits its own if that did less than is asked for now.
 """
 
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 
 from vivit_bench.cluster.held import HeldJobs
@@ -37,30 +36,29 @@ def run_in_queue(
         request: What each asks for.
         listener: Is told what happens.
         at_once: Most jobs in the queue at a time; None for all.
-        fresh: Whether the runs start over, so that no job of before is waited for.
+        fresh: Whether the runs start over, so that no other command's job is waited for.
         pause: Sleeps for some seconds.
 
     Returns:
         How they ended, the first first. Interrupted, jobs go on, which is added to the exception.
 
     Raises:
-        UsageError: With ``fresh``, where a job of one of the runs is in the queue.
+        UsageError: With ``fresh``, where a job of one of the runs is in the queue at the start.
         VivitBenchError: Slurm does not answer, or refuses the first job.
     """
-    queue = HeldJobs(scheduler, request, listener)
-    waiting = deque(jobs)
+    queue = HeldJobs(scheduler, request, listener, jobs, fresh)
     try:
-        queue.adopt(waiting, fresh)
-        while waiting or queue.held:
-            while waiting and (at_once is None or len(queue.held) < at_once):
-                queue.submit(waiting[0])
-                waiting.popleft()
-            if queue.held:
+        queue.adopt()
+        while queue.waiting or queue.held:
+            while queue.waiting and (at_once is None or len(queue.held) < at_once):
+                if not queue.submit():
+                    break
+            if queue.waiting or queue.held:
                 queue.look()
                 pause(_LOOK_SECONDS)
     except BaseException as error:
         if not isinstance(error, Exception):
-            for note in queue.left_behind(len(waiting)):
+            for note in queue.left_behind():
                 error.add_note(note)
         raise
     return queue.ended

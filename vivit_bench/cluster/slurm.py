@@ -5,11 +5,12 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from vivit_bench.cluster.jobs import Task
 from vivit_bench.cluster.task import Outcome, run_task
 from vivit_bench.errors import UsageError, VivitBenchError
 
@@ -40,7 +41,7 @@ class JobState:
 class Scheduler(Protocol):
     """What is asked of Slurm, or of what stands in for it in a test."""
 
-    def submit(self, folder: Path, parameters: Mapping[str, Any], task: Callable[[], Any]) -> str:
+    def submit(self, folder: Path, parameters: Mapping[str, Any], task: Task) -> str:
         """Submit a job; its number."""
 
     def live(self, names: Sequence[str]) -> dict[str, str]:
@@ -74,13 +75,13 @@ class Slurm:
                 "where jobs are submitted, or use --executor local"
             )
 
-    def submit(self, folder: Path, parameters: Mapping[str, Any], task: Callable[[], Any]) -> str:
+    def submit(self, folder: Path, parameters: Mapping[str, Any], task: Task) -> str:
         """Submit a job.
 
         Args:
             folder: For its script, its work and its logs, on a file system that the nodes share.
             parameters: See `Request.parameters`.
-            task: Its work; can be pickled.
+            task: Its work.
 
         Returns:
             Its number.

@@ -7,10 +7,10 @@ can be said.
 
 import signal
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from vivit_bench.cluster.jobs import Task
 from vivit_bench.errors import Stopped, VivitBenchError, describe
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
@@ -30,12 +30,13 @@ class Outcome:
     """What there is of work that was stopped."""
 
 
-def run_task(task: Callable[[], Any]) -> Outcome:
-    """Do the work; whatever ends it but a kill is told."""
+def run_task(task: Task) -> Outcome:
+    """Do the work, unless another job has by now; whatever ends it but a kill is told."""
     for number in _SIGNALS:
         signal.signal(number, _stop)
     try:
-        value = task()
+        found = task.look()  # another node's result is one, though this one could not go on with it
+        value = task() if found.result is None else found.result()
     except Stopped as stopped:
         return Outcome(stopped=stopped.number, kept=tuple(getattr(stopped, "__notes__", ())))
     except Exception as error:

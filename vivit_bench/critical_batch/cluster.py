@@ -10,16 +10,18 @@ from vivit_bench.cluster import (
     QueueListener,
     Request,
     Scheduler,
+    Standing,
     run_in_queue,
 )
 from vivit_bench.critical_batch.jobs import SearchJob, SweepListener, SweepStep, run_here
 from vivit_bench.critical_batch.listener import Listener
 from vivit_bench.critical_batch.records import identity_of
 from vivit_bench.critical_batch.runner import FinishedSearch
-from vivit_bench.critical_batch.sweep_plan import SweepPlan
+from vivit_bench.critical_batch.sweep_plan import Stored, SweepPlan, look_up
+from vivit_bench.errors import VivitBenchError
 from vivit_bench.hardware import parse_device
 from vivit_bench.measure.budget import MemoryBudget
-from vivit_bench.store import interrupted_on
+from vivit_bench.store import Identity, made_on
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,21 @@ class SearchTask:
     job: SearchJob
     make_listener: Callable[[], Listener]
     """Of what is told in the job's log."""
+
+    def look(self) -> Standing:
+        """See `Task`."""
+        planned = look_up(self.job)
+        if planned.stored is Stored.REFUSED:
+            raise VivitBenchError(planned.reason)
+        if planned.stored is Stored.FINISHED:
+            return Standing(self.job.run)
+        goes_on = planned.stored is Stored.INTERRUPTED
+        return Standing(node=made_on(self.job.results_dir, self.identity) if goes_on else None)
+
+    @property
+    def identity(self) -> Identity:
+        """Of the search, with this machine's facts."""
+        return identity_of(self.job.cell, self.job.memory_limit.limit_bytes)
 
     def __call__(self) -> FinishedSearch:
         """Search on this node.
@@ -92,13 +109,9 @@ def run_sweep_in_queue(
 
 
 def _queue_job(job: SearchJob, make_listener: Callable[[], Listener]) -> QueueJob:
-    identity = identity_of(job.cell, job.memory_limit.limit_bytes)
-    return QueueJob(
-        folder=job.results_dir / identity.experiment / identity.address,
-        label=job.cell.label,
-        task=SearchTask(job, make_listener),
-        node=None if job.fresh else interrupted_on(job.results_dir, identity),
-    )
+    task = SearchTask(job, make_listener)
+    folder = job.results_dir / task.identity.experiment / task.identity.address
+    return QueueJob(folder, job.cell.label, task)
 
 
 class _Told(QueueListener):
@@ -111,7 +124,7 @@ class _Told(QueueListener):
         jobs: dict[QueueJob, SearchJob],
     ) -> None:
         self._listener, self._note, self._jobs = listener, note, jobs
-        self._running: set[QueueJob] = set()
+        self._running: dict[QueueJob, Listener] = {}
         self.steps: list[SweepStep] = []
 
     def note(self, text: str) -> None:
@@ -120,9 +133,9 @@ class _Told(QueueListener):
 
     def running(self, job: QueueJob, number: str, node: str) -> None:
         """See `QueueListener`."""
-        self._running.add(job)
-        where = f" on {node}" if node else ""
-        self._listener.begun(self._jobs[job]).note(f"job {number} runs{where}")
+        if job not in self._running:  # another job may have had it before
+            self._running[job] = self._listener.begun(self._jobs[job])
+        self._running[job].note(f"job {number} runs{f' on {node}' if node else ''}")
 
     def ended(self, ended: EndedJob) -> None:
         """See `QueueListener`."""

@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from vivit_bench.cluster import (
@@ -10,6 +11,7 @@ from vivit_bench.cluster import (
     QueueListener,
     Request,
     Scheduler,
+    Standing,
     run_in_queue,
 )
 from vivit_bench.hardware import cpu_threads, library_errors
@@ -17,7 +19,7 @@ from vivit_bench.noise.choices import Choices
 from vivit_bench.noise.records import NoiseRun, read_run
 from vivit_bench.noise.runner import check_saved, identity_of, run_noise
 from vivit_bench.noise.training import Listener
-from vivit_bench.store import Action, as_elsewhere, check_name, foresee_run, interrupted_on
+from vivit_bench.store import Action, Identity, as_elsewhere, check_name, foresee_run, made_on
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class NoiseTask:
     """A training, for the process of a job; it can be pickled."""
 
     choices: Choices
+    identity: Identity = field(compare=False)
+    """Of the choices, with the facts of the machine where the user types."""
     results_dir: Path
     name: str | None
     fresh: bool
@@ -32,6 +36,21 @@ class NoiseTask:
     threads: int
     make_listener: Callable[[], Listener]
     """Of what is told in the job's log."""
+
+    def look(self) -> Standing:
+        """See `Task`.
+
+        Raises:
+            UsageError: Also where the weights are wanted of a finished run that has not kept them.
+        """
+        identity = as_elsewhere(self.results_dir, self.identity, self.name)
+        action, stored = foresee_run(self.results_dir, identity, name=self.name, fresh=self.fresh)
+        if action is Action.RETURN and stored is not None:
+            if self.save_model is not None:
+                check_saved(stored, self.save_model)
+            return Standing(partial(read_run, stored))
+        goes_on = action is Action.RESUME
+        return Standing(node=made_on(self.results_dir, identity, self.name) if goes_on else None)
 
     def __call__(self) -> NoiseRun:
         """Train on this node, or go on.
@@ -91,24 +110,21 @@ def run_noise_in_queue(
     if name is not None:
         check_name(name)
     with cpu_threads(request.cpus):  # which are one of the settings
-        here = identity_of(choices)
-    identity = as_elsewhere(results_dir, here, name)
-    action, stored = foresee_run(results_dir, identity, name=name, fresh=fresh)
-    if action is Action.RETURN and stored is not None:
-        note(f"finished already: {stored.folder} (--fresh runs it again)")
-        if save_model is not None:
-            check_saved(stored, save_model)
-        return read_run(stored)
-    job = QueueJob(
-        folder=results_dir / identity.experiment / (name or identity.address),
-        label=f"{choices.problem} {choices.optimizer}",
-        task=NoiseTask(choices, results_dir, name, fresh, save_model, request.cpus, make_listener),
-        node=None if fresh else interrupted_on(results_dir, identity, name),
+        identity = identity_of(choices)
+    folder = results_dir / identity.experiment / (name or identity.address)
+    task = NoiseTask(
+        choices, identity, results_dir, name, fresh, save_model, request.cpus, make_listener
     )
-    (ended,) = run_in_queue(scheduler, [job], request, _Told(note), fresh=fresh, pause=pause)
-    if ended.error is not None:
-        raise ended.error
-    found = ended.value
+    stored = task.look()
+    if stored.result is not None:
+        note(f"finished already: {folder} (--fresh runs it again)")
+        found = stored.result()
+    else:
+        job = QueueJob(folder, f"{choices.problem} {choices.optimizer}", task)
+        (ended,) = run_in_queue(scheduler, [job], request, _Told(note), fresh=fresh, pause=pause)
+        if ended.error is not None:
+            raise ended.error
+        found = ended.value
     assert isinstance(found, NoiseRun)
     return found
 

@@ -3,7 +3,8 @@
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from vivit_bench.arguments import DEFAULT_CUTOFF
@@ -13,6 +14,7 @@ from vivit_bench.cluster import (
     QueueListener,
     Request,
     Scheduler,
+    Standing,
     run_in_queue,
 )
 from vivit_bench.curvature.options import Blocks
@@ -30,7 +32,7 @@ from vivit_bench.spectrum.stored import (
     store_spectrum,
     variants_of,
 )
-from vivit_bench.store import Action, Identity, as_elsewhere, foresee_run
+from vivit_bench.store import Action, Identity, as_elsewhere, foresee_run, made_on
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,28 @@ class SpectrumTask:
     """A spectrum, for the process of a job; it can be pickled."""
 
     settings: SpectrumSettings
+    identity: Identity = field(compare=False)
+    """Of the settings, with the facts of the machine where the user types."""
     results_dir: Path
     memory: int
     threads: int
     fresh: bool
+
+    def look(self) -> Standing:
+        """See `Task`."""
+        identity = as_elsewhere(self.results_dir, self.identity)
+        action, stored = foresee_run(
+            self.results_dir,
+            identity,
+            fresh=self.fresh,
+            more_wanted=lambda found: is_checked_less(found, True),
+            resumable=False,
+        )
+        if action is Action.RETURN and stored is not None:
+            return Standing(partial(load_spectrum, stored))
+        # One that is checked less gives way to one of its own machine; an unfinished one to any.
+        gives_way = stored is not None and stored.is_finished and not self.fresh
+        return Standing(node=made_on(self.results_dir, identity) if gives_way else None)
 
     def __call__(self) -> SpectrumRecord:
         """Compute it on this node, or return what is stored.
@@ -118,18 +138,15 @@ def sweep_spectra_in_queue(
     steps: dict[SpectrumSettings, SweepStep] = {}
     jobs: dict[QueueJob, SpectrumSettings] = {}
     for settings in wanted:
-        identity = as_elsewhere(results_dir, identity_of(workload, settings))
-        stored = _finished(results_dir, identity, fresh)
-        if stored is not None:
-            note(f"finished already: {stored.folder} (--fresh runs it again)")
-            steps[settings] = SweepStep(SweepEvent.REUSED, settings, stored)
-            continue
-        job = QueueJob(
-            folder=results_dir / identity.experiment / identity.address,
-            label=f"{settings.problem} {settings.variant}",
-            task=SpectrumTask(settings, results_dir, memory, request.cpus, fresh),
-        )
-        jobs[job] = settings
+        identity = identity_of(workload, settings)
+        folder = results_dir / identity.experiment / identity.address
+        task = SpectrumTask(settings, identity, results_dir, memory, request.cpus, fresh)
+        stored = task.look()
+        if stored.result is not None:
+            note(f"finished already: {folder} (--fresh runs it again)")
+            steps[settings] = SweepStep(SweepEvent.REUSED, settings, stored.result())
+        else:
+            jobs[QueueJob(folder, f"{settings.problem} {settings.variant}", task)] = settings
     told = _Told(note)
     for ended in run_in_queue(
         scheduler, list(jobs), request, told, at_once=at_once, fresh=fresh, pause=pause
@@ -150,17 +167,6 @@ def failures(steps: Sequence[SweepStep]) -> VivitBenchError | None:
     )
 
 
-def _finished(results_dir: Path, identity: Identity, fresh: bool) -> SpectrumRecord | None:
-    action, stored = foresee_run(
-        results_dir,
-        identity,
-        fresh=fresh,
-        more_wanted=lambda found: is_checked_less(found, True),
-        resumable=False,
-    )
-    return load_spectrum(stored) if action is Action.RETURN and stored is not None else None
-
-
 class _Told(QueueListener):
     def __init__(self, note: Note) -> None:
         self._note = note
@@ -175,5 +181,7 @@ class _Told(QueueListener):
 
     def ended(self, ended: EndedJob) -> None:
         """See `QueueListener`."""
-        said = f"stored ({ended.seconds:.0f} s)" if ended.error is None else str(ended.error)
-        self._note(f"{ended.job.label}: {said}")
+        if ended.error is not None:
+            self._note(f"{ended.job.label}: {ended.error}")
+        elif ended.number is not None:
+            self._note(f"{ended.job.label}: stored ({ended.seconds:.0f} s)")

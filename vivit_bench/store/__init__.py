@@ -1,6 +1,6 @@
 """Results on disk: the only room that opens result files for writing."""
 
-from vivit_bench.store.elsewhere import as_elsewhere, interrupted_on
+from vivit_bench.store.elsewhere import as_elsewhere, made_on
 from vivit_bench.store.files import check_writable, write_atomic, write_output
 from vivit_bench.store.identity import Identity, State, check_name, differences
 from vivit_bench.store.journal import Journal, read_journal
@@ -39,8 +39,8 @@ __all__ = [
     "find_run",
     "finished_runs",
     "foresee_run",
-    "interrupted_on",
     "load_run",
+    "made_on",
     "nothing_found",
     "open_run",
     "provenance",

@@ -1,10 +1,10 @@
-"""Runs of other machines: what is stored of them, and where they go on."""
+"""Runs of other machines: what is stored of them, and which machines these were."""
 
 from dataclasses import replace
 from pathlib import Path
 
 from vivit_bench.errors import VivitBenchError
-from vivit_bench.store.identity import Identity, State
+from vivit_bench.store.identity import Identity
 from vivit_bench.store.provenance import CARD
 from vivit_bench.store.stored import StoredRun, read_header
 
@@ -37,13 +37,13 @@ def as_elsewhere(results_dir: Path, identity: Identity, name: str | None = None)
     return replace(identity, environment={**identity.environment, **facts})
 
 
-def interrupted_on(results_dir: Path, identity: Identity, name: str | None = None) -> str | None:
-    """The host on which an interrupted run goes on; None where there is none.
+def made_on(results_dir: Path, identity: Identity, name: str | None = None) -> str | None:
+    """The host of what is stored of a run, where alone it goes on; None where nothing can be read.
 
     Its first name, as clusters name their nodes.
     """
     stored = _stored(results_dir, identity, name)
-    if stored is None or stored.state is not State.RUNNING:
+    if stored is None:
         return None
     host = str(stored.environment.get("host") or "").partition(".")[0]
     return host or None
