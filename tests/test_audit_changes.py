@@ -28,6 +28,7 @@ from vivit_bench.cli.compare_results import parse_percent
 from vivit_bench.errors import UsageError
 from vivit_bench.measure import Observation, Outcome, Spec
 from vivit_bench.measure.budget import MIB
+from vivit_bench.noise.records import CHECKPOINTS, COLUMNS
 from vivit_bench.store import State, load_run
 from vivit_bench.store.files import sha256
 
@@ -35,6 +36,7 @@ __all__ = ["here"]
 
 BLANK = Change("spectrum", "run", "number", None, None, Verdict.SAME)
 A, B = Path("A"), Path("B")
+CHECKPOINT_COLUMNS = COLUMNS[CHECKPOINTS]
 
 
 def by_number(found: Changes) -> dict[str, Change]:
@@ -252,6 +254,49 @@ def test_a_training_that_diverged_is_worse(here: Path) -> None:
     (change,) = compare_results(A, B).changes
     assert (change.before, change.after, change.verdict) == ("finished", "failed", Verdict.WORSE)
     assert change.conditions == f"code {stored.environment['code']} -> abc"
+
+
+def test_errors_of_the_check_are_rounding_and_not_compared(here: Path) -> None:
+    folder = noise(A)
+    shutil.copytree(A, B)
+    column = CHECKPOINT_COLUMNS.index("certificate_error")
+    edited(B / "noise" / folder.name, "noise", "checkpoints.csv", scaled(1, column, 3.0))
+    found = compare_results(A, B).changes
+    assert {change.verdict for change in found} == {Verdict.SAME}
+    assert not any("certificate_error" in change.number for change in found)
+
+
+def diverged(results: Path, step: int, **changes: Any) -> Path:
+    """A training whose loss became NaN at some step, after its tables or before them."""
+    stored = load_run(noise(results), "noise")
+    where = {"failure": "the training diverged", "diverged_at": {"step": step, "loss": "nan"}}
+    rewrite(stored, state=State.FAILED, results={**stored.results, **where}, **changes)
+    return stored.folder
+
+
+def test_two_trainings_that_diverged_are_compared_up_to_there(here: Path) -> None:
+    folder = diverged(A, 7)
+    shutil.copytree(A, B)
+    found = by_number(compare_results(A, B))
+    assert {change.verdict for change in found.values()} == {Verdict.SAME}
+    assert {"state", "diverged_at step", "diverged_at loss", "curves train_loss"} <= set(found)
+    edited(B / "noise" / folder.name, "noise", "curves.csv", scaled(1, 2, 1.5))
+    found = by_number(compare_results(A, B))
+    assert found.pop("curves train_loss").verdict is Verdict.CHANGED
+    assert {change.verdict for change in found.values()} == {Verdict.SAME}
+    shutil.rmtree(B)
+    diverged(B, 0, files={})
+    found = by_number(compare_results(A, B))
+    assert found["state"].verdict is Verdict.SAME
+    step = found["diverged_at step"]
+    assert (step.before, step.after, step.verdict) == (7, 0, Verdict.CHANGED)
+    assert step.fails(0.05)
+    for number in ("curves train_loss", "checkpoints loss", "directions eigenvalue"):
+        assert found[number].verdict is Verdict.CHANGED
+        assert found[number].reason.startswith("0 values instead of ")
+    shutil.rmtree(A)
+    shutil.copytree(B, A)
+    assert {change.verdict for change in compare_results(A, B).changes} == {Verdict.SAME}
 
 
 @pytest.fixture

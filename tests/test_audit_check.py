@@ -12,6 +12,7 @@ from command_line import Run, group_runner
 
 from vivit_bench.audit.check import EXPERIMENTS, Finding, Verdict, check_results
 from vivit_bench.audit.record import Look
+from vivit_bench.cluster.jobs import QueueJob
 from vivit_bench.errors import UsageError
 from vivit_bench.store import State, load_run
 from vivit_bench.store.stored import HEADER
@@ -173,6 +174,22 @@ def test_unfinished_moved_aside_and_foreign_folders_are_named(here: Path) -> Non
     assert "repetitions.jsonl: line 1 is damaged" in found[folder.name].reason
     assert "the same command goes on with it" in found[folder.name].reason
     assert found["demo"].reason == f"has results of its own: vivit-bench check {here / 'demo'}"
+
+
+def test_logs_of_slurm_s_jobs_are_no_strangers_and_results_beside_them_are(here: Path) -> None:
+    folder = quadratic(here)
+    job = QueueJob(folder, "a job", print)
+    job.logs.mkdir(parents=True)
+    (job.logs / "1_0_log.err").touch()
+    assert only(here).verdict is Verdict.OK
+    stray = job.logs.parents[1]
+    stray.rename(here / "logs")
+    stray.symlink_to("logs")
+    assert {each.name for each in check_results(here, Look())} == {folder.name, "logs", "slurm"}
+    stray.unlink()
+    quadratic(stray)
+    reasons = {each.name: each.reason for each in check_results(here, Look())}
+    assert reasons["slurm"] == f"has results of its own: vivit-bench check {stray}"
 
 
 def test_folders_that_are_none_of_all_results_are_refused(here: Path) -> None:

@@ -1,5 +1,6 @@
 """Callbacks of Lightning and Hugging Face with the real libraries: training notices nothing."""
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -113,6 +114,22 @@ def test_lightning_goes_on_counting_and_takes_the_module_itself(tmp_path: Path) 
     assert table[table["step"] == 3]["eigenvalue"].tolist() == at_three["eigenvalue"].tolist()
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_lightning_goes_on_in_another_module(tmp_path: Path) -> None:
+    noise = library("lightning")(watched_batch(), nn.CrossEntropyLoss(), [1, 2, 4], model="net")
+    options = {"enable_checkpointing": False, "callbacks": [noise]}
+    first = lightning_trainer(tmp_path, max_steps=2, **options)
+    first.fit(lightning_module(), lightning_batches())
+    file = tmp_path / "two.ckpt"
+    first.save_checkpoint(file)
+    module = lightning_module()
+    goes_on = lightning_trainer(tmp_path, max_steps=4, **options)
+    goes_on.fit(module, lightning_batches(), ckpt_path=file, weights_only=False)
+    assert list(noise.measurements) == [1, 2, 4]
+    at_end = measure(module.net, nn.CrossEntropyLoss(), *watched_batch())
+    assert noise.measurements[4].directions.equals(at_end.directions)
+
+
 @pytest.mark.parametrize(
     ("model", "says"),
     [
@@ -183,6 +200,40 @@ def train_bert(folder: Path, noise: Any, **options: Any) -> Any:
     trainer.train()
     assert trainer.state.global_step == 6
     return model
+
+
+def resumed_bert(folder: Path, noise: Any) -> Any:
+    """Three steps, and from their checkpoint three more in a model that is made anew."""
+    from transformers import Trainer, TrainingArguments
+
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=8,
+        num_train_epochs=1,
+        save_strategy="epoch",
+        learning_rate=0.01,
+        use_cpu=True,
+        report_to=[],
+        disable_tqdm=True,
+    )
+    trainer = Trainer(
+        model_init=lambda: bert(), args=arguments, train_dataset=sentences(24), callbacks=[noise]
+    )
+    trainer.train()
+    arguments.num_train_epochs = 2
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 6
+    return trainer.model
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_transformers_goes_on_in_a_model_that_is_made_anew(tmp_path: Path) -> None:
+    noise = library("transformers")(collated(7), nn.CrossEntropyLoss(), [0, 3, 6])
+    trained = resumed_bert(tmp_path, noise)
+    assert list(noise.measurements) == [0, 3, 6]
+    batch = collated(7)
+    at_end = measure(Outputs(trained), nn.CrossEntropyLoss(), batch, batch.pop("labels"))
+    assert noise.measurements[6].directions.equals(at_end.directions)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -276,6 +327,28 @@ def test_steps_that_cannot_be_seen_and_several_processes_are_refused() -> None:
     assert watch.monitor is going_on
     watch._begin(model, 0, 1)
     assert watch.monitor is not going_on
+
+
+def test_a_training_that_goes_on_in_another_model_is_looked_at_there() -> None:
+    first, loss, *_ = small_network()
+    watch = Watch(watched_batch(), loss)
+    watch._begin(first, 0, 1)
+    watch._count(1)
+    before = dict(watch.measurements)
+    restored = copy.deepcopy(first)
+    watch._begin(restored, 1, 1)
+    with torch.no_grad():
+        for parameter in restored.parameters():
+            parameter.mul_(1.5)
+    watch._count(2)
+    assert list(watch.measurements) == [0, 1, 2]
+    for step, seen in before.items():
+        assert watch.measurements[step].directions.equals(seen.directions)
+    expected = measure(restored, loss, *watched_batch())
+    assert watch.measurements[2].directions.equals(expected.directions)
+    other = copy.deepcopy(first)
+    watch._begin(other, 0, 1)  # another training
+    assert list(watch.measurements) == [0]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The page in a real browser: it draws, answers to pointing and sorting, and asks for nothing."""
 
+import contextlib
 import json
 import shutil
 import time
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from critical_batch_cases import add_gradient, add_search, add_variants, trial
 from noise_cases import CHOICES, write_tiny
-from spectrum_cases import store_made_up
+from spectrum_cases import make_record, store_made_up, store_record
 
 from vivit_bench.measure import Outcome
 
@@ -25,6 +26,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from vivit_bench.report.page import collect, html_of
+from vivit_bench.report.page.parts import Chart, Charts
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 SECONDS = 60
@@ -66,7 +68,14 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=[360, 1440])
 def browser(request: pytest.FixtureRequest, page: Path) -> Iterator[Browser]:
-    """Chromium without a window, with the page drawn; two widths."""
+    """The page, drawn; two widths."""
+    with _opened(page, request.param) as chromium:
+        yield chromium
+
+
+@contextlib.contextmanager
+def _opened(page: Path, width: int) -> Iterator[Browser]:
+    """Chromium without a window, with a page that is drawn."""
     binary = next(filter(None, map(shutil.which, BROWSERS)), None)
     driver = shutil.which("chromedriver")
     if binary is None or driver is None:
@@ -78,7 +87,7 @@ def browser(request: pytest.FixtureRequest, page: Path) -> Iterator[Browser]:
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     chromium = webdriver.Chrome(options=options, service=Service(driver))
-    size = {"width": request.param, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     try:
         chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         chromium.get(page.as_uri())
@@ -135,9 +144,9 @@ def test_nothing_is_wider_than_the_window(browser: Browser) -> None:
     assert wide == []
 
 
-def _point_at(browser: Browser, key: str) -> None:
-    """Put the pointer onto the first point of a chart."""
-    mark = browser.find_element(By.CSS_SELECTOR, f"#{key} .mark-symbol path")
+def _point_at(browser: Browser, key: str, mark_of: str = ".mark-symbol path") -> None:
+    """Put the pointer onto a mark of a chart, its first point."""
+    mark = browser.find_element(By.CSS_SELECTOR, f"#{key} {mark_of}")
     _run(browser, "arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", mark)
     ActionChains(browser).move_to_element(mark).perform()
 
@@ -215,3 +224,23 @@ def test_charts_have_colours_of_light_and_dark_pages(browser: Browser) -> None:
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
         found.append(_run(browser, ink))
     assert found == ["rgb(27, 31, 35)", "rgb(232, 232, 228)"]
+
+
+def test_a_chart_that_cannot_be_drawn_says_so_and_the_others_live(tmp_path: Path) -> None:
+    """Beside one whose spectra have names that Vega-Lite would read as paths."""
+    for number, name in enumerate(("a.b", "c[d")):
+        store_record(tmp_path, make_record(cutoff=1e-4 * (1 + number)), name=name)
+    made = collect(tmp_path)
+    broken = Charts([Chart("broken", "Broken", {"nothing": "to draw"}, "nothing")])
+    made.sections[0].blocks.insert(0, broken)
+    path = tmp_path / "report.html"
+    path.write_text(html_of(made))
+    with _opened(path, 800) as browser:
+        said = browser.find_element(By.CSS_SELECTOR, "#broken .chart .warning").text
+        assert said.startswith("This chart cannot be drawn: Invalid specification")
+        drawn = "return [...document.querySelectorAll('[data-drawn]')].map((e) => e.dataset.chart)"
+        assert _run(browser, drawn) == ["eigenvalues", "density_0"]
+        _point_at(browser, "density_0", ".mark-rect path:last-of-type")  # that of 3.0
+        _wait(lambda: "c[d" in _tooltip(browser))
+        told = " ".join(_tooltip(browser).split())
+        assert "exact, full, a.b 1 exact, full, c[d 1" in told

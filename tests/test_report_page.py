@@ -6,14 +6,16 @@ import importlib
 import io
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from audit_cases import rewrite
 from command_line import Run, group_runner
 from critical_batch_cases import add_gradient, add_search, add_variants, trial
-from spectrum_cases import store_made_up
+from spectrum_cases import make_record, store_made_up, store_record
 
 from vivit_bench.critical_batch.table_s1 import SUB_TABLES
 from vivit_bench.measure import Outcome
@@ -24,11 +26,15 @@ from vivit_bench.report.critical_batch_selection import load_searches, select_se
 from vivit_bench.report.critical_batch_tables import make_table
 from vivit_bench.report.quadratic import curve_table
 from vivit_bench.report.tables import TableFormat, render
+from vivit_bench.store import load_run as load_stored
 
 pytest.importorskip("altair", reason="needs altair: pip install 'vivit-bench[report]'")
 pytest.importorskip("vl_convert", reason="needs vl-convert: pip install 'vivit-bench[report]'")
 
 from vivit_bench.report.page import collect, html_of, page
+from vivit_bench.report.page.labels import told_apart
+from vivit_bench.report.page.parts import Charts
+from vivit_bench.report.page.spectra import spectra_by_workload, spectra_table
 
 COMPARISONS = Path(__file__).parents[1] / "results"
 
@@ -178,13 +184,13 @@ def test_what_is_seen_of_a_table_is_its_download(tmp_path: Path) -> None:
 def test_bars_growth_and_predictions_draw_the_stored_numbers(tmp_path: Path) -> None:
     add_searches(tmp_path)
     found = read(tmp_path)
-    bars = found.drawn("sizes_0_cifar10_3c3d")
+    bars = found.drawn("sizes_0_0_cifar10_3c3d")
     assert {(b["work"], b["engine"], b["size"]) for b in bars} >= {
         ("gradient", "vivit-bench", "900"),
         ("eigenvalues, exact, full", "vivit-bench", "10"),
         ("eigenvalues, mc, frac", "vivit-for-pytorch", "4"),
     }
-    (bar,) = found.drawn("sizes_0_fmnist_2c2d")
+    (bar,) = found.drawn("sizes_0_1_fmnist_2c2d")
     assert bar["label"] == "≥ 512 (time)"
     (choice,) = {
         str(place)
@@ -225,6 +231,116 @@ def test_spectra_are_compared_by_approximation_and_by_problem(tmp_path: Path) ->
     assert sum(exact) == 2
     line = found.rows("spectra_0_cifar10_3c3d")[1]
     assert line[0][0] == "mc, full"
+
+
+def test_spectra_of_another_model_or_mini_batch_stand_apart(tmp_path: Path) -> None:
+    exact, drawn = make_record(), make_record(curvature="mc", eigenvalues=(2.0, 0.1))
+    store_record(tmp_path, exact, model="old")
+    store_record(tmp_path, drawn, model="new")
+    store_record(tmp_path, make_record(samples="frac"), model="new", batch="changed")
+    store_record(tmp_path, make_record(problem="mnist_2c2d"), model="other")
+    warnings: list[str] = []
+    groups = spectra_by_workload(tmp_path, warnings)
+    common = "cifar10_3c3d, N = 128, D = 100, data deepobs, seed 0"
+    assert {
+        title: [each.settings.variant for each in group] for title, group in groups.items()
+    } == {
+        f"{common}, model new, mini-batch batch": ["mc, full"],
+        f"{common}, model new, mini-batch changed": ["exact, frac"],
+        f"{common}, model old, mini-batch batch": ["exact, full"],
+        common.replace("cifar10_3c3d", "mnist_2c2d"): ["exact, full"],
+    }
+    distances = [table.rows[0]["distance"] for table in map(spectra_table, groups.values())]
+    assert distances == [0.0] * 4  # of each from itself
+    assert not warnings
+
+
+def test_names_of_spectra_are_no_paths_into_a_histogram_s_data(tmp_path: Path) -> None:
+    for number, name in enumerate(("a.b", "c[d")):
+        store_record(tmp_path, make_record(cutoff=1e-4 * (1 + number)), name=name)
+    made = collect(tmp_path)
+    _, bins = made.specs["density_0"]["layer"]
+    counts = {each["title"]: each["field"] for each in bins["encoding"]["tooltip"][2:]}
+    assert counts == {"exact, full, a.b": "count_0", "exact, full, c[d": "count_1"}
+    pivot = bins["transform"][0]["pivot"]
+    told = {(row["approximation"], row[pivot]) for row in read(tmp_path).drawn("density_0")}
+    assert told == set(counts.items())
+
+
+def test_problems_that_differ_in_other_letters_have_charts_of_their_own(tmp_path: Path) -> None:
+    names = ("größe.py:make", "grüße.py:make", "gr-e.py:make")
+    for size, name in enumerate(names, start=11):
+        add_search(tmp_path, problem=name, critical_batch_size=size)
+    made = collect(tmp_path)
+    found = Reader(html_of(made))
+    (section,) = (each for each in made.sections if each.key == "sizes")
+    charts = [
+        chart for block in section.blocks if isinstance(block, Charts) for chart in block.charts
+    ]
+    sizes = {chart.title: [bar["size"] for bar in found.drawn(chart.key)] for chart in charts}
+    assert sizes == {name: [str(size)] for size, name in enumerate(names, start=11)}
+    assert len(found.ids) == len(set(found.ids))
+
+
+def test_tables_of_runs_with_like_names_can_be_told_apart(tmp_path: Path) -> None:
+    from vivit_bench.quadratic.records import run_experiment
+    from vivit_bench.quadratic.settings import Settings
+
+    settings = Settings(repeats=2, steps=1, dampings=(1.0,), curvatures=(5.0,), resamples=5)
+    done = run_experiment(settings, tmp_path)
+    for name in ("a-b", "a.b"):
+        shutil.copytree(done.folder, done.folder.with_name(name))
+    found = read(tmp_path)
+    assert len(found.ids) == len(set(found.ids))
+
+
+def test_searches_and_comparisons_of_other_conditions_have_rows_of_their_own(
+    tmp_path: Path,
+) -> None:
+    facts = {"predicted": {"critical_batch_size": 90, "low": 80, "high": 120}}
+    for threads in (1, 2):
+        add_search(tmp_path, threads=threads, facts=facts)
+        add_search(tmp_path, threads=threads, facts=facts, problem="mnist_mlp", seed=threads)
+    add_search(tmp_path, facts=facts, problem="alone")
+    (folder,) = COMPARISONS.glob("comparison/cifar10_3c3d_eigenvalues_exact_full_n32-*")
+    for name, changes in (("one", {}), ("two", {"dtype": "float64"})):
+        shutil.copytree(folder, tmp_path / "comparison" / name)
+        stored = load_stored(tmp_path / "comparison" / name, "comparison")
+        rewrite(stored, settings={**stored.settings, **changes})
+    found = read(tmp_path)
+    cifar, mnist, alone = (
+        f"{problem}, 2 GiB|eigenvalues, exact, full"
+        for problem in ("cifar10_3c3d", "mnist_mlp", "alone")
+    )
+    assert sorted(row["search"] for row in found.drawn("predictions")) == [
+        alone,
+        *(f"{cifar}|threads {number}" for number in (1, 2)),
+        *(f"{mnist}|seed {number}|threads {number}" for number in (1, 2)),
+    ]
+    ratios = found.drawn("ratios")
+    assert {row["work"].split("|")[2] for row in ratios} == {
+        "precision float32",
+        "precision float64",
+    }
+    assert len({(row["work"], row["engine"]) for row in ratios}) == len(ratios)
+    assert all(row["told"] == row["work"].replace("|", ", ") for row in ratios)
+
+
+def test_what_shares_a_label_says_in_what_it_differs() -> None:
+    row = {"engine": "a", "run": "r1", "seed": 0, "checkpoint": "x.pt", "checkpoint_file": "1"}
+    other_engine = {**row, "engine": "b"}
+    assert told_apart([row, other_engine], ["same", "same"]) == ["same", "same"]
+    assert told_apart([row, {**row, "run": "r2"}], ["same", "same"]) == ["same|r1", "same|r2"]
+    assert told_apart([row, {**row, "run": "r2"}], ["one", "two"]) == ["one", "two"]
+    untrained = {**row, "checkpoint": None, "checkpoint_file": None}
+    assert told_apart([row, untrained], ["same", "same"]) == [
+        "same|checkpoint x.pt",
+        "same|no checkpoint",
+    ]
+    assert told_apart([row, {**row, "checkpoint_file": "2"}], ["same", "same"]) == [
+        "same|contents of the checkpoint 1",
+        "same|contents of the checkpoint 2",
+    ]
 
 
 def test_an_empty_folder_s_page_names_every_command(tmp_path: Path) -> None:
@@ -322,7 +438,7 @@ def test_results_with_nothing_to_draw_have_a_page(tmp_path: Path) -> None:
     add_search(tmp_path, critical_batch_size=0, ran=[trial(1, Outcome.OUT_OF_MEMORY)])
     found = read(tmp_path)
     assert found.drawn("eigenvalues") == []
-    assert found.drawn("sizes_0_cifar10_3c3d")[0]["label"] == "0"
+    assert found.drawn("sizes_0_0_cifar10_3c3d")[0]["label"] == "0"
 
 
 def test_a_noise_run_s_directions_are_drawn_as_stored(
@@ -342,7 +458,7 @@ def test_a_noise_run_s_directions_are_drawn_as_stored(
     for mine, stored in zip(drawn, directions.to_dict("records"), strict=True):
         assert float(mine["eigenvalue"]) == pytest.approx(stored["eigenvalue"], rel=1e-3)
         assert float(mine["gamma"]) == pytest.approx(abs(stored["gamma"]), rel=1e-3)
-    steps = [line[0][1] for line in found.rows(f"noise_checkpoints_{_slug(done.folder.name)}")]
+    steps = [line[0][1] for line in found.rows(f"noise_checkpoints_0_{_slug(done.folder.name)}")]
     assert steps == ["0", "1", "5", "24"]
     few = importlib.import_module("vivit_bench.report.page.noise").drawn_directions(done, 0)
     assert len(few) <= len(directions)

@@ -83,14 +83,17 @@ def _runs(results_dir: Path, experiment: str, notes: list[str]) -> dict[str, Sto
 def _compared(first: StoredRun, second: StoredRun) -> list[Change | Times]:
     conditions = differences(first.environment, second.environment)
     blank = functools.partial(_blank, first, conditions)
+    found: list[Change | Times] = []
     if State.FAILED in (first.state, second.state):
-        return [_endings(first, second, blank("state"))]
+        found.append(_endings(first, second, blank("state")))
+    if first.state is not second.state:  # one has nothing to compare the other's numbers with
+        return found
     try:
-        return list(_COMPARE[first.experiment](first, second, blank))
+        return [*found, *_COMPARE[first.experiment](first, second, blank)]
     except (VivitBenchError, KeyError, TypeError, ValueError) as error:
         said = str(error) if isinstance(error, VivitBenchError) else describe(error)
         reason = f"{said}; vivit-bench check says more"
-        return [replace(blank("all"), verdict=Verdict.CANNOT_TELL, reason=reason)]
+        return [*found, replace(blank("all"), verdict=Verdict.CANNOT_TELL, reason=reason)]
 
 
 def _blank(first: StoredRun, conditions: str, number: str) -> Change:

@@ -14,6 +14,8 @@ from vivit_bench.store import DamagedRunError, State, StoredRun, differences, lo
 from vivit_bench.store.stored import HEADER, REPLACED, exists
 
 EXPERIMENTS = ("critical_batch", "spectrum", "noise", "quadratic", "comparison")
+_JOBS = "slurm"
+"""Folder beside the experiments' in which Slurm's jobs have their logs, see `QueueJob.logs`."""
 
 
 class Verdict(StrEnum):
@@ -95,12 +97,19 @@ def _folders(parent: Path) -> list[Path]:
 def _strangers(results_dir: Path) -> Iterator[Finding]:
     """Folders that are of no experiment."""
     for folder in _folders(results_dir):
-        if folder.name in EXPERIMENTS:
+        if folder.name in EXPERIMENTS or _is_of_jobs(folder):
             continue
         reason = "is no experiment of vivit-bench"
         if any((folder / experiment).is_dir() for experiment in EXPERIMENTS):
             reason = f"has results of its own: vivit-bench check {folder}"
         yield Finding("", folder.name, Verdict.FOREIGN, reason=reason)
+
+
+def _is_of_jobs(folder: Path) -> bool:
+    """Whether it is that of the jobs' logs, and not somebody's results under the same name."""
+    if folder.name != _JOBS or folder.is_symlink():
+        return False
+    return not any(folder.glob(f"*/*/{HEADER}"))
 
 
 def _check_folder(

@@ -1,5 +1,6 @@
 """The numbers of two runs of the same settings, one beside the other."""
 
+import io
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -10,10 +11,13 @@ import pandas as pd
 from vivit_bench.audit.change import ROUNDING, Change, Good, Verdict, exact, peak, rounded
 from vivit_bench.critical_batch.records import finished_records
 from vivit_bench.measure import Outcome
-from vivit_bench.store import StoredRun
+from vivit_bench.store import State, StoredRun
 
 Blank = Callable[[str], Change]
 """A change with everything but number and result, for a number's name."""
+_NOT_COMPARED = ("step", "epoch", "direction", "certificate_error")
+"""Columns of noise tables that say where a row stands, and one that is itself nothing but rounding:
+beyond that nothing is stored."""
 
 
 def critical_batch(first: StoredRun, second: StoredRun, blank: Blank) -> Iterator[Change]:
@@ -59,15 +63,31 @@ def spectrum(first: StoredRun, second: StoredRun, blank: Blank) -> Iterator[Chan
 
 
 def noise(first: StoredRun, second: StoredRun, blank: Blank) -> Iterator[Change]:
-    """Every column of the three tables, over its largest value; gamma without its sign."""
-    from vivit_bench.noise.records import read_run
+    """Every column of the three tables, over its largest value; gamma without its sign.
 
-    old, new = read_run(first), read_run(second)
-    for name in ("curves", "checkpoints", "directions"):
-        tables = [getattr(run, name).copy() for run in (old, new)]
-        if name == "directions":  # an eigenvector's sign is arbitrary
+    Of trainings that diverged also where.
+    """
+    from vivit_bench.noise.records import CHECKPOINTS, CURVES, DIRECTIONS
+
+    if first.state is State.FAILED:
+        old, new = (each.results["diverged_at"] for each in (first, second))
+        yield exact(blank("diverged_at step"), old["step"], new["step"], Good.NEITHER)
+        yield _text(blank("diverged_at loss"), old["loss"], new["loss"])
+    for name in (CURVES, CHECKPOINTS, DIRECTIONS):
+        tables = [_noise_table(each, name) for each in (first, second)]
+        if name == DIRECTIONS:  # an eigenvector's sign is arbitrary
             tables = [table.assign(gamma=table["gamma"].abs()) for table in tables]
-        yield from _columns(tables[0], tables[1], ROUNDING["float32"], partial(_named, blank, name))
+        named = partial(_named, blank, name.removesuffix(".csv"))
+        yield from _columns(tables[0], tables[1], ROUNDING["float32"], named)
+
+
+def _noise_table(stored: StoredRun, name: str) -> pd.DataFrame:
+    """A table of a training; without a row where it diverged before there was one."""
+    from vivit_bench.noise.records import COLUMNS
+
+    if stored.state is State.FAILED and name not in stored.files:
+        return pd.DataFrame(columns=COLUMNS[name], dtype=float)
+    return pd.read_csv(io.BytesIO(stored.read(name)))
 
 
 def quadratic(first: StoredRun, second: StoredRun, blank: Blank) -> Iterator[Change]:
@@ -93,7 +113,7 @@ def _columns(
     old: pd.DataFrame, new: pd.DataFrame, tolerance: float, blank: Blank
 ) -> Iterator[Change]:
     for column in old:
-        if column not in ("step", "epoch", "direction"):
+        if column not in _NOT_COMPARED:
             before, after = old[column].tolist(), new[column].tolist()
             yield rounded(blank(str(column)), before, after, tolerance)
 

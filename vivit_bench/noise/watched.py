@@ -19,6 +19,9 @@ Output = Callable[[Any], Tensor]
 class Watch:
     """The `NoiseMonitor` of a callback, made when the training begins.
 
+    A training that goes on where it was left, in the same model or in another one that a
+    checkpoint was restored into, keeps its measurements.
+
     Args:
         monitor_batch: (inputs, targets), best held out from training; for Hugging Face also a
             collated mini-batch with ``labels``. Moved to the model's device.
@@ -59,6 +62,7 @@ class Watch:
             "drop_trace": drop_trace,
             "memory": memory,
         }
+        self._watched: nn.Module | None = None
         self.monitor: NoiseMonitor | None = None
         """None before the training begins."""
 
@@ -76,14 +80,19 @@ class Watch:
         return pd.DataFrame() if self.monitor is None else self.monitor.summary()
 
     def _begin(self, model: nn.Module, step: int, processes: int) -> None:
-        """Make the monitor, unless the training goes on that it has watched so far."""
+        """Make the monitor, unless the training goes on that it has watched so far.
+
+        Going on with another model, the step that it begins at is looked at once more, in it.
+        """
         if processes > 1:
             raise UsageError(
                 f"NoiseCallback: the training has {processes} processes; it watches trainings in "
                 "one process (num_nodes=1, one device)"
             )
-        if self.monitor is not None and step == self.monitor.steps > 0:
+        goes_on = self.monitor is not None and step == self.monitor.steps > 0
+        if goes_on and model is self._watched:
             return
+        before = self.measurements if goes_on else {}
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         inputs, targets = (map_tree(lambda t: t.to(device), part) for part in self._batch)
         self.monitor = NoiseMonitor(
@@ -95,6 +104,8 @@ class Watch:
             start=step,
             **self._options,
         )
+        self.monitor.measurements = before | self.monitor.measurements
+        self._watched = model
 
     def _count(self, step: int) -> None:
         """Count the steps up to the trainer's own number; several batches may make one step."""

@@ -11,6 +11,7 @@ from vivit_bench.measure.budget import MIB
 from vivit_bench.report.comparison import describe, stored_table
 from vivit_bench.report.page import charts
 from vivit_bench.report.page.engine_growth import cost_charts, series_of
+from vivit_bench.report.page.labels import height_of, on_one_line, told_apart
 from vivit_bench.report.page.parts import Chart, Charts, Heading, PageTable, Section, plain
 from vivit_bench.report.page.searches import engines_in_order
 
@@ -55,18 +56,24 @@ def ratio_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
         "wall_seconds",
     )
     bases = {row["run"]: row["engine"] for row in reversed(rows)}
+    compared = [
+        row
+        for row in ({**plain(row), "base": bases[row["run"]]} for row in rows)
+        if row["engine"] != row["base"] and row.get("wall_ratio") is not None
+    ]
+    labels = told_apart(compared, [_work(row) for row in compared])
     lines = [
         {
-            "work": _work(row),
+            "work": work,
+            "told": on_one_line(work),
             "problem": row["problem"],
-            "base": bases[row["run"]],
+            "base": row["base"],
             **{name: row.get(name) for name in names},
             "peak_mib": row["peak_bytes"] / MIB if row.get("peak_bytes") else None,
         }
-        for row in map(plain, rows)
-        if row["engine"] != bases[row["run"]] and row.get("wall_ratio") is not None
+        for row, work in zip(compared, labels, strict=True)
     ]
-    return pd.DataFrame(lines, columns=["work", "problem", "base", *names, "peak_mib"])
+    return pd.DataFrame(lines, columns=["work", "told", "problem", "base", *names, "peak_mib"])
 
 
 def _work(row: dict[str, Any]) -> str:
@@ -97,6 +104,7 @@ def _ratios(frame: pd.DataFrame, name: str) -> Chart:
         ),
         yOffset=alt.YOffset("engine:N", sort=engines),
         tooltip=[
+            charts.tip("told", "work"),
             charts.tip("problem", "problem"),
             charts.tip("engine", "engine"),
             charts.tip("base", "over"),
@@ -124,14 +132,14 @@ def _ratios(frame: pd.DataFrame, name: str) -> Chart:
         x=x, text=alt.Text(f"{value}:Q", format=".3~g")
     )
     said = "; ".join(
-        f"{row['work']}, {row['engine']}: {row[value]:.3g}"
+        f"{row['told']}, {row['engine']}: {row[value]:.3g}"
         for row in frame.to_dict("records")
         if row[value] is not None
-    ).replace("|", ", ")
+    )
     return charts.finish(
         layers,
         f"ratios_{name}",
         f"{what.capitalize()} over the first engine's",
         f"{what} ratios to the first engine. {said}",
-        height=max(80, 40 * frame["work"].nunique() * max(1, len(engines))),
+        height=max(80, frame["work"].nunique() * max(40 * len(engines), height_of(frame["work"]))),
     )

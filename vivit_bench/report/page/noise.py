@@ -47,13 +47,15 @@ def section(results_dir: Path) -> Section | None:
     )
     runs = readable_runs(results_dir, found.warnings)
     for number, run in enumerate(runs):
+        of_run, of_checkpoints = (
+            name_of(f"noise_{part}", number, run.folder.name) for part in ("run", "checkpoints")
+        )
         found.blocks.append(Heading(run_title(run)))
         if run.stored.state is not State.RUNNING:
-            found.blocks.append(PageTable(run_table(run), name_of("noise_run", run.folder.name)))
+            found.blocks.append(PageTable(run_table(run), of_run))
         found.blocks.append(_directions(run, number, _POINTS // len(runs), found))
         found.blocks.append(Charts(training_charts(run, number, found.data), is_small=True))
-        table = checkpoint_table(run)
-        found.blocks.append(PageTable(table, name_of("noise_checkpoints", run.folder.name)))
+        found.blocks.append(PageTable(checkpoint_table(run), of_checkpoints))
     return found if runs or found.warnings else None
 
 

@@ -26,6 +26,15 @@ async function draw(place) {
   place.dataset.drawn = "true";
 }
 
+/** One chart that cannot be drawn costs itself alone. */
+function sayWhyNot(place, error) {
+  console.error(error);
+  const said = document.createElement("p");
+  said.className = "warning";
+  said.textContent = `This chart cannot be drawn: ${error?.message ?? error}`;
+  place.replaceChildren(said);
+}
+
 /** Views of the charts of a group that have a signal. */
 function viewsOf(group) {
   return [...group.querySelectorAll("[data-chart]")].map((each) => views.get(each.dataset.chart)).filter(Boolean);
@@ -80,7 +89,11 @@ for (const button of document.querySelectorAll("th button")) button.addEventList
 
 (async () => {
   for (const place of document.querySelectorAll("[data-chart]")) {
-    await draw(place);
+    try {
+      await draw(place);
+    } catch (error) {
+      sayWhyNot(place, error);
+    }
     await new Promise(requestAnimationFrame); // the page stays alive meanwhile
   }
   for (const group of document.querySelectorAll(".charts")) {

@@ -130,7 +130,11 @@ class Section:
 
 
 def name_of(*parts: object) -> str:
-    """A name that is one in HTML, Vega and file systems."""
+    """A name that is one in HTML, Vega and file systems.
+
+    Texts that differ in other characters alone have the same: a number beside them tells them
+    apart.
+    """
     return re.sub(r"[^A-Za-z0-9]+", "_", "_".join(map(str, parts))).strip("_")
 
 

@@ -9,7 +9,8 @@ import pandas as pd
 from vivit_bench.arguments import format_size
 from vivit_bench.report.critical_batch_accuracy import accuracy_table
 from vivit_bench.report.page import charts
-from vivit_bench.report.page.parts import Chart, Charts, PageTable, Section
+from vivit_bench.report.page.labels import height_of, on_one_line, told_apart
+from vivit_bench.report.page.parts import Chart, Charts, PageTable, Section, plain
 from vivit_bench.report.page.searches import Searches, engines_in_order, place_of
 
 
@@ -36,12 +37,15 @@ def section(searches: Searches, results_dir: Path) -> Section | None:
 def _against_truth(known: pd.DataFrame, section: Section) -> Chart:
     """Measured sizes and the predicted intervals, each over the measured size."""
     measured = known["critical_batch_size"].astype(float)
+    rows = [plain(row) for row in known.to_dict("records")]
+    labels = told_apart(
+        rows,
+        [f"{r['problem']}, {format_size(r['memory_limit_bytes'])}|{r['work']}" for r in rows],
+    )
     frame = pd.DataFrame(
         {
-            "search": [
-                f"{r.problem}, {format_size(int(str(r.memory_limit_bytes)))}|{r.work}"
-                for r in known.itertuples()
-            ],
+            "search": labels,
+            "told": list(map(on_one_line, labels)),
             "problem": known["problem"],
             "engine": known["engine"],
             "measured": measured,
@@ -64,7 +68,7 @@ def _against_truth(known: pd.DataFrame, section: Section) -> Chart:
         yOffset=alt.YOffset("engine:N", sort=engines),
         color=charts.colour("engine", engines),
         tooltip=[
-            charts.tip("problem", "problem"),
+            charts.tip("told", "search"),
             charts.tip("engine", "engine"),
             charts.tip("measured", "measured", ",d"),
             charts.tip("predicted", "predicted", ",d"),
@@ -87,7 +91,7 @@ def _against_truth(known: pd.DataFrame, section: Section) -> Chart:
         x="predicted_over:Q", shape=charts.shape("engine", engines)
     )
     said = "; ".join(
-        f"{r.search}: measured {r.measured:,.0f}, predicted {r.predicted:,.0f}"
+        f"{r.told}, {r.engine}: measured {r.measured:,.0f}, predicted {r.predicted:,.0f}"
         for r in frame.itertuples()
     )
     return charts.finish(
@@ -95,5 +99,5 @@ def _against_truth(known: pd.DataFrame, section: Section) -> Chart:
         key,
         "Predicted size over the measured one, with its interval",
         f"Predictions against measurements. {said}",
-        height=max(60, 34 * frame["search"].nunique()),
+        height=max(60, height_of(labels) * frame["search"].nunique()),
     )

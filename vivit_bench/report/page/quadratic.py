@@ -35,13 +35,14 @@ def section(results_dir: Path) -> Section | None:
         except VivitBenchError as error:
             found.warnings.append(f"left out: {error}")
             continue
+        name = name_of("quadratic", number, stored.folder.name)
         made = [_losses(results, number, found)]
         if len(results.dampings):
             made.append(_dampings(results, number, found))
         found.blocks += [
             Heading(_title(results)),
             Charts(made),
-            PageTable(ranking(results), name_of("quadratic", stored.folder.name), "Final losses"),
+            PageTable(ranking(results), name, "Final losses"),
         ]
     return found if found.blocks or found.warnings else None
 

@@ -22,15 +22,16 @@ def section(searches: Searches) -> Section:
         "≥ means that something else than memory ended the search.",
     )
     for group in searches.groups:
-        made = [_bars(group, problem, found) for problem in in_paper_order(group.rows["problem"])]
+        problems = in_paper_order(group.rows["problem"])
+        made = [_bars(group, problem, n, found) for n, problem in enumerate(problems)]
         found.blocks += [Heading(group.title), Charts(made)]
     return found
 
 
-def _bars(group: Group, problem: str, section: Section) -> Chart:
+def _bars(group: Group, problem: str, number: int, section: Section) -> Chart:
     rows = group.rows[group.rows["problem"] == problem]
     frame = pd.DataFrame(_bar_rows(rows))
-    key = name_of("sizes", group.number, problem)
+    key = name_of("sizes", group.number, number, problem)
     section.data[key] = charts.csv_of(frame)
     names = sorted(set(frame["work"]), key=work_place)
     engines = [name for name in group.engines if name in set(frame["engine"])]

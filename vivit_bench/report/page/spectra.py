@@ -1,5 +1,6 @@
 """Spectra: their densities by approximation, and eigenvalue by eigenvalue across problems."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from vivit_bench.spectrum.compare import spectral_distance
 from vivit_bench.spectrum.record import EXPERIMENT, SpectrumRecord, load_spectrum
 from vivit_bench.store import finished_runs
 
+_Workload = tuple[str, str, str]
+"""Title, and fingerprints of model and mini-batch."""
 _DISTANCE = Column("distance", "decades from the first", ".3f")
 
 
@@ -42,21 +45,25 @@ def section(results_dir: Path) -> Section | None:
 def spectra_by_workload(results_dir: Path, warnings: list[str]) -> dict[str, Spectra]:
     """Finished spectra that differ in the approximation alone, exact before mc, full before frac.
 
+    Those of another model or mini-batch stand apart, also where a file of the same name was
+    another one before; then their title ends in a fingerprint.
+
     Args:
         results_dir: Folder of all results.
         warnings: Is told what is damaged.
     """
     runs, damaged = finished_runs(results_dir, EXPERIMENT)
     warnings += damaged
-    groups: dict[str, Spectra] = {}
+    groups: dict[_Workload, Spectra] = {}
     for stored in runs:
         try:
             record = load_spectrum(stored)
         except VivitBenchError as error:
             warnings.append(f"left out: {error}")
         else:
-            groups.setdefault(_workload(record), []).append(record)
-    return {title: sorted(groups[title], key=_place) for title in sorted(groups)}
+            model, batch = stored.settings.get("model"), stored.environment.get("batch")
+            groups.setdefault((_title(record), str(model), str(batch)), []).append(record)
+    return {_told_apart(key, groups): sorted(groups[key], key=_place) for key in sorted(groups)}
 
 
 def spectra_table(records: Spectra) -> Table:
@@ -78,7 +85,16 @@ def _distance(first: SpectrumRecord, record: SpectrumRecord) -> float | None:
     return spectral_distance(first, record, cutoff)
 
 
-def _workload(record: SpectrumRecord) -> str:
+def _told_apart(workload: _Workload, others: Iterable[_Workload]) -> str:
+    """Its title, with those fingerprints in which others of the title differ."""
+    title, model, batch = workload
+    alike = [other for other in others if other[0] == title]
+    title += f", model {model}" if len({other[1] for other in alike}) > 1 else ""
+    title += f", mini-batch {batch}" if len({other[2] for other in alike}) > 1 else ""
+    return title
+
+
+def _title(record: SpectrumRecord) -> str:
     spec = record.settings.workload
     dtype = "" if spec.dtype is Precision.FLOAT32 else f", {spec.dtype}"
     weights = f", {spec.checkpoint}" if spec.checkpoint else ""

@@ -44,10 +44,11 @@ def densities(title: str, records: Spectra, number: int, data: dict[str, str]) -
     edges = histogram_edges([record.eigenvalues for record in records], cutoff)
     parts = []
     names = labels_of(records)
-    for name, record in zip(names, records, strict=True):
+    for place, (name, record) in enumerate(zip(names, records, strict=True)):
         density = spectral_density(record, edges)
         part = pd.DataFrame({"low": edges[:-1], "high": edges[1:], "share": density})
         part.insert(0, "approximation", name)
+        part["column"] = f"count_{place}"
         part["count"] = np.rint(density * record.num_params).astype(int)
         parts.append(part[part["low"] >= cutoff])  # the bar of everything below has no width
     frame = pd.concat(parts, ignore_index=True)
@@ -74,10 +75,11 @@ def densities(title: str, records: Spectra, number: int, data: dict[str, str]) -
     )
     line = base.mark_line(interpolate="step-after", strokeWidth=1.8)
     lines = line.encode(y=y, strokeDash=dash).add_params(toggled)
-    # A bin answers for all spectra, wherever in it one points.
+    # A bin answers for all spectra, wherever in it one points. Its columns are numbered: a dot or
+    # a bracket in a column's name would be read as a path.
     bins = (
         alt.Chart(charts.data_of(key, frame))
-        .transform_pivot("approximation", groupby=["low", "high"], value="count")
+        .transform_pivot("column", groupby=["low", "high"], value="count")
         .mark_rect(opacity=0)
         .encode(
             x="low:Q",
@@ -85,7 +87,7 @@ def densities(title: str, records: Spectra, number: int, data: dict[str, str]) -
             tooltip=[
                 charts.tip("low", "from", ".3g"),
                 charts.tip("high", "to", ".3g"),
-                *(charts.tip(name, name, ",d") for name in names),
+                *(charts.tip(f"count_{k}", name, ",d") for k, name in enumerate(names)),
             ],
         )
     )
