@@ -207,6 +207,41 @@ def test_a_lock_file_that_its_holder_removes_locks_nobody_out(
     assert len(calls) == 2
 
 
+def test_a_file_system_without_locks_is_told_and_no_other_process_suspected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(number: int) -> Callable[[int, int], None]:
+        def flock(handle: int, mode: int) -> None:
+            raise OSError(number, os.strerror(number))
+
+        return flock
+
+    folder, notes = finish(tmp_path), list[str]()
+    monkeypatch.setattr(fcntl, "flock", refused(errno.ENOSYS))
+    with open_run(tmp_path, IDENTITY, note=notes.append) as run:
+        assert run.is_returned
+    assert "keeps no locks (Function not implemented)" in notes[0]
+    monkeypatch.setattr(fcntl, "flock", refused(errno.EIO))
+    with pytest.raises(StorageError, match="Input/output error"), open_run(tmp_path, IDENTITY):
+        pass
+    monkeypatch.setattr(fcntl, "flock", refused(errno.EWOULDBLOCK))
+    with pytest.raises(VivitBenchError, match="another process"), open_run(tmp_path, IDENTITY):
+        pass
+    monkeypatch.undo()
+    assert load_run(folder, "toy").is_finished
+
+
+def test_a_run_that_failed_replaces_nothing(tmp_path: Path) -> None:
+    """What was moved aside is there until a run is finished."""
+    folder = finish(tmp_path)
+    with open_run(tmp_path, IDENTITY, fresh=True) as run:
+        run.finish({"failure": "the loss is nan"}, [], state=State.FAILED)
+    (old,) = folder.parent.glob("*.replaced-*")
+    assert load_run(old, "toy").is_finished
+    finish(tmp_path, fresh=True)
+    assert not list(folder.parent.glob("*.replaced-*"))
+
+
 def _edit(change: Callable[[dict[str, Any]], object]) -> Callable[[bytes], bytes]:
     def edit(content: bytes) -> bytes:
         values = json.loads(content)

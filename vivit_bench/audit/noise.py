@@ -7,6 +7,7 @@ from typing import Any, NotRequired, TypedDict
 from vivit_bench.audit.record import NOT_ASKED, Audit, Look, Present
 from vivit_bench.audit.workloads import absent_data, absent_files, why_not
 from vivit_bench.errors import VivitBenchError
+from vivit_bench.imported import imported_files
 from vivit_bench.noise.records import CHECKPOINTS, read_run
 from vivit_bench.noise.settings import OptimizerName
 from vivit_bench.problems.sources import DataSource
@@ -71,7 +72,8 @@ def _present(stored: StoredRun, look: Look) -> Present:
     from vivit_bench.noise.runner import environment_of
 
     settings = stored.settings
-    environment = environment_of(torch.device(settings["device"]))
+    device = torch.device(settings["device"])
+    environment = environment_of(device, **imported_files(settings["problem"]))
     if not look.data:
         return Present(environment, unknown=(NOT_ASKED,))
     spec = WorkloadSpec(

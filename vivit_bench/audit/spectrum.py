@@ -7,6 +7,7 @@ from typing import Any, NotRequired, TypedDict
 from vivit_bench.audit.record import NOT_ASKED, Audit, Look, Present
 from vivit_bench.audit.workloads import absent_data, absent_files, why_not
 from vivit_bench.errors import VivitBenchError
+from vivit_bench.imported import imported_files
 from vivit_bench.problems.workload import WorkloadSpec, load_workload
 from vivit_bench.spectrum.record import EIGENVALUES, load_spectrum
 from vivit_bench.spectrum.settings import SpectrumSettings
@@ -69,7 +70,7 @@ def _contents(stored: StoredRun) -> Iterator[str]:
 def _present(stored: StoredRun, look: Look) -> Present:
     chosen = {name: value for name, value in stored.settings.items() if name != "model"}
     spec = SpectrumSettings.from_json(chosen).workload
-    environment = environment_of(spec.device)
+    environment = environment_of(spec.device, **imported_files(spec.problem))
     if not look.data:
         return Present(environment, unknown=(NOT_ASKED,))
     if absent := absent_files(spec) or absent_data(spec, look.data_dir):

@@ -15,6 +15,7 @@ from vivit_bench.comparison.compare import (
 from vivit_bench.comparison.floor import measure_floor
 from vivit_bench.critical_batch.settings import measuring_environment
 from vivit_bench.curvature.options import Approximation, Curvature
+from vivit_bench.imported import imported_files
 from vivit_bench.measure.work import work_of
 from vivit_bench.peers import Quantity
 from vivit_bench.problems.workload import WorkloadSpec
@@ -69,7 +70,10 @@ class Comparison:
                 "engines": list(self.engines),
                 "threads": self.threads,
             },
-            environment=measuring_environment(self.engines, self.workload.device),
+            environment={
+                **measuring_environment(self.engines, self.workload.device),
+                **imported_files(self.workload.problem),
+            },
             owns=(RUNS,),
             mendable=(RUNS,),
         )

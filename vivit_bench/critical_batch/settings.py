@@ -17,6 +17,7 @@ from vivit_bench.hardware import (
     device_name,
     parse_device,
 )
+from vivit_bench.imported import imported_files
 from vivit_bench.measure import Observation, Reading, Spec, measure
 from vivit_bench.measure.steps import LEAST_CALLS
 from vivit_bench.measure.work import work_of
@@ -203,7 +204,10 @@ class Cell:
 
     def environment(self) -> dict[str, Any]:
         """What must be the same for two trials of this cell to be comparable, flat JSON types."""
-        return measuring_environment([self.engine], self.device)
+        return {
+            **measuring_environment([self.engine], self.device),
+            **imported_files(self.problem),
+        }
 
 
 def make_cell(

@@ -11,6 +11,7 @@ import torch
 
 from vivit_bench.arguments import DEFAULT_RESULTS_DIR, problem_slug
 from vivit_bench.errors import UsageError, VivitBenchError
+from vivit_bench.imported import imported_files
 from vivit_bench.noise.choices import Choices, check_choices, resolve
 from vivit_bench.noise.data import RunData, load_run_data, training_seed
 from vivit_bench.noise.deterministic import WORKSPACE, deterministic, workspace
@@ -242,7 +243,9 @@ def _identity(
             "threads": torch.get_num_threads(),
             "model": model_fingerprint(problem.name, problem.model, problem.loss),
         },
-        environment=environment_of(device, **data_fingerprints(data)),
+        environment=environment_of(
+            device, **data_fingerprints(data), **imported_files(settings.problem)
+        ),
         owns=OWNS,
     )
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vivit_bench.arguments import DEFAULT_CUTOFF, DEFAULT_RESULTS_DIR, problem_slug
 from vivit_bench.curvature.options import VARIANTS, Approximation, Blocks, Curvature, Samples
 from vivit_bench.errors import UsageError, VivitBenchError
+from vivit_bench.imported import imported_files
 from vivit_bench.problems.catalogue import find_spec, is_user_problem
 from vivit_bench.problems.workload import Workload, WorkloadSpec
 from vivit_bench.spectrum.compute import compute_on
@@ -85,7 +86,11 @@ def identity_of(workload: Workload, settings: SpectrumSettings) -> Identity:
         label=f"{problem_slug(settings.problem)}_{settings.curvature}_{settings.samples}"
         f"{_structure(settings)}{params}{dropped}_n{settings.batch_size}",
         settings={**settings.to_json(), "model": workload.model_fingerprint},
-        environment=environment_of(settings.workload.device, batch=workload.batch_fingerprint),
+        environment=environment_of(
+            settings.workload.device,
+            batch=workload.batch_fingerprint,
+            **imported_files(settings.problem),
+        ),
         owns=(EIGENVALUES,),
     )
 

@@ -1,6 +1,7 @@
 """Runs that this process writes: opened under a lock, gone on with, finished, moved aside."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -32,6 +33,9 @@ from vivit_bench.store.stored import (
     load_run,
     read_header,
 )
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
+"""What ``flock`` says on a file system that has none, such as Lustre with ``noflock``."""
 
 
 class Run:
@@ -76,7 +80,7 @@ class Run:
     def finish(
         self, results: Mapping[str, Any], files: Sequence[str], *, state: State = State.FINISHED
     ) -> StoredRun:
-        """Vouch for the files, and remove what a run before left at this address.
+        """Vouch for the files; a run that is finished replaces what was moved aside for it.
 
         Args:
             results: For the header.
@@ -90,6 +94,8 @@ class Run:
         with storage_errors(self.folder):
             sums = {name: sha256((self.folder / name).read_bytes()) for name in files}
         self._write_header(replace(self.stored, state=state, results=dict(results), files=sums))
+        if state is not State.FINISHED:
+            return self.stored
         # The result is there, and what cannot be removed now is when the next run is finished.
         with contextlib.suppress(OSError, StorageError):
             for old in _moved_aside(self.folder):
@@ -205,7 +211,7 @@ def open_run(
         folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.parent.is_symlink():
         raise UsageError(f"{folder.parent} is a symbolic link: nothing is written through it")
-    with _lock(folder):
+    with _lock(folder, note):
         found, stored = _look(folder, identity, more_wanted)
         decision = decide(found, fresh, resumable)
         _refuse(folder, found, decision, stored)
@@ -357,19 +363,30 @@ def _remove(folder: Path, experiment: str) -> None:
 
 
 @contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Keep other processes from a run; the lock ends with the process, however it ends."""
+def _lock(folder: Path, note: Callable[[str], None] = lambda text: None) -> Iterator[None]:
+    """Keep other processes from a run; the lock ends with the process, however it ends.
+
+    Where the file system keeps no locks, that is told.
+    """
     path = folder.with_name(f".{folder.name}.lock")
     while True:
         with storage_errors(path):
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             os.close(handle)
             raise VivitBenchError(
                 f"another process is running {folder.name} (it has {path}); wait for it"
             ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                os.close(handle)
+                raise StorageError(f"{path}: {error.strerror}") from error
+            note(
+                f"the file system of {folder.parent} keeps no locks ({error.strerror}): that no "
+                "other process writes this run is left to you, or to Slurm"
+            )
         # Its last holder may have removed the file after it was opened here.
         with contextlib.suppress(FileNotFoundError):
             if os.fstat(handle).st_ino == path.stat().st_ino:
