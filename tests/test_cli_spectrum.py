@@ -256,11 +256,23 @@ def test_plot_of_a_problem_whose_spectra_differ_needs_a_choice(run: Run):
     said = refuse(run("plot", "cifar10_3c3d"))
     assert "differ in seed 0, 1: choose with --seed" in said
     assert run("plot", "cifar10_3c3d", "--seed", 1).out.split() == [
-        "results/spectrum/cifar10_3c3d_n128_deepobs_seed1.png",
-        "results/spectrum/cifar10_3c3d_n128_deepobs_seed1.pdf",
+        "results/spectrum/cifar10_3c3d_n128_deepobs_seed1_exact_full.png",
+        "results/spectrum/cifar10_3c3d_n128_deepobs_seed1_exact_full.pdf",
     ]
     assert run("plot", "mnist_2c2d", "--data", "mnist5k", "--dtype", "float32").code == 0
     assert "no such spectrum" in refuse(run("plot", "mnist_2c2d", "--data", "synthetic"))
+
+
+def test_plots_of_one_checkpoint_after_the_other_are_kept(run: Run):
+    for number in (1, 2):
+        store_made_up(Path("results"), checkpoint=f"epoch_{number}.pt")
+    done = [
+        run("plot", "cifar10_3c3d", "--checkpoint", f"epoch_{n}.pt").out.split() for n in (1, 2)
+    ]
+    assert len({*done[0], *done[1]}) == 4
+    for number, files in enumerate(done, 1):
+        start = f"results/spectrum/cifar10_3c3d_n128_deepobs_seed0_epoch_{number}-"
+        assert all(file.startswith(start) and Path(file).exists() for file in files)
 
 
 def test_plot_of_a_single_spectrum_refuses_options_that_it_does_not_fit(run: Run):

@@ -97,6 +97,28 @@ def test_a_diverged_run_is_one_line_and_stays_readable(run: Run) -> None:
     assert "note: the training diverged" in plotted.err
 
 
+def test_a_model_that_fails_is_one_line_and_what_is_stored_stays_readable(run: Run) -> None:
+    """Its output has another shape in training, which loading does not see, from step 3 on."""
+    source = Path("tiny.py")
+    source.write_text(
+        f"{source.read_text()}\n\nclass Fails(nn.Linear):\n    calls = 0\n\n"
+        "    def forward(self, x):\n        self.calls += self.training\n"
+        "        outputs = super().forward(x)\n"
+        "        return outputs[:, :, None] if self.calls > 3 else outputs\n\n\n"
+        "def fails():\n    return Fails(6, 3), *tiny()[1:]\n"
+    )
+    options = ["tiny.py:fails", *OPTIONS, "--name", "mine", "--at", "0,2steps,end"]
+    for _ in range(2):
+        done = run("run", *options)
+        assert done.code == 1
+        assert not done.out
+        last = done.err.splitlines()[-1]
+        assert last.startswith("vivit-bench: tiny.py:fails: model or loss failed in step ")
+        assert "Traceback" not in done.err
+        table = run("table", "mine", "--format", "csv")
+        assert pd.read_csv(io.StringIO(table.out))["step"].tolist() == [0, 2]
+
+
 def test_damaged_files_are_one_line(run: Run) -> None:
     options = [TINY, *OPTIONS, "--checkpoints", 2, "--name", "mine"]
     assert run("run", *options).code == 0

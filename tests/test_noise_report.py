@@ -82,6 +82,11 @@ def made_up(folder: Path, *, accuracy: bool = True, **header: Any) -> NoiseRun:
         provenance={"started_at": "2026-01-02T03:04:05+00:00"},
         results={
             "sizes": {"num_outputs": 2, "steps_per_epoch": 20, "total_steps": 40},
+            "timing": {
+                "train_seconds": {"0": 2.0, "1": 2.0},
+                "evaluate_seconds": 1.0,
+                "monitor_seconds": dict.fromkeys(map(str, STEPS), 0.5),
+            },
             **header,
         },
     )
@@ -97,9 +102,16 @@ def test_table_has_a_line_per_checkpoint(tmp_path: Path) -> None:
     assert first["directions_for_bulk"] == 1
     assert first["leading_snr_gamma"] == 1.25  # of the C = 2 largest curvatures
     assert first["leading_snr_lambda"] == INF
-    assert first["zero_variance"] == 2
+    assert [row["zero_variance"] for row in rows] == [2, 2, 2, 0]
     assert last["directions_for_bulk"] is None
     assert last["largest_eigenvalue"] is None
+
+
+def test_a_direction_without_any_variance_is_one(tmp_path: Path) -> None:
+    run = made_up(tmp_path)
+    run.directions.loc[0, ["snr_gamma", "snr_lambda"]] = INF
+    run.checkpoints.loc[0, ["zero_variance_gamma", "zero_variance_lambda"]] = 2
+    assert [row["zero_variance"] for row in checkpoint_table(run).rows] == [3, 2, 2, 0]
 
 
 @pytest.mark.parametrize(

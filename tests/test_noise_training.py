@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from noise_cases import CHOICES, contents, with_changes, write_tiny
+from torch import nn
 
 import vivit_bench.noise.measurement as measurement
 import vivit_bench.noise.runner as runner
@@ -24,8 +25,9 @@ from vivit_bench.errors import CertificateError, UsageError, VivitBenchError
 from vivit_bench.hardware import cpu_threads
 from vivit_bench.noise import Choices, Listener, OptimizerName, load_run, monitoring_cost, run_noise
 from vivit_bench.noise import parse_positions as positions
-from vivit_bench.noise.data import load_run_data
+from vivit_bench.noise.data import RunData, load_run_data
 from vivit_bench.problems import DataSource, load_problem
+from vivit_bench.report.noise import checkpoint_table
 from vivit_bench.store import State
 from vivit_bench.store.files import TEMPORARY
 
@@ -304,14 +306,208 @@ def test_a_diverged_training_keeps_its_records(tmp_path: Path) -> None:
     assert run.stored.results["timing"]["train_seconds"]["0"] > 0
 
 
-def test_what_diverges_before_its_first_record_is_told_when_asked_for(tmp_path: Path) -> None:
-    source = tmp_path / "tiny.py"
-    source.write_text(source.read_text().replace("(INPUTS, SCORES)", "(INPUTS, SCORES * 1e30)"))
-    choices = with_changes(problem="tiny.py:regression")
-    with pytest.raises(VivitBenchError, match="diverged: loss inf at step 0"):
+def test_what_diverges_before_its_first_checkpoint_is_told_when_asked_for(tmp_path: Path) -> None:
+    choices = with_changes(
+        problem="tiny.py:regression",
+        optimizer=OptimizerName.SGD,
+        lr=1e6,
+        checkpoints=None,
+        at=positions("end"),
+    )
+    with pytest.raises(VivitBenchError, match=r"diverged: loss (inf|nan) at step \d+"):
         run_noise(choices, tmp_path, name="run")
-    with pytest.raises(UsageError, match=r"has no curves.csv: the training diverged"):
+    with pytest.raises(UsageError, match=r"has no checkpoints.csv: the training diverged"):
         load_run(tmp_path / "noise" / "run")
+
+
+def add_problem(folder: Path, name: str, changes: str, of: str = "tiny") -> str:
+    """A problem of ``tiny.py`` whose ``model`` and data, ``x`` and ``y``, are changed by lines."""
+    path = folder / "tiny.py"
+    lines = "".join(f"    {line}\n" for line in changes.splitlines())
+    path.write_text(
+        f"{path.read_text()}\n\ndef {name}():\n    model, loss, (x, y) = {of}()\n"
+        f"    x, y = x.clone(), y.clone()\n{lines}    return model, loss, (x, y)\n"
+    )
+    return f"tiny.py:{name}"
+
+
+def tiny_data() -> RunData:
+    """How the samples of every problem in ``tiny.py`` are split."""
+    return load_run_data(load_problem("tiny.py:tiny"), DataSource.OWN, None, seed=0)
+
+
+def refused(choices: Choices, folder: Path) -> str:
+    """The one line of a run that fails by what model or data are, and is not stored as failed."""
+    with pytest.raises(VivitBenchError) as said:
+        run_noise(choices, folder, name="run")
+    assert said.value.exit_code == 1
+    assert "\n" not in str(said.value)
+    assert "diverged" not in str(said.value)
+    assert store_run.load_run(folder / "noise" / "run", "noise").state is State.RUNNING
+    return str(said.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "of", "says"),
+    [
+        ("y *= 1e30", "regression", "is inf at step 0: the model is not trained yet; check"),
+        ("nn.init.constant_(model[0].weight, torch.nan)", "tiny", "is nan at step 0: the model is"),
+        ("x *= torch.nan", "tiny", "is nan at step 0: there are NaN in the inputs"),
+        ("y[:] = torch.inf", "regression", "is inf at step 0: there are NaN in the inputs, or"),
+    ],
+)
+def test_an_untrained_model_whose_loss_is_not_finite_has_not_diverged(
+    tmp_path: Path, changes: str, of: str, says: str
+) -> None:
+    problem = add_problem(tmp_path, "wrong", changes, of)
+    said = refused(with_changes(problem=problem), tmp_path)
+    assert said.startswith(f"{problem}: the loss of the training samples that are evaluated {says}")
+    with pytest.raises(UsageError, match=r"has no curves.csv yet"):
+        load_run(tmp_path / "noise" / "run")
+
+
+def test_a_loss_that_is_not_finite_by_its_samples_names_them(tmp_path: Path) -> None:
+    data = tiny_data()
+    tested = (data.inputs == data.test[0][0]).all(1).nonzero().item()
+    where = {
+        "the monitor batch": int(data.held_out[0]),
+        "the mini-batch": int(data.train[20]),
+        "the test samples": int(tested),
+    }
+    for number, (what, index) in enumerate(where.items()):
+        problem = add_problem(tmp_path, f"hole_{number}", f"x[{index}] = torch.nan", "regression")
+        folder = tmp_path / str(number)
+        said = refused(with_changes(problem=problem), folder)
+        assert said.startswith(f"{problem}: the loss of {what} is nan at step ")
+        assert "NaN in the inputs" in said
+
+
+def test_evaluated_samples_whose_labels_are_all_ignored_have_no_loss(tmp_path: Path) -> None:
+    """Which is said, and is no divergence: the training itself sees other samples."""
+    subset = tiny_data().train[:16].tolist()
+    problem = add_problem(tmp_path, "ignoring", f"y[{subset}] = -100")
+    notes: list[str] = []
+
+    class Told(Listener):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    run = run_noise(with_changes(problem=problem), tmp_path, listener=Told())
+    assert run.stored.is_finished
+    assert run.curves["train_loss"].isna().all()
+    assert np.isfinite(run.curves["test_loss"]).all()
+    assert [row["train_loss"] for row in checkpoint_table(run).rows] == [None] * 4
+    (said,) = [note for note in notes if "label" in note]
+    assert said.startswith("the training samples that are evaluated have no label that counts")
+
+
+def test_batches_whose_labels_are_all_ignored_are_refused(tmp_path: Path) -> None:
+    data = tiny_data()
+    fourth = data.epoch(seed=0, epoch=0, batch_size=16)[3]
+    for number, (indices, where) in enumerate(
+        [
+            (fourth, "the mini-batch is nan at step 3"),
+            (data.held_out[:6], "the monitor batch is nan at step 0"),
+        ]
+    ):
+        problem = add_problem(tmp_path, f"ignoring_{number}", f"y[{indices.tolist()}] = -100")
+        said = refused(with_changes(problem=problem), tmp_path / str(number))
+        assert f"{problem}: the loss of {where}: no label counts" in said
+        assert "try larger batches" in said
+    assert load_run(tmp_path / "0" / "noise" / "run").checkpoints["step"].tolist() == [0, 1]
+
+
+_FAILS = """
+class Fails(nn.Linear):
+    calls = 0
+    def forward(self, x):
+        outputs = super().forward(x)
+        self.calls += self.training
+        if self.calls == 4:
+            {}
+        return outputs
+
+model = Fails(6, 3)
+"""
+
+
+@pytest.mark.parametrize(
+    ("does", "says"),
+    [
+        ("return outputs[1:]", "model or loss failed in step 3, ValueError: Expected input batch"),
+        ("return outputs[:, :, None]", "model or loss failed in step 3, RuntimeError: "),
+        ("outputs.register_hook(lambda grad: {}['key'])", "failed in step 3, KeyError: 'key'"),
+        ("raise OSError('gone')", "model or loss failed in step 3, OSError: gone"),
+    ],
+)
+def test_a_model_that_fails_in_training_is_one_line_and_keeps_its_records(
+    tmp_path: Path, does: str, says: str
+) -> None:
+    problem = add_problem(tmp_path, "failing", _FAILS.format(does))
+    said = refused(with_changes(problem=problem), tmp_path)
+    assert said.startswith(f"{problem}: ")
+    assert says in said
+    assert load_run(tmp_path / "noise" / "run").checkpoints["step"].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("samples", "where"),
+    [("held_out", "on the monitor batch at"), ("train", "in the evaluation at")],
+)
+def test_a_model_that_fails_in_evaluation_is_one_line(
+    tmp_path: Path, samples: str, where: str
+) -> None:
+    """As by a token that its embedding does not have, in samples that loading does not run."""
+    index = int(getattr(tiny_data(), samples)[1])
+    changes = (
+        "model = nn.Sequential(nn.Embedding(7, 4), nn.Flatten(), nn.Linear(24, 3))\n"
+        f"x = (x > 0).long()\nx[{index}, 2] = 7"
+    )
+    problem = add_problem(tmp_path, "tokens", changes)
+    said = refused(with_changes(problem=problem), tmp_path)
+    assert said.startswith(f"{problem}: model or loss failed {where} step 0, IndexError: index out")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        RuntimeError("CUDA error: device-side assert triggered"),
+    ],
+)
+@pytest.mark.parametrize("method", ["_train_step", "_measure", "_evaluate"])
+def test_memory_and_libraries_are_not_blamed_on_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, error: Exception
+) -> None:
+    def fails(*_: Any) -> None:
+        raise error
+
+    def failing(self: training.Training, *arguments: Any) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(nn.Sequential, "forward", fails)
+            return right(self, *arguments)
+
+    right = getattr(training.Training, method)
+    monkeypatch.setattr(training.Training, method, failing)
+    with pytest.raises(type(error)) as said:
+        run_noise(CHOICES, tmp_path)
+    assert said.value is error
+
+
+def test_directions_without_variance_are_counted_once(tmp_path: Path) -> None:
+    """A table counts those that have an infinite or undefined ratio, as the run has counted."""
+    one_sample = with_changes(monitor_batch_size=1, epochs=1)
+    for choices in (one_sample, CHOICES):
+        run = run_noise(choices, tmp_path)
+        rows = checkpoint_table(run).rows
+        for row, checkpoint in zip(rows, run.checkpoints.to_dict("records"), strict=True):
+            ratios = ~np.isfinite(run.at(checkpoint["step"])[["snr_gamma", "snr_lambda"]])
+            assert ratios["snr_gamma"].sum() == checkpoint["zero_variance_gamma"]
+            assert ratios["snr_lambda"].sum() == checkpoint["zero_variance_lambda"]
+            if choices is one_sample:
+                assert row["zero_variance"] == row["num_directions"] == 2
 
 
 def test_a_failed_certificate_keeps_the_earlier_checkpoints(

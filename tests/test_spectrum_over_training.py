@@ -129,6 +129,9 @@ def test_the_figure_is_drawn_of_all_in_the_order_of_their_numbers(run: Run) -> N
     assert outcome.err == ""
     assert Path(f"{stem}.png").stat().st_size > 10_000
     first = Path(f"{stem}.pdf").read_bytes()
+    named = run("plot", DIGITS, "--over-training", *files)
+    assert not {*named.out.split()} & {*outcome.out.split()}
+    assert named.out.startswith("results/spectrum/small_cnn-digits_n2_own_seed0_epoch_10-")
     assert run("plot", DIGITS, "--over-training", "--output", "again.pdf").code == 0
     assert Path("again.pdf").read_bytes() == first
 

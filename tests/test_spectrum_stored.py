@@ -598,11 +598,67 @@ def test_what_differs_side_by_side_is_said(tmp_path: Path):
     assert ", 9.9" in line
 
 
-def test_a_figures_name_says_what_its_spectra_share(tmp_path: Path):
-    def stem(*changes: dict[str, Any]) -> str:
-        return figure_stem([make_record(**each) for each in changes], Path("r")).as_posix()
+def stem_of(*changes: dict[str, Any], **options: bool) -> str:
+    """The default name of the figure of some made-up spectra."""
+    path = figure_stem([make_record(**each) for each in changes], Path("r"), **options)
+    assert path.parent == Path("r/spectrum")
+    return path.name
 
-    assert stem({}, {"curvature": "mc"}) == "r/spectrum/cifar10_3c3d_n128_deepobs_seed0"
-    assert stem({"blocks": "layer"}) == "r/spectrum/cifar10_3c3d_layer_n128_deepobs_seed0"
-    assert stem({"seed": 1}, {"seed": 2}) == "r/spectrum/cifar10_3c3d_n128_deepobs"
-    assert stem({}, {"problem": "mnist_mlp"}) == "r/spectrum/spectra_n128_deepobs_seed0"
+
+def the_four(**changes: Any) -> list[dict[str, Any]]:
+    """Changes that make a problem's four variants; ``mc_samples`` is that of two of them."""
+    draws = changes.pop("mc_samples", 1)
+    return [
+        {"curvature": c, "samples": s, "mc_samples": draws if c == "mc" else 1, **changes}
+        for c, s in ALL_FOUR
+    ]
+
+
+def test_a_figures_name_says_what_its_spectra_share():
+    usual = "cifar10_3c3d_n128_deepobs_seed0"
+    assert stem_of(*the_four()) == usual
+    assert stem_of(*the_four(blocks="layer")) == "cifar10_3c3d_layer_n128_deepobs_seed0"
+    assert stem_of({}, {"curvature": "mc"}) == f"{usual}_exact_full_mc_full"
+    assert stem_of({"curvature": "mc"}, {}) == f"{usual}_exact_full_mc_full"
+    assert stem_of({"seed": 1}, {"seed": 2}) == "cifar10_3c3d_n128_deepobs_exact_full"
+    both = [*the_four(), *the_four(problem="mnist_mlp")]
+    assert stem_of(*both) == "spectra_n128_deepobs_seed0"
+
+
+def test_figures_of_other_weights_precision_draws_or_devices_have_other_names():
+    usual = "cifar10_3c3d_n128_deepobs_seed0"
+    named = {
+        "float64": {"dtype": "float64"},
+        "cuda1": {"device": "cuda:1"},
+        "m10": {"mc_samples": 10},
+        "dropped0.1": {"drop_columns": 0.1},
+    }
+    for part, changes in named.items():
+        assert stem_of(*the_four(**changes)) == f"{usual}_{part}"
+    different = [
+        *(
+            {"checkpoint": f"{run}/epoch_{n}.{kind}"}
+            for run in "ab"
+            for n in "12"
+            for kind in ("pt", "ckpt")
+        ),
+        *({"params": [pattern]} for pattern in ("a", "b")),
+        *({"blocks": {"a": [pattern]}} for pattern in ("a", "b")),
+        {},
+        *named.values(),
+    ]
+    alone = [stem_of(*the_four(**changes)) for changes in different]
+    beside = [stem_of(*the_four(), *the_four(**changes)) for changes in different[:-1]]
+    assert len({*alone, *beside}) == len(alone) + len(beside) - 1  # twice the usual four
+    assert alone[0].startswith(f"{usual}_epoch_1-")
+
+
+def test_figures_over_training_name_weights_that_were_chosen():
+    def over_training(*files: str, **options: bool) -> str:
+        return stem_of(*({"checkpoint": f} for f in files), over_training=True, **options)
+
+    name = "cifar10_3c3d_n128_deepobs_seed0_exact_full_over_training"
+    assert over_training("a/1.pt", "a/2.pt", names_weights=False) == name
+    many = {over_training(*(f"{run}/epoch_{n}.pt" for n in range(300))) for run in "ab"}
+    assert len(many) == 2
+    assert max(map(len, many)) < 150

@@ -461,7 +461,12 @@ def plot(
     for record in records:
         _warn_if_not_finite(record)
     _warn_of_differences(runs, APART if over_training else ())
-    stem = output or figure_stem(records, results_dir, over_training=over_training)
+    stem = output or figure_stem(
+        records,
+        results_dir,
+        over_training=over_training,
+        names_weights=bool(checkpoint) or not over_training,
+    )
     if stem.suffix in {".png", ".pdf"}:
         stem = stem.with_suffix("")
     draw = plot_over_training if over_training else plot_spectra

@@ -70,8 +70,8 @@ def run_noise(
     Raises:
         UsageError: A value that makes no sense, or a folder that is no run, or one of other
             settings, code, libraries, data or another machine.
-        VivitBenchError: The data are missing, the loss became NaN or infinite, a stored file is
-            damaged, or another process has the run.
+        VivitBenchError: The data are missing, model or loss fail, the loss is or became NaN or
+            infinite, a stored file is damaged, or another process has the run.
         StorageError: The disk is full or read-only, or the folder was removed.
     """
     listener = listener or Listener()

@@ -2,6 +2,8 @@
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -9,14 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from vivit_bench.arguments import drop_trace, format_size
-from vivit_bench.errors import CertificateError, VivitBenchError, describe
+from vivit_bench.errors import (
+    CertificateError,
+    VivitBenchError,
+    describe,
+    is_library_failure,
+    is_out_of_memory,
+)
 from vivit_bench.noise.data import RunData, chunks, is_small_for
 from vivit_bench.noise.measurement import Measurement, evaluation_mode, measure
 from vivit_bench.noise.records import Records
 from vivit_bench.noise.settings import OptimizerName, Settings
 from vivit_bench.problems import Problem
 from vivit_bench.problems.batch import Batch
-from vivit_bench.trees import Tree, map_tree
+from vivit_bench.trees import Tree, leaves, map_tree
 
 _EVALUATION_BATCH = 500
 
@@ -41,7 +49,7 @@ class Listener:
 
 
 class Diverged(Exception):  # noqa: N818
-    """The loss is no longer finite."""
+    """The loss is no longer finite, after at least one step."""
 
     def __init__(self, step: int, loss: float) -> None:
         super().__init__(step, loss)
@@ -124,10 +132,13 @@ class Training:
         return True
 
     def run(self) -> None:
-        """Train to the end.
+        """Train to the end. Records up to an error are kept.
 
         Raises:
-            Diverged: The loss is not finite; records up to then are kept.
+            Diverged: The loss is not finite.
+            VivitBenchError: Model or loss fail, or the loss is not finite for what the data are or
+                the untrained model is.
+            CertificateError: What the engine computed failed its check.
         """
         self.model.train()
         self.listener.started(self.step, self.total, self.steps_per_epoch)
@@ -152,21 +163,71 @@ class Training:
     def _train_step(self, batch: Tensor) -> float:
         inputs, targets = self._move(*self.data.samples(batch))
         self.optimizer.zero_grad()
-        try:
+        with self._blamed_on_model("in"):
             loss = self.loss(self.model(inputs), targets)
-        except (MemoryError, RuntimeError):  # too little memory, among others
+        value = loss.item()
+        self._check_finite(value, inputs, targets, "the mini-batch")
+        with self._blamed_on_model("in"):
+            loss.backward()
+            self.optimizer.step()
+        return value
+
+    @contextmanager
+    def _blamed_on_model(self, when: str) -> Iterator[None]:
+        """Turn what model or loss raise inside the block into one line.
+
+        Too little memory and failures of libraries are not their fault and pass, for
+        `library_errors` to tell. The engine's own ``blamed_on_model`` would blame the latter, and
+        the request (exit code 2), which a model that fails in mid-training was not.
+
+        Args:
+            when: What was done, before "step", for the message.
+
+        Raises:
+            VivitBenchError: In one line.
+        """
+        try:
+            yield
+        except VivitBenchError:
             raise
         except Exception as error:
+            if is_out_of_memory(error) or is_library_failure(error):
+                raise
             raise VivitBenchError(
-                f"{self.settings.problem}: model or loss failed in step {self.step}, "
+                f"{self.settings.problem}: model or loss failed {when} step {self.step}, "
                 f"{describe(error)}"
             ) from error
-        value = loss.item()
-        if not math.isfinite(value):
-            raise Diverged(self.step, value)
-        loss.backward()
-        self.optimizer.step()
-        return value
+
+    def _check_finite(self, loss: float, inputs: Tree, targets: Tensor, what: str) -> None:
+        """Tell a training that diverged from data, and from a model, that none could start from.
+
+        Args:
+            loss: Of the model as it is.
+            inputs: What it is the loss of.
+            targets: Theirs.
+            what: They are, for the message.
+
+        Raises:
+            VivitBenchError: The loss is not finite, and no label counts, the data are not finite,
+                or no step has been taken yet.
+            Diverged: It is not finite for none of these reasons.
+        """
+        if math.isfinite(loss):
+            return
+        if not _weight(self.loss, targets):
+            reason = (
+                "no label counts (each is ignored or has weight 0); try larger batches, or leave "
+                "such samples out of the data"
+            )
+        elif _has_nan(inputs) or not bool(targets.isfinite().all()):
+            reason = "there are NaN in the inputs, or targets that are not finite; mend the data"
+        elif self.step == 0:
+            reason = "the model is not trained yet; check its initial parameters and the data"
+        else:
+            raise Diverged(self.step, loss)
+        raise VivitBenchError(
+            f"{self.settings.problem}: the loss of {what} is {loss} at step {self.step}: {reason}"
+        )
 
     def _record(self) -> None:
         """Write this step's records, then the state that counts on them."""
@@ -196,17 +257,23 @@ class Training:
 
         Raises:
             Diverged: The loss is not finite.
+            VivitBenchError: See `run`.
             CertificateError: What the engine computed failed its check.
         """
-        with evaluation_mode(self.model), torch.no_grad():
-            loss = float(self.loss(self.model(self.monitor_batch[0]), self.monitor_batch[1]))
-        if not math.isfinite(loss):
-            raise Diverged(self.step, loss)
+        inputs, targets = self.monitor_batch
+        with (
+            self._blamed_on_model("on the monitor batch at"),
+            evaluation_mode(self.model),
+            torch.no_grad(),
+        ):
+            loss = float(self.loss(self.model(inputs), targets))
+        self._check_finite(loss, inputs, targets, "the monitor batch")
         try:
             return measure(
                 self.model,
                 self.loss,
-                *self.monitor_batch,
+                inputs,
+                targets,
                 self.settings.approximation,
                 cutoff=self.settings.cutoff,
                 drop_trace=drop_trace(self.settings.drop_columns, self.settings.cutoff),
@@ -220,15 +287,27 @@ class Training:
     def _evaluate(self) -> dict[str, float]:
         """Loss and accuracy in evaluation mode, on a fixed part of the training set and the test.
 
+        Returns:
+            ``train_loss``, ``train_accuracy``, ``test_loss`` and ``test_accuracy``; the loss of
+            samples without a label that counts is NaN.
+
         Raises:
             Diverged: The training loss is not finite.
+            VivitBenchError: See `run`.
         """
         row = {}
-        for name, part in (("train", self.data.train_subset()), ("test", self.data.test)):
-            loss, accuracy = evaluate(self.model, self.loss, *part, self.device)
+        for name, what, part in (
+            ("train", "the training samples that are evaluated", self.data.train_subset()),
+            ("test", "the test samples", self.data.test),
+        ):
+            with self._blamed_on_model("in the evaluation at"):
+                loss, accuracy = evaluate(self.model, self.loss, *part, self.device)
             row[f"{name}_loss"], row[f"{name}_accuracy"] = loss, accuracy
-        if not math.isfinite(row["train_loss"]):
-            raise Diverged(self.step, row["train_loss"])
+            if not _weight(self.loss, part[1]):
+                if self.step == 0:
+                    self.listener.note(f"{what} have no label that counts: their loss is NaN")
+            elif name == "train" or self.step == 0:
+                self._check_finite(loss, *part, what)
         return row
 
     def _move(self, inputs: Tree, targets: Tensor) -> Batch:
@@ -275,6 +354,11 @@ def evaluate(
     if loss.reduction != "sum":
         total = total / weights if weights else math.nan
     return total, hits / labels if labels else math.nan
+
+
+def _has_nan(inputs: Tree) -> bool:
+    """Infinities are no fault: masks have them."""
+    return any(bool(leaf.isnan().any()) for _, leaf in leaves(inputs))
 
 
 def _weight(loss: nn.Module, targets: Tensor) -> float:

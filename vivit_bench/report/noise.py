@@ -104,7 +104,7 @@ def checkpoint_table(run: NoiseRun) -> Table:
         gradient's squared norm in the span of the directions; ``directions_for_bulk``, the fewest
         directions that hold ``BULK`` of it (None if all do not); ``leading_snr_lambda`` and
         ``leading_snr_gamma``, medians over the C directions of largest curvature; and
-        ``zero_variance``, directions in which an SNR is infinite or undefined.
+        ``zero_variance``, directions in which an SNR (or both) is infinite or undefined.
     """
     curves = run.curves.set_index("step")
     leading = run.sizes["num_outputs"]
@@ -123,14 +123,15 @@ def checkpoint_table(run: NoiseRun) -> Table:
             "leading_snr_lambda": first["snr_lambda"].median(),
             "leading_snr_gamma": first["snr_gamma"].median(),
         }
-        zero = checkpoint["zero_variance_gamma"] + checkpoint["zero_variance_lambda"]
+        # Stored counts are of gamma and lambda apart, and a direction may be in both.
+        ratios = directions[["snr_gamma", "snr_lambda"]]
         rows.append(
             {
                 **{name: None if pd.isna(v) else float(v) for name, v in values.items()},
                 "step": int(step),
                 "num_directions": int(checkpoint["num_directions"]),
                 "directions_for_bulk": directions_for(directions["alignment"], BULK),
-                "zero_variance": int(zero),
+                "zero_variance": int((~np.isfinite(ratios)).any(axis=1).sum()),
             }
         )
     return Table(_CHECKPOINTS, rows, notes=_notes(run))

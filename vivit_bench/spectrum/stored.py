@@ -1,7 +1,7 @@
 """Stored spectra: computed if they are not there, and found again by problem or name."""
 
 import shlex
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -29,6 +29,7 @@ from vivit_bench.store import (
     open_run,
     stored_runs,
 )
+from vivit_bench.store.files import sha256
 
 if TYPE_CHECKING:
     from vivit_bench.curvature.certificate import Certify
@@ -50,6 +51,7 @@ _LIBRARIES = ("python", "torch", "torchvision", "deepobs", "numpy", "scipy", "ho
 _OF_THE_VARIANT = ("curvature", "samples", "mc_samples")
 # Settings that a figure of a problem can be asked for by an option of the same name.
 _CHOICES = ("batch_size", "data", "seed", "dtype", "checkpoint")
+_LONGEST_PART = 60  # of a figure's name, in characters
 
 
 class SweepEvent(StrEnum):
@@ -309,23 +311,73 @@ def sweep_command(run: StoredRun, results_dir: Path, mc_samples: int) -> str:
 
 
 def figure_stem(
-    records: Sequence[SpectrumRecord], results_dir: Path, *, over_training: bool = False
+    records: Sequence[SpectrumRecord],
+    results_dir: Path,
+    *,
+    over_training: bool = False,
+    names_weights: bool = True,
 ) -> Path:
-    """Default path of a figure without its ending: it says what all spectra have in common."""
-    all_settings = [record.settings for record in records]
+    """Default path of a figure without its ending.
+
+    It says problem, N, data and seed where all spectra have them in common, and of their other
+    settings those that are not the defaults, so that one figure does not replace another.
+
+    Args:
+        records: What is drawn.
+        results_dir: Folder of all results.
+        over_training: Whether the spectra are those of one training.
+        names_weights: Whether checkpoints are told apart; not where all that are stored are drawn.
+    """
+    every = [record.settings for record in records]
+    workloads = [settings.workload for settings in every]
+    draws = [s.approximation.mc_samples for s in every if s.curvature is Curvature.MC]
+    variants = {(settings.curvature, settings.samples) for settings in every}
     parts = [
-        [problem_slug(settings.problem) for settings in all_settings],
-        [_structure(settings).removeprefix("_") for settings in all_settings],
-        [f"n{settings.batch_size}" for settings in all_settings],
-        [str(settings.workload.data) for settings in all_settings],
-        [f"seed{settings.workload.seed}" for settings in all_settings],
+        _common(problem_slug(settings.problem) for settings in every) or "spectra",
+        _unusual((_blocks(settings.blocks) for settings in every), "whole"),
+        _common(f"n{settings.batch_size}" for settings in every),
+        _common(str(workload.data) for workload in workloads),
+        _common(f"seed{workload.seed}" for workload in workloads),
+        _unusual((_weights(w.checkpoint) for w in workloads if names_weights), "initial"),
+        _unusual((workload.dtype for workload in workloads), "float32"),
+        _unusual((workload.device.replace(":", "") for workload in workloads), "cpu"),
+        _unusual((f"m{number}" for number in draws), "m1"),
+        _unusual((_hashed("params", s.params) if s.params else "all" for s in every), "all"),
+        _unusual((f"dropped{settings.drop_columns or 0:g}" for settings in every), "dropped0"),
     ]
-    common = [values[0] for values in parts if values[0] and len(set(values)) == 1]
-    if len(set(parts[0])) > 1:
-        common.insert(0, "spectra")
+    if variants != set(VARIANTS):
+        parts += ["_".join(variant) for variant in VARIANTS if variant in variants]
     if over_training:
-        common += [all_settings[0].curvature, all_settings[0].samples, "over_training"]
-    return results_dir / EXPERIMENT / "_".join(common)
+        parts.append("over_training")
+    return results_dir / EXPERIMENT / "_".join(filter(None, parts))
+
+
+def _common(values: Iterable[str]) -> str:
+    """The value that all have; empty if they have several."""
+    distinct = set(values)
+    return distinct.pop() if len(distinct) == 1 else ""
+
+
+def _unusual(values: Iterable[str], usual: str) -> str:
+    """Every value there is; empty where all are the usual one."""
+    distinct = list(dict.fromkeys(values))
+    text = "" if distinct == [usual] else "-".join(distinct)
+    return text if len(text) <= _LONGEST_PART else _hashed(text[: _LONGEST_PART // 2], text)
+
+
+def _blocks(blocks: Blocks | dict[str, list[str]]) -> str:
+    if isinstance(blocks, dict):
+        return _hashed("blocks", blocks)
+    return "whole" if blocks is Blocks.NONE else blocks
+
+
+def _weights(checkpoint: Path | None) -> str:
+    """A file's name, with a hash of its whole path: trainings call their checkpoints the same."""
+    return "initial" if checkpoint is None else _hashed(checkpoint.stem, checkpoint)
+
+
+def _hashed(name: str, value: object) -> str:
+    return f"{name}-{sha256(str(value).encode())[:6]}"
 
 
 def _structure(settings: SpectrumSettings) -> str:
