@@ -13,6 +13,7 @@ from command_line import group_runner
 from vivit_bench.critical_batch import Cell, Prediction, make_cell, predict_cell
 from vivit_bench.critical_batch.guide import PlannedPeaks
 from vivit_bench.critical_batch.needs import FittedNeed, PlannedNeed, largest, predict
+from vivit_bench.critical_batch.predict import is_of_memory
 from vivit_bench.curvature.options import Precision, Samples
 from vivit_bench.errors import VivitBenchError
 from vivit_bench.measure import Observation, Outcome, Spec
@@ -229,7 +230,7 @@ def test_one_sample_may_be_all_that_is_asked_for() -> None:
 
     (told,) = predict_cell(cell(), [int(bent(200))], max_batch=1, trial_timeout=60, run=Short())
     assert (told.critical_batch_size, told.limited_by) == (1, "--max-batch")
-    assert not told.is_of_memory
+    assert not is_of_memory(told.limited_by)
     assert told.holds_for(1)
     assert not told.holds_for(2)
 

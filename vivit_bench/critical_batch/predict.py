@@ -60,11 +60,6 @@ class Prediction:
     search_seconds: float | None
     """Expected of a search; None where that is not known."""
 
-    @property
-    def is_of_memory(self) -> bool:
-        """Whether memory, and nothing before it, is expected to end a search there."""
-        return is_of_memory(self.limited_by)
-
     def holds_for(self, max_batch: int) -> bool:
         """Whether it would be the same under a bound on N, or another bound decided it."""
         return self.limited_by != MAX_BATCH_END or self.critical_batch_size >= max_batch
