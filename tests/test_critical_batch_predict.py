@@ -21,6 +21,7 @@ from vivit_bench.measure.planning import PlanWork
 from vivit_bench.measure.protocol import Measured, Ready, TrialReport
 from vivit_bench.peers import OF_ENGINES, Quantity
 from vivit_bench.report.critical_batch import predictions_table
+from vivit_bench.report.tables import TableFormat, render
 
 MIB = 2**20
 STEPS = Path(__file__).with_name("step_cases.py")
@@ -339,6 +340,18 @@ def test_the_memory_of_a_training_step_is_its_process_s() -> None:
     assert note.endswith("memory: whole process, without pages of files.")
     both = predictions_table([(step, told), (cell(), told)], None).notes[0]
     assert "pages of files, peak memory over the idle process" in both
+
+
+@pytest.mark.parametrize(
+    ("step", "search", "shown"),
+    [(0.456, 30.0, ["0.46 s", "30 s"]), (31_200.0, 250_000.0, ["8 h 40 min", "69 h 27 min"])],
+)
+def test_times_are_for_people(step: float, search: float, shown: list[str]) -> None:
+    made = predictions_table([(cell(), Prediction(2**30, 10, 9, 11, "", step, search))], None)
+    text = render(made, TableFormat.TABLE, 200)
+    assert all(time in text for time in shown)
+    assert any("needs search --timeout" in note for note in made.notes) == (step > 1800)
+    assert f"{step}," in render(made, TableFormat.CSV)
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from vivit_bench.arguments import format_size
+from vivit_bench.arguments import format_duration, format_size
 from vivit_bench.critical_batch import Cell, FinishedSearch, Prediction, StoppedBy
+from vivit_bench.critical_batch.settings import DEFAULT_TRIAL_TIMEOUT
 from vivit_bench.curvature.options import Precision
 from vivit_bench.measure.budget import BUDGET_MEANING, format_peak
 from vivit_bench.report.critical_batch_marks import explanations, mark_of
@@ -20,6 +21,11 @@ PAPER_MACHINES = {
     "cuda": "GeForce RTX 2080 Ti, 11 GB",
 }
 """Where the paper's numbers come from, by kind of device."""
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.2g} s" if seconds < 10 else format_duration(seconds)
+
 
 _SEARCH = (
     Column("problem", left=True),
@@ -61,8 +67,8 @@ _PREDICTIONS = (
     Column("low", is_detail=True),
     Column("high", is_detail=True),
     Column("limited_by", "memory is full at", left=True),
-    Column("step_seconds", "seconds", ".3g"),
-    Column("search_seconds", "of a search", ".3g"),
+    Column("step_seconds", "time", _time),
+    Column("search_seconds", "of a search", _time),
     *(Column(name, is_detail=True) for name in ("device", "data", "seed", "dtype", "threads")),
 )
 
@@ -110,6 +116,11 @@ def predictions_table(
         rows.append(row)
     meanings = dict.fromkeys(_meaning_of_memory(cell) for cell, _ in found)
     notes = [f"Predicted from small trials, not run; memory: {', '.join(meanings)}."]
+    if any((told.step_seconds or 0) > DEFAULT_TRIAL_TIMEOUT for _, told in found):
+        notes.append(
+            f"A trial of more than {format_duration(DEFAULT_TRIAL_TIMEOUT)} needs search --timeout "
+            "SECONDS; --curvature mc, --samples frac or less memory take less."
+        )
     most = max(prediction.memory_bytes for _, prediction in found)
     if available_bytes is not None and most > available_bytes:
         notes.append(
