@@ -217,8 +217,8 @@ def test_growth_is_drawn_per_cell(run: Run, tmp_path: Path) -> None:
     assert sorted(path.name for path in paths) == [
         "critical_batch_growth_cifar10_3c3d_eigenvalues_exact_full_cpu.pdf",
         "critical_batch_growth_cifar10_3c3d_eigenvalues_exact_full_cpu.png",
-        "critical_batch_growth_nets-a-net_eigenvalues_mc_m2_full_cpu.pdf",
-        "critical_batch_growth_nets-a-net_eigenvalues_mc_m2_full_cpu.png",
+        "critical_batch_growth_nets-a-net_eigenvalues_mc_full_m2_cpu.pdf",
+        "critical_batch_growth_nets-a-net_eigenvalues_mc_full_m2_cpu.png",
     ]
     assert all(path.stat().st_size > 1_000 for path in paths)
     (note,) = outcome.err.splitlines()

@@ -142,6 +142,8 @@ def _what_to_type(error: Any) -> str:
     if hasattr(error.__cause__, "errors"):  # pydantic's, which leaves out what was typed
         typed = str(error.__cause__.errors()[0]["input"])[:_LONGEST_NAME]
         said = said.replace(": Input should be", f" {typed}: must be", 1).partition(", unable")[0]
+    # What click says of it, under older versions of typer.
+    said = re.sub(r"^(\S+): (\S+) is not in the range ", r"\1 \2: must be in the range ", said)
     command = "vivit-bench" if error.ctx is None else error.ctx.command_path
     return f"{said[:1].lower()}{said[1:]} (see {command} --help)"
 

@@ -163,4 +163,4 @@ def training_seed(seed: int) -> int:
 def stream_seed(seed: int, stream: int, index: int = 0) -> int:
     """A seed of its own for each use, so that no two share random numbers."""
     sequence = np.random.SeedSequence([seed % 2**64, stream, index])
-    return int(sequence.generate_state(1, np.uint64)[0] >> 1)
+    return int(sequence.generate_state(1, np.uint64)[0]) >> 1
