@@ -91,7 +91,7 @@ def test_the_device_is_part_of_the_key_and_of_what_is_told(
     assert "Peak: memory of cuda:0 over the idle process." in alone
     assert "of a second run of the same N in its process" in alone
     several = " ".join(run("--device", "cuda:0", "--batch-size", "2,4,8").out.split())
-    assert several.startswith("mnist_mlp: eigenvalues, exact, full; cuda:0 (")
+    assert several.startswith("mnist_mlp: eigenvalues, exact, full, data synthetic; cuda:0 (")
     assert "Peak: memory of cuda:0" in several
     headers = [json.loads(path.read_text()) for path in tmp_path.glob("comparison/*/run.json")]
     assert sorted(each["settings"]["batch_size"] for each in headers) == [2, 4, 8]
