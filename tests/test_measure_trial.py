@@ -249,6 +249,7 @@ def on_device(n: int = 1, limit: int = LIMIT, **arguments: Any) -> Spec:
         ({"ending": "finish", "limit": 2**31}, Outcome.ERROR, "the device ran low: cuda:0 has 2"),
     ],
 )
+@pytest.mark.one_in(3)
 def test_every_ending_on_a_device(arguments: dict[str, Any], outcome: Outcome, words: str) -> None:
     done = run_trial(on_device(**arguments), 60.0)
     assert done.trial.outcome is outcome

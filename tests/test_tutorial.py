@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 TUTORIAL = ROOT / "docs" / "tutorial.ipynb"
 RUNNER = ROOT / "scripts" / "run_notebook.py"
@@ -25,6 +27,7 @@ def run(notebook: Path, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(line, cwd=folder, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.thorough
 def test_every_cell_runs_and_leaves_no_file(tmp_path: Path) -> None:
     before = sorted(path.name for path in (ROOT / "docs").iterdir())
     done = run(TUTORIAL, tmp_path)
