@@ -290,7 +290,7 @@ def test_a_refusal_at_a_large_n_comes_before_anything_is_measured(
 ) -> None:
     run("--batch-size", "8")
     before = len(fake.runs)
-    known = stored.measuring_environment([OURS, THEIRS], "cpu")
+    known = stored.measuring_environment([OURS, THEIRS], "cpu", "mnist_mlp")
     monkeypatch.setattr(stored, "measuring_environment", lambda *_: {**known, "code": "other"})
     ended = run("--batch-size", "2,4,8")
     assert ended.code == 2

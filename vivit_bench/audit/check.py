@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from vivit_bench.audit.record import Audit, Look, Present, header_problems
+from vivit_bench.cluster.jobs import LOGS
 from vivit_bench.errors import UsageError, VivitBenchError, describe
 from vivit_bench.store import DamagedRunError, State, StoredRun, differences, load_run, read_journal
 from vivit_bench.store.stored import HEADER, REPLACED, exists
 
 EXPERIMENTS = ("critical_batch", "spectrum", "noise", "quadratic", "comparison")
-_JOBS = "slurm"
-"""Folder beside the experiments' in which Slurm's jobs have their logs, see `QueueJob.logs`."""
 
 
 class Verdict(StrEnum):
@@ -107,7 +106,7 @@ def _strangers(results_dir: Path) -> Iterator[Finding]:
 
 def _is_of_jobs(folder: Path) -> bool:
     """Whether it is that of the jobs' logs, and not somebody's results under the same name."""
-    if folder.name != _JOBS or folder.is_symlink():
+    if folder.name != LOGS or folder.is_symlink():
         return False
     return not any(folder.glob(f"*/*/{HEADER}"))
 

@@ -7,7 +7,6 @@ from vivit_bench.audit.record import Audit, Look, Present, journal_problems, pre
 from vivit_bench.comparison.compare import Record, RunKind
 from vivit_bench.comparison.stored import RUNS
 from vivit_bench.critical_batch.settings import measuring_environment
-from vivit_bench.imported import imported_files
 from vivit_bench.store import StoredRun, read_journal
 
 
@@ -50,8 +49,9 @@ def _contents(stored: StoredRun) -> Iterator[str]:
 def _present(stored: StoredRun, look: Look) -> Present:
     settings = stored.settings
     files, unknown = present_files(stored)
-    environment = measuring_environment(settings["engines"], settings["device"])
-    environment |= imported_files(settings["problem"])
+    environment = measuring_environment(
+        settings["engines"], settings["device"], settings["problem"]
+    )
     return Present(environment, files, unknown)
 
 

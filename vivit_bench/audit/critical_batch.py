@@ -7,7 +7,6 @@ from vivit_bench.audit.record import Audit, Look, Present, journal_problems, pre
 from vivit_bench.critical_batch.records import TRIALS
 from vivit_bench.critical_batch.search import StoppedBy
 from vivit_bench.critical_batch.settings import measuring_environment
-from vivit_bench.imported import imported_files
 from vivit_bench.measure import Outcome, Trial
 from vivit_bench.store import StoredRun, read_journal
 
@@ -68,8 +67,9 @@ def _contents(stored: StoredRun) -> Iterator[str]:
 def _present(stored: StoredRun, look: Look) -> Present:
     settings = stored.settings
     files, unknown = present_files(stored)
-    environment = measuring_environment([settings["engine"]], settings["device"])
-    environment |= imported_files(settings["problem"])
+    environment = measuring_environment(
+        [settings["engine"]], settings["device"], settings["problem"]
+    )
     return Present(environment, files, unknown)
 
 

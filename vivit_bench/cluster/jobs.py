@@ -9,6 +9,9 @@ from typing import Any, Protocol
 
 from vivit_bench.errors import VivitBenchError
 
+LOGS = "slurm"
+"""Folder beside the experiments' in which jobs have their logs."""
+
 
 @dataclass(frozen=True)
 class Standing:
@@ -58,7 +61,7 @@ class QueueJob:
     def logs(self) -> Path:
         """Folder of the job's script, work and logs; the run's has its own files only."""
         experiment = self.folder.parent
-        return experiment.parent / "slurm" / experiment.name / self.folder.name
+        return experiment.parent / LOGS / experiment.name / self.folder.name
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from vivit_bench.comparison.compare import (
 from vivit_bench.comparison.floor import measure_floor
 from vivit_bench.critical_batch.settings import measuring_environment
 from vivit_bench.curvature.options import Approximation, Curvature
-from vivit_bench.imported import imported_files
 from vivit_bench.measure.work import work_of
 from vivit_bench.peers import Quantity
 from vivit_bench.problems.workload import WorkloadSpec
@@ -70,10 +69,9 @@ class Comparison:
                 "engines": list(self.engines),
                 "threads": self.threads,
             },
-            environment={
-                **measuring_environment(self.engines, self.workload.device),
-                **imported_files(self.workload.problem),
-            },
+            environment=measuring_environment(
+                self.engines, self.workload.device, self.workload.problem
+            ),
             owns=(RUNS,),
             mendable=(RUNS,),
         )
@@ -94,10 +92,9 @@ class Compared:
     @property
     def whole_rows(self) -> list[dict[str, Any]]:
         """The rows with all of that; with the floor the first, whose engine it is of."""
-        floors = [self.floor or {}, *({} for _ in self.rows[1:])]
-        return [
-            {**row, **self.about, **floor} for row, floor in zip(self.rows, floors, strict=True)
-        ]
+        rows = [{**row, **self.about} for row in self.rows]
+        rows[0].update(self.floor or {})
+        return rows
 
 
 def run_comparison(

@@ -110,7 +110,8 @@ def run_sweep_in_queue(
 
 def _queue_job(job: SearchJob, make_listener: Callable[[], Listener]) -> QueueJob:
     task = SearchTask(job, make_listener)
-    folder = job.results_dir / task.identity.experiment / task.identity.address
+    identity = task.identity
+    folder = job.results_dir / identity.experiment / identity.address
     return QueueJob(folder, job.cell.label, task)
 
 

@@ -58,18 +58,19 @@ _ENGINE_DISTRIBUTIONS = {
 }
 
 
-def measuring_environment(engines: Sequence[str], device: str) -> dict[str, Any]:
+def measuring_environment(engines: Sequence[str], device: str, problem: str) -> dict[str, Any]:
     """What must be the same for measurements of some engines to be comparable.
 
     Args:
         engines: Names.
         device: ``cpu`` or ``cuda:i``.
+        problem: Name.
 
     Returns:
         Flat JSON types. ``code`` is that of the parts of the package that a measured process
         imports; how its threads wait, and its allocator on a CUDA device, is set outside of them.
     """
-    others: dict[str, Any] = dict(OPENMP_WAITING)
+    others: dict[str, Any] = {**OPENMP_WAITING, **imported_files(problem)}
     if device != "cpu":
         others |= CUDA_ENVIRONMENT
     for engine in engines:
@@ -204,10 +205,7 @@ class Cell:
 
     def environment(self) -> dict[str, Any]:
         """What must be the same for two trials of this cell to be comparable, flat JSON types."""
-        return {
-            **measuring_environment([self.engine], self.device),
-            **imported_files(self.problem),
-        }
+        return measuring_environment([self.engine], self.device, self.problem)
 
 
 def make_cell(
