@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vivit_bench.critical_batch.guide import PlannedPeaks
 from vivit_bench.critical_batch.search import (
     Bracket,
     SearchResult,
@@ -220,3 +221,37 @@ def test_what_trials_took_corrects_what_is_expected_of_larger_ones() -> None:
         run, 10_000, known=known, expected=lambda n: n / 2, timeout_seconds=60
     )
     assert (result.critical_batch_size, result.stopped_by) == (1000, StoppedBy.TIMEOUT)
+
+
+@pytest.mark.parametrize(
+    ("threshold", "seconds_per_sample", "found", "stopped_by", "message"),
+    [
+        (10**6, 1 / 30, 1333, StoppedBy.TIMEOUT, "N = 4000: stopped after 60 s"),
+        (10**6, 1 / 10, 64, StoppedBy.TIMEOUT, "N = 1333: stopped after 60 s"),
+        (1000, 1 / 30, 1000, StoppedBy.MEMORY, ""),
+    ],
+)
+def test_after_a_trial_that_was_stopped_one_smaller_one_gives_a_better_bound(
+    threshold: int, seconds_per_sample: float, found: int, stopped_by: StoppedBy, message: str
+) -> None:
+    machine, small = Machine(threshold), [1, 16, 32, 64]
+
+    def run(n: int, bracket: Bracket) -> Trial:
+        done = replace(machine.run(n, bracket), work_seconds=n * seconds_per_sample)
+        if n > 64 and n * seconds_per_sample > 60:
+            return replace(done, outcome=Outcome.TIMEOUT, message="stopped after 60 s")
+        return done
+
+    result = find_critical_batch_size(
+        run,
+        4000,
+        limit_bytes=4000,
+        planned=PlannedPeaks(((1, 1), (100_000, 1_000))),
+        expected=lambda n: n / 60,
+        recorded=lambda n: n in small,
+        timeout_seconds=60,
+    )
+    assert machine.runs[:6] == [*small, 4000, 1333]
+    assert len(machine.runs) == 6 or stopped_by is StoppedBy.MEMORY
+    assert (result.critical_batch_size, result.stopped_by) == (found, stopped_by)
+    assert result.message == message

@@ -179,9 +179,9 @@ def find_critical_batch_size(
     Doubling from 1 until a trial runs out of memory, then bisection to the exact number; or from
     the size that is expected (see `next_batch_size`). The critical N and N + 1 have both been run,
     if memory stopped the search; so has ``max_batch``, if that did, or all samples there are, if a
-    trial met the end of the data. A time-out or another limit ends the search at the largest N
-    known to fit; what is expected to take much longer than the time-out is not even started, but
-    the largest N is that is not.
+    trial met the end of the data. Another limit ends the search at the largest N known to fit, and
+    so does time: what is expected to take much longer than the time-out is not even started, but
+    the largest N is that is not; after a first trial that was stopped, one smaller N is run.
 
     Args:
         run: Runs one batch size. It is also told what is known so far, and is called at most
@@ -207,6 +207,7 @@ def find_critical_batch_size(
     """
     trials = list(known)
     most, all_samples = max_batch, None
+    stopped: Trial | None = None
     while True:
         bracket = known_bracket(trials)
         bound = most
@@ -216,10 +217,14 @@ def find_critical_batch_size(
         if n is not None:
             timed = trials[len(known) :]
             seconds = 0.0 if recorded(n) else _expected_seconds(expected, timed, n)
-            if seconds > HOPELESS * timeout_seconds:
-                affordable = _affordable(expected, timed, n, timeout_seconds)
+            too_slow = stopped is not None and n >= stopped.n
+            if too_slow or seconds > HOPELESS * timeout_seconds:
+                below = n if stopped is None else min(n, stopped.n)
+                affordable = _affordable(expected, timed, below, timeout_seconds)
                 if affordable <= bracket.fits:
                     message = f"N = {n} is expected to take {seconds:.0f} s, and was not started"
+                    if stopped is not None:
+                        message = f"N = {stopped.n}: {stopped.message}"
                     return SearchResult(
                         bracket.fits, StoppedBy.TIMEOUT, message, tuple(trials), repeats
                     )
@@ -238,6 +243,8 @@ def find_critical_batch_size(
                 most = all_samples = min(trial.available_samples, n - 1)
             case Outcome.ERROR:
                 raise TrialError(trial)
+            case Outcome.TIMEOUT if stopped is None and expected(n) is not None:
+                stopped = trial
             case Outcome.TIMEOUT | Outcome.LIMIT:
                 reason = StoppedBy(trial.outcome.value)
                 message = f"N = {n}: {trial.message}"
@@ -281,7 +288,10 @@ def _unsteady(trials: Sequence[Trial]) -> str:
 def _expected_seconds(
     expected: Callable[[int], float | None], timed: Sequence[Trial], n: int
 ) -> float:
-    """What N will take, as the largest trial that was timed corrects it; 0 if nothing is known."""
+    """What N will take, as the largest trial that was timed corrects it; 0 if nothing is known.
+
+    A trial that was stopped is taken to have needed twice its time-out.
+    """
     seconds = expected(n)
     if seconds is None:
         return 0.0
@@ -289,7 +299,7 @@ def _expected_seconds(
         (t.n, t.work_seconds)
         for t in timed
         if t.outcome is Outcome.FITS and t.work_seconds and not t.confirmed
-    ]
+    ] + [(t.n, 2 * t.timeout_seconds) for t in timed if t.outcome is Outcome.TIMEOUT]
     largest, took = max(ended, default=(0, 0.0))
     guess = expected(largest) if largest > SMALL_SIZES[-1] else None
     return seconds * took / guess if guess else seconds
