@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,26 @@ def test_downloads_are_what_the_commands_print(tmp_path: Path) -> None:
     engines = read(COMPARISONS).downloads["engines.csv"]
     assert engines == render(stored_table(rows), TableFormat.CSV)
     assert len(rows) >= 14
+    works = [(row["quantity"], row["curvature"], row["samples"], row["problem"]) for row in rows]
+    together = [work for work, _ in groupby(works)]
+    assert len(together) == len(set(together))
+    sizes = [row["batch_size"] for row in rows]
+    assert all(
+        n <= later
+        for (work, n), (next_work, later) in pairwise(zip(works, sizes, strict=True))
+        if work == next_work
+    )
+
+
+def test_engines_of_one_work_are_drawn_about_the_middle_of_its_row() -> None:
+    drawn = read(COMPARISONS).drawn("ratios")
+    places: dict[str, list[float]] = {}
+    for row in drawn:
+        places.setdefault(row["work"], []).append(float(row["place"]))
+    assert [0.0] in places.values()
+    for each in places.values():
+        middle = (len(each) - 1) / 2
+        assert sorted(each) == [number - middle for number in range(len(each))]
 
 
 def test_what_is_seen_of_a_table_is_its_download(tmp_path: Path) -> None:
@@ -302,7 +323,7 @@ def test_searches_and_comparisons_of_other_conditions_have_rows_of_their_own(
         add_search(tmp_path, threads=threads, facts=facts)
         add_search(tmp_path, threads=threads, facts=facts, problem="mnist_mlp", seed=threads)
     add_search(tmp_path, facts=facts, problem="alone")
-    (folder,) = COMPARISONS.glob("comparison/cifar10_3c3d_eigenvalues_exact_full_n32-*")
+    (folder,) = COMPARISONS.glob("comparison/cifar10_3c3d_full-newton_exact_full_n32-*")
     for name, changes in (("one", {}), ("two", {"dtype": "float64"})):
         shutil.copytree(folder, tmp_path / "comparison" / name)
         stored = load_stored(tmp_path / "comparison" / name, "comparison")

@@ -23,6 +23,7 @@ from vivit_bench.store import Identity, StoredRun, finished_runs, open_run, read
 EXPERIMENT = "comparison"
 RUNS = "runs.jsonl"
 _MACHINE = ("cpu", "cores", "ram_bytes", "gpu", "host", "torch", "vivit_for_pytorch", "git_commit")
+_WORK = ("problem", "quantity", "curvature", "samples")
 
 Note = Callable[[str], None]
 
@@ -170,13 +171,16 @@ def run_comparison(
 
 
 def stored_rows(results_dir: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """One row per engine of every finished comparison, and a line on each that is damaged."""
+    """One row per engine of every finished comparison, and a line on each that is damaged.
+
+    In the order of time, but that a problem's comparisons of one work stand together, by N.
+    """
     runs, notes = finished_runs(results_dir, EXPERIMENT)
-    rows = []
-    for stored in runs:
-        compared = _load(stored)
-        rows += compared.whole_rows
-    return rows, notes
+    rows = [row for stored in runs for row in _load(stored).whole_rows]
+    works = [tuple(row[name] for name in _WORK) for row in rows]
+    first = {work: place for place, work in reversed(list(enumerate(works)))}
+    order = sorted(range(len(rows)), key=lambda i: (first[works[i]], rows[i]["batch_size"]))
+    return [rows[i] for i in order], notes
 
 
 def _load(stored: StoredRun) -> Compared:

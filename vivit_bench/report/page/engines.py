@@ -73,7 +73,15 @@ def ratio_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
         }
         for row, work in zip(compared, labels, strict=True)
     ]
-    return pd.DataFrame(lines, columns=["work", "told", "problem", "base", *names, "peak_mib"])
+    columns = ["work", "told", "problem", "base", *names, "peak_mib"]
+    return _placed(pd.DataFrame(lines, columns=columns))
+
+
+def _placed(frame: pd.DataFrame) -> pd.DataFrame:
+    """With a column ``place``: how many engines below the middle of its work's row one is drawn."""
+    ordered = engines_in_order(frame["engine"])
+    beside = frame["engine"].map(ordered.index).groupby(frame["work"])
+    return frame.assign(place=beside.rank() - (beside.transform("size") + 1) / 2)
 
 
 def _work(row: dict[str, Any]) -> str:
@@ -95,6 +103,7 @@ def _ratios(frame: pd.DataFrame, name: str) -> Chart:
     color = charts.colour("engine", names, legend=engines)
     ends = ["wall_ratio_low", "wall_ratio_high"] if name == "wall" else []
     values = [1.0, *(v for c in [value, *ends] for v in frame[c].astype(float).dropna())]
+    most = frame["work"].value_counts().max()
     x = charts.log_axis(alt.X, value, [*values, 1.6 * max(values)])  # room for the numbers
     base = alt.Chart(charts.data_of("ratios", frame)).encode(
         y=alt.Y(
@@ -102,7 +111,7 @@ def _ratios(frame: pd.DataFrame, name: str) -> Chart:
             sort=None,
             axis=charts.names_axis(200, lines=2),
         ),
-        yOffset=alt.YOffset("engine:N", sort=engines),
+        yOffset=alt.YOffset("place:Q", scale=alt.Scale(domain=[-most / 2, most / 2])),
         tooltip=[
             charts.tip("told", "work"),
             charts.tip("problem", "problem"),
@@ -141,5 +150,5 @@ def _ratios(frame: pd.DataFrame, name: str) -> Chart:
         f"ratios_{name}",
         f"{what.capitalize()} over the first engine's",
         f"{what} ratios to the first engine. {said}",
-        height=max(80, frame["work"].nunique() * max(40 * len(engines), height_of(frame["work"]))),
+        height=max(80, frame["work"].nunique() * max(17 * most, height_of(frame["work"]))),
     )
