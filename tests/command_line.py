@@ -3,7 +3,8 @@
 import importlib
 import sys
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -29,13 +30,12 @@ def group_runner(
     group: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Run:
     """A function that runs ``vivit-bench GROUP ...`` through ``main``, that group alone loaded."""
-    main_module = importlib.import_module("vivit_bench.cli.main")
-    module = f"vivit_bench.cli.{group.replace('-', '_')}"
-    groups = {} if group == "env" or group in main_module._COMMANDS else {group: module}
-    monkeypatch.setattr(main_module, "_GROUPS", groups)
+    main_module, everything = _main()
 
     def run(*arguments: object) -> Outcome:
-        monkeypatch.setattr(main_module.app, "registered_groups", [])
+        for name, known in everything.items():
+            only = {each: where for each, where in known.items() if each == group}
+            monkeypatch.setattr(main_module, name, only)
         monkeypatch.setattr(sys, "argv", ["vivit-bench", group, *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as stopped:
@@ -43,3 +43,10 @@ def group_runner(
         return Outcome(int(stopped.value.code or 0), *capsys.readouterr())
 
     return run
+
+
+@cache
+def _main() -> tuple[Any, dict[str, dict[str, Any]]]:
+    """The module of ``main``, and the groups and commands that it knows."""
+    module = importlib.import_module("vivit_bench.cli.main")
+    return module, {name: getattr(module, name) for name in ("_GROUPS", "_COMMANDS")}

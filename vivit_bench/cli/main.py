@@ -20,14 +20,6 @@ from vivit_bench.errors import Stopped, UsageError, VivitBenchError
 from vivit_bench.hardware import OPENMP_WAITING
 from vivit_bench.report.tables import Column, Table, TableFormat
 
-app = typer.Typer(
-    name="vivit-bench",
-    help="Benchmarks of the ViViT curvature model: critical batch sizes and GGN spectra.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 # One module per command group, each with an ``app``; the order is that of --help.
@@ -69,7 +61,25 @@ _CommandLineError: type[Exception] = next(
 )
 
 
-@app.callback(invoke_without_command=True)
+def command_line() -> typer.Typer:
+    """All commands and groups."""
+    app = typer.Typer(
+        name="vivit-bench",
+        help="Benchmarks of the ViViT curvature model: critical batch sizes and GGN spectra.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(invoke_without_command=True)(_root)
+    app.command(epilog=examples("env", "env --format table"))(env)
+    for name, module in _GROUPS.items():
+        app.add_typer(importlib.import_module(module).app, name=name)
+    for name, (module, function) in _COMMANDS.items():
+        found = importlib.import_module(module)
+        app.command(name, epilog=found.EXAMPLES)(getattr(found, function))
+    return app
+
+
 def _root(
     version: bool = typer.Option(False, "--version", help="Print the version and exit."),
 ) -> None:
@@ -78,7 +88,6 @@ def _root(
         raise typer.Exit()
 
 
-@app.command(epilog=examples("env", "env --format table"))
 def env(format: FormatOption = TableFormat.JSON) -> None:
     """Print what is recorded with every result: machine, libraries, code."""
     from vivit_bench.store import provenance
@@ -98,11 +107,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files need not be text
             stream.reconfigure(errors="backslashreplace")
-    for name, module in _GROUPS.items():
-        app.add_typer(importlib.import_module(module).app, name=name)
-    for name, (module, function) in _COMMANDS.items():
-        found = importlib.import_module(module)
-        app.command(name, epilog=found.EXAMPLES)(getattr(found, function))
+    app = command_line()
     before = {number: signal.signal(number, _stop) for number in _SIGNALS}
     try:
         code = app(prog_name="vivit-bench", standalone_mode=False)
