@@ -23,11 +23,13 @@ from vivit_bench.comparison.compare import (
 )
 from vivit_bench.comparison.intervals import Interval, median_interval
 from vivit_bench.comparison.reference import GEMM_SIZES, PRODUCTS, Reference, ReferencedWork
+from vivit_bench.comparison.stored import EXPERIMENT, records_of
 from vivit_bench.errors import UsageError, VivitBenchError
 from vivit_bench.measure import Observation, Outcome, Reading, Spec, TrialReport, run_trial
 from vivit_bench.measure.budget import MIB
 from vivit_bench.measure.protocol import FailureKind, Measured, Ready
 from vivit_bench.measure.work import EngineWork, project
+from vivit_bench.store import finished_runs
 
 DIGITS = f"{Path(__file__).parent.parent / 'scripts/examples/small_cnn.py'}:digits"
 WORK: dict[str, Any] = {
@@ -92,6 +94,15 @@ def test_compare_engines_end_to_end(
     assert list(rows["dtype"]) == ["float32", "float32"]
     assert rows["floor_seconds"][0] > 0
     assert rows["host"].notna().all()
+    (run,) = finished_runs(Path(results), EXPERIMENT)[0]
+    memory, timed = records_of(run)["vivit-bench"]
+    assert memory.reference is None
+    assert timed.reference is not None
+    assert timed.reference.kind == (GEMM_SIZES["cpu"], PRODUCTS)
+    for seconds in (timed.reference.wall_seconds, timed.reference.cpu_seconds):
+        assert len(seconds) == 2
+        assert min(seconds) > 0
+    assert timed.digest == {}
 
     monkeypatch.setattr(compare, "measure", None)  # from here on nothing is measured
     with pytest.raises(SystemExit) as ended:
@@ -126,18 +137,6 @@ def test_a_trial_and_a_comparison_read_the_same_peak() -> None:
     assert run.peak_bytes == pytest.approx(trial.peak_bytes, rel=0.02)
     assert run.certificate_error is not None
     assert run.certificate_error < 1e-4
-
-
-def test_a_time_run_has_a_reference_beside_it_and_a_memory_run_has_none() -> None:
-    memory, timed = compare_engines(WORK, ["vivit-bench"], 8, threads=1, repeats=1)
-    assert memory.reference is None
-    assert timed.reference is not None
-    assert timed.reference.kind == (GEMM_SIZES["cpu"], PRODUCTS)
-    for seconds in (timed.reference.wall_seconds, timed.reference.cpu_seconds):
-        assert len(seconds) == 2
-        assert min(seconds) > 0
-    assert timed.digest == {}
-    assert Record.from_json(json.loads(json.dumps(timed.to_json()))) == timed
 
 
 def test_the_reference_takes_its_time_beside_the_work_and_not_in_it(
