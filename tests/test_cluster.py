@@ -495,6 +495,7 @@ def test_sbatch_is_asked_and_its_refusal_is_one_line(
 
 def test_what_a_job_left_is_read(commands: Callable[..., None], tmp_path: Path) -> None:
     cloudpickle = pytest.importorskip("cloudpickle")
+    pytest.importorskip("submitit", reason="needs submitit: pip install 'vivit-bench[slurm]'")
     slurm = Slurm()
     assert slurm.outcome(tmp_path, "3") is None
     path = tmp_path / "3_0_result.pkl"

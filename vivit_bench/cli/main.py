@@ -149,6 +149,9 @@ def _what_to_type(error: Any) -> str:
         said = said.replace(": Input should be", f" {typed}: must be", 1).partition(", unable")[0]
     # What click says of it, under older versions of typer.
     said = re.sub(r"^(\S+): (\S+) is not in the range ", r"\1 \2: must be in the range ", said)
+    valid = r"^(\S+): '(.*)' is not a valid (integer|float)( range)?$"
+    said = re.sub(valid, lambda m: f"{m[1]} {m[2][:_LONGEST_NAME]}: must be a valid {m[3]}", said)
+    said = re.sub(r"^No such option '(\S+)'", r"No such option: \1", said)
     command = "vivit-bench" if error.ctx is None else error.ctx.command_path
     return f"{said[:1].lower()}{said[1:]} (see {command} --help)"
 

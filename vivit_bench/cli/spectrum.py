@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -326,12 +326,10 @@ def sweep(
             raise failed
         return
     stored = []
-    with (
-        engine_on(problem, device, threads),
-        Progress(
-            console=console, transient=True, disable=quiet or not console.is_terminal
-        ) as progress,
-    ):
+    is_live = console.is_terminal and not quiet
+    progress = Progress(console=console, transient=True, disable=not is_live)
+    # rich < 14.3 ends also a display that is disabled with an empty line.
+    with engine_on(problem, device, threads), progress if is_live else nullcontext():
         task = progress.add_task("loading", total=len(VARIANTS))
         for step in sweep_spectra(
             load_workload(spec),
