@@ -255,3 +255,17 @@ def test_after_a_trial_that_was_stopped_one_smaller_one_gives_a_better_bound(
     assert len(machine.runs) == 6 or stopped_by is StoppedBy.MEMORY
     assert (result.critical_batch_size, result.stopped_by) == (found, stopped_by)
     assert result.message == message
+
+
+def test_a_repeated_trial_that_is_stopped_proves_nothing() -> None:
+    machine = Machine(5)
+    result = find_critical_batch_size(
+        machine.run,
+        64,
+        again=lambda n, bracket, number: trial(n, Outcome.TIMEOUT, "stopped"),
+        repeats=2,
+        expected=lambda n: 1.0,
+        timeout_seconds=60,
+    )
+    assert (result.critical_batch_size, result.stopped_by) == (5, StoppedBy.TIMEOUT)
+    assert result.message == "N = 5: stopped"

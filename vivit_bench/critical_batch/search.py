@@ -214,6 +214,7 @@ def find_critical_batch_size(
         if largest is not None and bracket.fits <= largest:
             bound = min(most, largest if bracket.fits < largest else largest + 1)
         n = next_batch_size(bracket, trials, bound, limit_bytes, planned, len(known))
+        is_first = n is not None
         if n is not None:
             timed = trials[len(known) :]
             seconds = 0.0 if recorded(n) else _expected_seconds(expected, timed, n)
@@ -243,7 +244,7 @@ def find_critical_batch_size(
                 most = all_samples = min(trial.available_samples, n - 1)
             case Outcome.ERROR:
                 raise TrialError(trial)
-            case Outcome.TIMEOUT if stopped is None and expected(n) is not None:
+            case Outcome.TIMEOUT if is_first and stopped is None and expected(n) is not None:
                 stopped = trial
             case Outcome.TIMEOUT | Outcome.LIMIT:
                 reason = StoppedBy(trial.outcome.value)
