@@ -103,6 +103,7 @@ def test_compare_engines_end_to_end(
         assert len(seconds) == 2
         assert min(seconds) > 0
     assert timed.digest == {}
+    assert Record.from_json(json.loads(json.dumps(timed.to_json()))) == timed
 
     monkeypatch.setattr(compare, "measure", None)  # from here on nothing is measured
     with pytest.raises(SystemExit) as ended:

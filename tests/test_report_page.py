@@ -433,11 +433,10 @@ def test_charts_are_valid_vega_lite(tmp_path: Path) -> None:
 
     add_searches(tmp_path)
     store_made_up(tmp_path)
-    made = collect(tmp_path).specs | page_of_results().specs
-    kinds = {re.sub(r"\d+", "#", key): spec for key, spec in made.items()}
-    for spec in kinds.values():
+    made = [*collect(tmp_path).specs.values(), *page_of_results().specs.values()]
+    for spec in made:
         altair.Root.from_dict(spec, validate=True)
-    assert len(kinds) >= 9
+    assert len(made) >= 9
 
 
 def test_names_cannot_end_a_script_or_a_cell(tmp_path: Path) -> None:

@@ -218,14 +218,12 @@ def find_critical_batch_size(
         if n is not None:
             timed = trials[len(known) :]
             seconds = 0.0 if recorded(n) else _expected_seconds(expected, timed, n)
-            too_slow = stopped is not None and n >= stopped.n
-            if too_slow or seconds > HOPELESS * timeout_seconds:
-                below = n if stopped is None else min(n, stopped.n)
-                affordable = _affordable(expected, timed, below, timeout_seconds)
+            if seconds > HOPELESS * timeout_seconds:
+                affordable = _affordable(expected, timed, n, timeout_seconds)
+                if affordable <= bracket.fits and stopped is not None:
+                    break
                 if affordable <= bracket.fits:
                     message = f"N = {n} is expected to take {seconds:.0f} s, and was not started"
-                    if stopped is not None:
-                        message = f"N = {stopped.n}: {stopped.message}"
                     return SearchResult(
                         bracket.fits, StoppedBy.TIMEOUT, message, tuple(trials), repeats
                     )
@@ -245,7 +243,7 @@ def find_critical_batch_size(
             case Outcome.ERROR:
                 raise TrialError(trial)
             case Outcome.TIMEOUT if is_first and stopped is None and expected(n) is not None:
-                stopped = trial
+                stopped, most = trial, n - 1
             case Outcome.TIMEOUT | Outcome.LIMIT:
                 reason = StoppedBy(trial.outcome.value)
                 message = f"N = {n}: {trial.message}"
@@ -254,6 +252,9 @@ def find_critical_batch_size(
     found = tuple(trials)
     if bracket.too_large == bracket.fits + 1:
         return SearchResult(bracket.fits, StoppedBy.MEMORY, _unsteady(trials), found, repeats)
+    if stopped is not None:
+        message = f"N = {stopped.n}: {stopped.message}"
+        return SearchResult(bracket.fits, StoppedBy.TIMEOUT, message, found, repeats)
     if all_samples is not None:
         message = f"the data end at {all_samples} samples"
         return SearchResult(bracket.fits, StoppedBy.DATA, message, found, repeats)
