@@ -13,13 +13,11 @@ from typing import Any
 import pytest
 from command_line import Run, group_runner
 from fake_scheduler import FakeScheduler, run_in_process
-from test_critical_batch_records import FakeTrials, planning
+from test_critical_batch_records import FakeTrials, replace_trials
 
 from vivit_bench.cluster.slurm import JobState
 from vivit_bench.cluster.task import Outcome
-from vivit_bench.critical_batch import jobs as jobs_module
-from vivit_bench.critical_batch import make_cell, run_search
-from vivit_bench.critical_batch.runner import FinishedSearch, MemoryLimit
+from vivit_bench.critical_batch import make_cell
 from vivit_bench.critical_batch.settings import Cell
 from vivit_bench.errors import Stopped, UsageError
 from vivit_bench.measure import Outcome as TrialOutcome
@@ -83,12 +81,11 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.chdir(tmp_path)
     failing = {"eigenvalues, mc, frac": iter([True])}
 
-    def search(cell: Cell, memory_limit: MemoryLimit, **options: Any) -> FinishedSearch:
+    def trials(cell: Cell) -> FakeTrials:
         is_failing = next(failing.get(cell.variant, iter([])), False)
-        trials = FakeTrials(9, {4: TrialOutcome.ERROR} if is_failing else {})
-        return run_search(cell, memory_limit, run=trials, plan=planning([]), **options)
+        return FakeTrials(9, {4: TrialOutcome.ERROR} if is_failing else {})
 
-    monkeypatch.setattr(jobs_module, "run_search", search)
+    replace_trials(monkeypatch, trials)
     monkeypatch.setenv("COLUMNS", "120")
     return group_runner("critical-batch", monkeypatch, capsys)
 
@@ -133,11 +130,7 @@ def sizes(out: str) -> set[str]:
 @pytest.fixture
 def all_succeed(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
     """No trial fails."""
-
-    def search(cell: Cell, memory_limit: MemoryLimit, **options: Any) -> FinishedSearch:
-        return run_search(cell, memory_limit, run=FakeTrials(9), plan=planning([]), **options)
-
-    monkeypatch.setattr(jobs_module, "run_search", search)
+    replace_trials(monkeypatch, lambda cell: FakeTrials(9))
 
 
 @pytest.mark.usefixtures("all_succeed")

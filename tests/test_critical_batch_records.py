@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from vivit_bench.critical_batch import Cell, MemoryLimit, make_cell, run_search
+from vivit_bench.critical_batch import jobs as jobs_module
 from vivit_bench.critical_batch import runner as runner_module
 from vivit_bench.critical_batch import settings as settings_module
 from vivit_bench.critical_batch.listener import Listener
@@ -81,6 +82,21 @@ def planning(points: list[list[int]]) -> Callable[[Spec, float], Observation]:
         return replace(Observation(Outcome.FITS, "", *nothing), report=report)
 
     return plan
+
+
+def replace_trials(
+    monkeypatch: pytest.MonkeyPatch,
+    trials_of: Callable[[Cell], FakeTrials],
+    points: list[list[int]] | None = None,
+) -> None:
+    """Let jobs of this process search with trials that are made up, see `planning`."""
+    for name in ("run_search", "look_ahead"):
+        real = getattr(runner_module, name)
+
+        def run(cell: Cell, limit: MemoryLimit, *, real: Any = real, **options: Any) -> Any:
+            return real(cell, limit, run=trials_of(cell), plan=planning(points or []), **options)
+
+        monkeypatch.setattr(jobs_module, name, run)
 
 
 def not_to_be_asked(spec: Spec, timeout: float) -> Observation:

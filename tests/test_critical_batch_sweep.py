@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -11,14 +12,13 @@ from typing import Any
 
 import pytest
 from command_line import Run, group_runner
-from test_critical_batch_records import FakeTrials, planning
+from test_critical_batch_records import FakeTrials, planning, replace_trials
 
-from vivit_bench.critical_batch import jobs as jobs_module
 from vivit_bench.critical_batch import make_cell, run_search, sweep_plan
 from vivit_bench.critical_batch.jobs import SweepListener
 from vivit_bench.critical_batch.listener import Listener
 from vivit_bench.critical_batch.predict import Prediction
-from vivit_bench.critical_batch.runner import FinishedSearch, MemoryLimit
+from vivit_bench.critical_batch.runner import MemoryLimit
 from vivit_bench.critical_batch.settings import Cell
 from vivit_bench.critical_batch.sweep import run_sweep, table_cells, threads_of
 from vivit_bench.critical_batch.sweep_plan import (
@@ -30,8 +30,9 @@ from vivit_bench.critical_batch.sweep_plan import (
     stored_prediction,
 )
 from vivit_bench.critical_batch.table_s1 import SUB_TABLES
-from vivit_bench.errors import UsageError, VivitBenchError
-from vivit_bench.measure import Outcome
+from vivit_bench.errors import Stopped, UsageError, VivitBenchError
+from vivit_bench.measure import Outcome, Spec, TrialRun
+from vivit_bench.measure.trial import Confirming
 from vivit_bench.store import run as run_module
 
 LIMIT = 21_500_000
@@ -230,13 +231,11 @@ def test_a_sweep_goes_on_after_a_failed_cell(
 ) -> None:
     searched: list[int] = []
 
-    def run(cell: Cell, memory_limit: MemoryLimit, **options: Any) -> FinishedSearch:
-        ending = {4: Outcome.ERROR} if cell.workload.seed == 1 else {}
+    def trials(cell: Cell) -> FakeTrials:
         searched.append(cell.workload.seed)
-        trials = FakeTrials(9, ending)
-        return run_search(cell, memory_limit, run=trials, plan=planning([]), **options)
+        return FakeTrials(9, {4: Outcome.ERROR} if cell.workload.seed == 1 else {})
 
-    monkeypatch.setattr(jobs_module, "run_search", run)
+    replace_trials(monkeypatch, trials)
     steps = run_sweep(plan_of(), SweepListener())
     assert searched == [0, 1, 2, 3]
     assert [step.error is None for step in steps] == [True, False, True, True]
@@ -248,17 +247,15 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     """Run ``vivit-bench critical-batch ...``, whose trials and predictions are made up."""
     monkeypatch.chdir(tmp_path)
 
-    def search(cell: Cell, memory_limit: MemoryLimit, **options: Any) -> FinishedSearch:
-        ending = {4: Outcome.ERROR} if cell.label.startswith("mnist_2c2d") else {}
-        trials = FakeTrials(9, ending)
-        return run_search(cell, memory_limit, run=trials, plan=planning([]), **options)
+    def trials(cell: Cell) -> FakeTrials:
+        return FakeTrials(9, {4: Outcome.ERROR} if cell.label.startswith("mnist_2c2d") else {})
 
     def predict(cell: Cell, memories: list[int], **options: Any) -> list[Prediction]:
         if cell.label.startswith("mnist_2c2d"):
             raise VivitBenchError("N = 1: the set-up failed")
         return [predicted(search_seconds=7_200.0, step=10_800.0)]
 
-    monkeypatch.setattr(jobs_module, "run_search", search)
+    replace_trials(monkeypatch, trials)
     monkeypatch.setattr(sweep_plan, "predict_cell", predict)
     monkeypatch.setenv("COLUMNS", "120")
     return group_runner("critical-batch", monkeypatch, capsys)
@@ -296,14 +293,17 @@ def test_a_sweep_tells_its_plan_what_is_left_and_how_it_ended(run: Run, tmp_path
     assert first.code == 1
     assert first.out.count("\n") == 5  # the finished ones
     told = " ".join(first.err.split())
-    assert "To run: 8 of 8 searches; expected time not known (--dry-run" in told
+    assert "To run: 8 of 8 searches; expected time not known." in told
     assert "1 done, 0 running, 7 left" in told
     assert "4 of 8 searches finished, 4 failed, in " in told
     *_, last = first.err.splitlines()
     assert last.startswith("vivit-bench: 4 of 8 searches failed, the same command tries them")
     reason = "mnist_2c2d: eigenvalues, mc, frac (vivit-bench, cpu): N = 4 failed, which says"
     assert reason in last
-    assert first.err.index("To run: 8") < first.err.index("[1/8] mnist_mlp")
+    ahead, searches = first.err.split("To run: 8")
+    for number in range(1, 9):
+        assert re.search(rf"\[{number}/8\] .*, small trials$", ahead, re.MULTILINE)
+        assert re.search(rf"\[{number}/8\] .*\)$", searches, re.MULTILINE)
     again = run(*COMMAND, "--format", "csv")
     assert (again.code, again.out.count("\n")) == (0, 5)
     assert "Nothing is to be run." in again.err
@@ -316,28 +316,79 @@ def test_a_sweep_tells_its_plan_what_is_left_and_how_it_ended(run: Run, tmp_path
     assert (quiet.code, quiet.err) == (0, "")
 
 
-def test_time_taken_is_compared_with_what_was_expected(
+POINTS = [[1, 10_000_000], [16, 50_000_000], [21, 64_000_000], [22, 68_000_000]]
+"""What the engine plans; `FakeTrials` take 2 s, and the plan says 4.4 s for N = 21."""
+
+
+def test_small_trials_come_first_and_tell_the_time(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a search whose header says what was predicted when it began."""
+    ran: list[tuple[str, int]] = []
 
-    def search(cell: Cell, limit: MemoryLimit, **options: Any) -> FinishedSearch:
-        fails = {1: Outcome.ERROR} if next(sittings) == 0 else {}
-        return run_search(cell, limit, run=FakeTrials(9, fails), plan=planning([]), **options)
+    class Told(FakeTrials):
+        def __init__(self, cell: Cell) -> None:
+            super().__init__(21)
+            self.work = cell.variant
 
-    sittings = iter([0, 1, 1, 1, 1, 1, 1, 1])
-    monkeypatch.setattr(jobs_module, "run_search", search)
-    assert run(*COMMAND).code == 1
-    (header,) = (
-        path for path in Path("results").glob("*/*/run.json") if "running" in path.read_text()
-    )
-    stored = run_module.read_header(header.parent)
-    stored.results["predicted"] = asdict(predicted())
-    run_module.write_atomic(header, stored.to_json())
+        def __call__(self, spec: Spec, timeout: float, confirming: Confirming) -> TrialRun:
+            ran.append((self.work, spec.n))
+            return super().__call__(spec, timeout, confirming)
+
+    replace_trials(monkeypatch, Told, POINTS)
     told = run(*COMMAND)
     assert told.code == 0
-    assert "expected time 98 s" in " ".join(told.err.split())
-    assert re.search(r"searches: they took \d+ s, 98 s were expected", told.err)
+    assert [n for _, n in ran[:4]] == [16] * 4
+    assert len({work for work, _ in ran[:4]}) == 4
+    assert {21, 22} <= {n for _, n in ran[4:]}
+    assert 16 not in {n for _, n in ran[4:]}
+    ahead, searches = told.err.split("To run: 4 of 4 searches; expected time 5 min")
+    assert ahead.count("expected: N = 21 (") == 4
+    assert ahead.count("begun, 1 trial  ") == 4
+    assert re.search(r"searches: they took \d+ s, 5 min were expected", searches)
+    assert run(*COMMAND, "--fresh").code == 0
+    assert ran[len(ran) // 2 :] == ran[: len(ran) // 2]  # nothing is begun twice
+
+
+def test_small_trials_that_fail_cost_their_search(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[FakeTrials] = []
+
+    def trials(cell: Cell) -> FakeTrials:
+        made.append(FakeTrials(21, {16: Outcome.ERROR} if "mc, full" in cell.label else {}))
+        return made[-1]
+
+    replace_trials(monkeypatch, trials, POINTS)
+    told = run(*COMMAND, "--format", "csv")
+    assert (told.code, told.out.count("\n")) == (1, 4)
+    assert [each.runs for each in made[:4]] == [[16]] * 4
+    assert len(made[4:]) == 3
+    assert all({21, 22} <= set(each.runs) for each in made[4:])
+    plan, after = told.err.split("To run: 3 of 4 searches; expected time 4 min")
+    assert re.search(r"eigenvalues, mc, full +failed", plan)
+    assert "3 of 4 searches finished, 1 failed" in after
+    assert after.splitlines()[-1].startswith("vivit-bench: 1 of 4 searches failed, the same")
+
+
+def test_an_interrupted_search_that_was_to_start_over_is_gone_on_with_without_fresh(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where its small trials, which did start over, had ended."""
+    replace_trials(monkeypatch, lambda cell: FakeTrials(21), POINTS)
+    assert run(*COMMAND).code == 0
+
+    class Interrupted(FakeTrials):
+        def __call__(self, spec: Spec, timeout: float, confirming: Confirming) -> TrialRun:
+            if spec.n > 21:
+                raise Stopped(signal.SIGINT)
+            return super().__call__(spec, timeout, confirming)
+
+    replace_trials(monkeypatch, lambda cell: Interrupted(21), POINTS)
+    interrupted = run(*COMMAND, "--fresh")
+    assert interrupted.code == 130
+    assert "the same command without --fresh goes on with it" in interrupted.err.splitlines()[-1]
+    replace_trials(monkeypatch, lambda cell: FakeTrials(21, {16: Outcome.ERROR}), POINTS)
+    assert run(*COMMAND).code == 0  # N = 16 is not run again
 
 
 @pytest.mark.parametrize(

@@ -376,13 +376,14 @@ def sweep(
 ) -> None:
     """Search the cells of the paper's Tables S.1a to S.1c, or some; finished ones are skipped.
 
-    The plan is printed first. Table S.1d, on a CUDA device, is searched with --table d. A cell
+    The small trials of all searches are run first, then the plan with the expected time is
+    printed. Table S.1d, on a CUDA device, is searched with --table d. A cell
     that fails is named at the end, and the exit code is then 1.
     """
     from vivit_bench.cli.critical_batch_progress import log_listener
     from vivit_bench.cluster import Slurm, make_request
     from vivit_bench.critical_batch.cluster import budget_of, run_sweep_in_queue
-    from vivit_bench.critical_batch.sweep import run_sweep, table_cells, threads_of
+    from vivit_bench.critical_batch.sweep import begin_sweep, run_sweep, table_cells, threads_of
     from vivit_bench.critical_batch.sweep_plan import plan_sweep
     from vivit_bench.critical_batch.table_s1 import DEFAULT_TABLES, PROBLEMS, SUB_TABLES
     from vivit_bench.report.critical_batch import sweep_table
@@ -434,12 +435,14 @@ def sweep(
             progress.note(f"each job asks for {request.line()}")
         if dry_run and is_local:
             plan = plan.predicted(progress)
-    planned = plan_table(plan, were_predicted=dry_run or not is_local)
     if dry_run:
-        hand_out(planned, format)
+        hand_out(plan_table(plan), format)
         return
     with _sweep_progress(quiet, plan) as shown:
-        shown.note(render(planned, TableFormat.TABLE).rstrip())
+        if is_local:
+            plan = begin_sweep(plan, shown)
+            shown.goes_on(plan)
+        shown.note(render(plan_table(plan), TableFormat.TABLE).rstrip())
         if request is None or scheduler is None:
             steps = run_sweep(plan, shown)
         else:

@@ -9,8 +9,9 @@ from rich.console import Console
 
 from vivit_bench.arguments import format_duration
 from vivit_bench.cli.critical_batch_progress import LiveLines, SearchProgress
-from vivit_bench.critical_batch.jobs import SearchJob, SweepListener, SweepStep
+from vivit_bench.critical_batch.jobs import AheadJob, Job, SearchJob, SweepListener, SweepStep
 from vivit_bench.critical_batch.listener import Listener
+from vivit_bench.critical_batch.settings import Cell
 from vivit_bench.critical_batch.sweep_plan import (
     PlannedSearch,
     SweepPlan,
@@ -30,30 +31,38 @@ class SweepProgress(SweepListener):
         self._console, self._plan = console, plan
         self._lines = LiveLines(console)
         self._started = time.monotonic()
-        self._numbers = {each.job: n for n, each in enumerate(plan.searches, start=1)}
-        self._running: dict[SearchJob, tuple[float, SearchProgress]] = {}
-        self._ended: set[SearchJob] = set()
+        self._numbers = {each.job.cell: n for n, each in enumerate(plan.searches, start=1)}
+        self._running: dict[Cell, tuple[float, SearchProgress]] = {}
+        self._ended: set[Cell] = set()
 
-    def begun(self, job: SearchJob) -> Listener:
+    def goes_on(self, plan: SweepPlan) -> None:
+        """The searches follow their small trials, of which some may have failed."""
+        self._plan = plan
+        self._ended = {each.job.cell for each in plan.searches if each.failed is not None}
+        self._lines.remove("left")
+
+    def begun(self, job: Job) -> Listener:
         """See `SweepListener`."""
-        number = f"{self._numbers[job]}/{len(self._plan.searches)}"
-        self.note(f"[{number}] {job.cell.label}")
         cell = job.cell
+        number = f"{self._numbers[cell]}/{len(self._plan.searches)}"
+        what = ", small trials" if isinstance(job, AheadJob) else ""
+        self.note(f"[{number}] {cell.label}{what}")
         name = f"[{number}] {cell.problem}: {cell.variant}" if self._plan.at_once > 1 else ""
         progress = SearchProgress(self._console, name, self._lines)
-        self._running[job] = time.monotonic(), progress
+        self._running[cell] = time.monotonic(), progress
         if self._ended and self._console.is_terminal:
             self._tell_what_is_left()
         return progress
 
     def ended(self, step: SweepStep) -> None:
         """See `SweepListener`."""
-        self._running.pop(step.job)[1].close()
-        self._ended.add(step.job)
+        cell = step.job.cell
+        self._running.pop(cell)[1].close()
+        self._ended.add(cell)
         if step.error is not None:
             self._lines.close()
-            typer.echo(f"{step.job.cell.label}: {step.error}", err=True)
-        if self._search(step.job).is_to_run:
+            typer.echo(f"{cell.label}: {step.error}", err=True)
+        if isinstance(step.job, SearchJob) and self._search(cell).is_to_run:
             self._tell_what_is_left()
 
     def note(self, text: str) -> None:
@@ -68,7 +77,7 @@ class SweepProgress(SweepListener):
         """How many searches ended how, and in what time."""
         failed = sum(step.error is not None for step in steps)
         before = sum(not planned.is_to_run for planned in self._plan.searches)
-        ran = [step for step in steps if self._search(step.job).is_to_run and step.finished]
+        ran = [step for step in steps if self._search(step.job.cell).is_to_run and step.finished]
         parts = [f"{len(steps) - failed} of {len(steps)} searches finished"]
         parts += [f"{before} of them before"] if before and not failed else []
         parts += [f"{failed} failed"] if failed else []
@@ -83,14 +92,13 @@ class SweepProgress(SweepListener):
         return f"{line}; searches: {which} took {taken}, {expected} were expected"
 
     def _tell_what_is_left(self) -> None:
-        begun = {job: time.monotonic() - since for job, (since, _) in self._running.items()}
-        waiting = [
-            planned for planned in self._plan.to_run if planned.job not in self._ended | set(begun)
-        ]
+        begun = {cell: time.monotonic() - since for cell, (since, _) in self._running.items()}
+        over = self._ended | set(begun)
+        waiting = [planned for planned in self._plan.to_run if planned.job.cell not in over]
         if not begun and not waiting:
             self._lines.remove("left")
             return
-        left = [_rest(self._search(job), seconds) for job, seconds in begun.items()]
+        left = [_rest(self._search(cell), seconds) for cell, seconds in begun.items()]
         left += [planned.expected_seconds for planned in waiting]
         seconds, unknown = expected_seconds(left, self._plan.at_once)
         text = f"{len(self._ended)} done, {len(begun)} running, {len(waiting)} left"
@@ -102,14 +110,14 @@ class SweepProgress(SweepListener):
         else:
             self.note(text)
 
-    def _search(self, job: SearchJob) -> PlannedSearch:
-        return self._plan.searches[self._numbers[job] - 1]
+    def _search(self, cell: Cell) -> PlannedSearch:
+        return self._plan.searches[self._numbers[cell] - 1]
 
     def _expected(self, step: SweepStep) -> float | None:
         """Of a search: what the plan said, or else what was predicted when it began."""
-        planned = self._search(step.job)
+        planned = self._search(step.job.cell)
         if planned.prediction is None:
-            planned = replace(planned, prediction=_stored(step.job).prediction)
+            planned = replace(planned, prediction=_stored(planned.job).prediction)
         return planned.expected_seconds
 
 

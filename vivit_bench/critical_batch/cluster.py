@@ -17,7 +17,7 @@ from vivit_bench.critical_batch.jobs import SearchJob, SweepListener, SweepStep,
 from vivit_bench.critical_batch.listener import Listener
 from vivit_bench.critical_batch.records import identity_of
 from vivit_bench.critical_batch.runner import FinishedSearch
-from vivit_bench.critical_batch.sweep_plan import Stored, SweepPlan, look_up
+from vivit_bench.critical_batch.sweep_plan import Stored, SweepPlan, in_order, look_up
 from vivit_bench.errors import VivitBenchError
 from vivit_bench.hardware import parse_device
 from vivit_bench.measure.budget import MemoryBudget
@@ -104,8 +104,7 @@ def run_sweep_in_queue(
         scheduler, list(by_queue), request, told, at_once=plan.at_once, fresh=fresh, pause=pause
     )
     steps += told.steps
-    order = {planned.job: number for number, planned in enumerate(plan.searches)}
-    return sorted(steps, key=lambda step: order[step.job])
+    return in_order(plan, steps)
 
 
 def _queue_job(job: SearchJob, make_listener: Callable[[], Listener]) -> QueueJob:

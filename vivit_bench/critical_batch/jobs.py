@@ -22,7 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from vivit_bench.critical_batch.listener import Listener
-from vivit_bench.critical_batch.runner import FinishedSearch, MemoryLimit, run_search
+from vivit_bench.critical_batch.runner import (
+    FinishedSearch,
+    MemoryLimit,
+    look_ahead,
+    run_search,
+)
 from vivit_bench.critical_batch.settings import Cell
 from vivit_bench.errors import VivitBenchError
 
@@ -45,6 +50,13 @@ class SearchJob:
     """Searches that run at the same time, this one included."""
     elsewhere: bool = False
     """Whether another machine runs it: here it is returned, where it is finished, and not run."""
+    begun: bool = False
+    """Whether this command has run its small trials already."""
+
+    @property
+    def starts_over(self) -> bool:
+        """Whether what is stored is not gone on with."""
+        return self.fresh and not self.begun
 
     def run(self, listener: Listener | None = None) -> FinishedSearch:
         """Search in this process.
@@ -59,6 +71,7 @@ class SearchJob:
             max_batch=self.max_batch,
             trial_timeout=self.trial_timeout,
             fresh=self.fresh,
+            begun=self.begun,
             at_once=self.at_once,
             elsewhere=self.elsewhere,
             listener=listener,
@@ -66,13 +79,46 @@ class SearchJob:
 
 
 @dataclass(frozen=True)
-class SweepStep:
-    """A search of a sweep that has ended."""
+class AheadJob:
+    """The small trials of a search, which say what is expected of it; it can be pickled."""
 
-    job: SearchJob
+    search: SearchJob
+
+    @property
+    def cell(self) -> Cell:
+        """That is searched."""
+        return self.search.cell
+
+    def run(self, listener: Listener | None = None) -> None:
+        """Begin the search in this process.
+
+        Raises:
+            VivitBenchError: See `look_ahead`.
+        """
+        look_ahead(
+            self.search.cell,
+            self.search.memory_limit,
+            results_dir=self.search.results_dir,
+            max_batch=self.search.max_batch,
+            trial_timeout=self.search.trial_timeout,
+            fresh=self.search.fresh,
+            at_once=self.search.at_once,
+            listener=listener,
+        )
+
+
+Job = SearchJob | AheadJob
+
+
+@dataclass(frozen=True)
+class SweepStep:
+    """A search of a sweep that has ended, or its small trials have."""
+
+    job: Job
     seconds: float
     """Wall time."""
     finished: FinishedSearch | None = None
+    """None for small trials, too."""
     error: VivitBenchError | None = None
     """Why the search failed; the sweep goes on."""
 
@@ -80,16 +126,16 @@ class SweepStep:
 class SweepListener:
     """Is told what happens during a sweep; this one ignores it."""
 
-    def begun(self, job: SearchJob) -> Listener:
-        """A search begins; what is returned is told what happens during it."""
+    def begun(self, job: Job) -> Listener:
+        """A job begins; what is returned is told what happens during it."""
         return Listener()
 
     def ended(self, step: SweepStep) -> None:
-        """A search ended."""
+        """A job ended."""
 
 
-def run_here(job: SearchJob, listener: SweepListener) -> SweepStep:
-    """Search in this process."""
+def run_here(job: Job, listener: SweepListener) -> SweepStep:
+    """Run a job in this process."""
     started = time.monotonic()
     finished, failed = None, None
     try:
@@ -101,10 +147,10 @@ def run_here(job: SearchJob, listener: SweepListener) -> SweepStep:
     return step
 
 
-def run_jobs(jobs: Sequence[SearchJob], at_once: int, listener: SweepListener) -> list[SweepStep]:
-    """Keep some searches going, each in a process of its own, until all have ended.
+def run_jobs(jobs: Sequence[Job], at_once: int, listener: SweepListener) -> list[SweepStep]:
+    """Keep some jobs going, each in a process of its own, until all have ended.
 
-    A search that fails, or whose process is killed, costs itself.
+    One that fails, or whose process is killed, costs itself.
 
     Args:
         jobs: In the order in which they begin.
@@ -113,7 +159,7 @@ def run_jobs(jobs: Sequence[SearchJob], at_once: int, listener: SweepListener) -
 
     Returns:
         How they ended, the first first. No process is left behind, whatever interrupts this
-        function; what the searches keep is then added to the exception.
+        function; what they keep is then added to the exception.
 
     Raises:
         VivitBenchError: No process can be started.
@@ -155,12 +201,12 @@ class _Worker:
         VivitBenchError: It cannot be started.
     """
 
-    def __init__(self, job: SearchJob, cpus: list[int], listener: SweepListener) -> None:
+    def __init__(self, job: Job, cpus: list[int], listener: SweepListener) -> None:
         self.job, self.cpus = job, cpus
         self._started = time.monotonic()
         self._told = listener.begun(job)
         self.said: dict[str, Any] = {}
-        """Its last words: ``finished`` with the search, ``failed`` or ``kept`` with a text."""
+        """Its last words: ``done`` with what it returns, ``failed`` or ``kept`` with a text."""
         reading, writing = os.pipe()
         self.events = Connection(reading, writable=False)
         try:
@@ -188,7 +234,7 @@ class _Worker:
             name, arguments = self.events.recv()
         except (EOFError, OSError, pickle.UnpicklingError):  # perhaps in the middle of one
             return False
-        if name in ("finished_search", "failed", "kept"):
+        if name in ("done", "failed", "kept"):
             self.said[name] = arguments
         else:
             getattr(self._told, name)(*arguments)
@@ -205,8 +251,8 @@ class _Worker:
             self.process.kill()  # its trial ends with it
             code = self.process.wait()
         self.events.close()
-        finished, failed = self.said.get("finished_search"), self.said.get("failed")
-        if finished is None and failed is None:
+        finished, failed = self.said.get("done"), self.said.get("failed")
+        if "done" not in self.said and failed is None:
             how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
             failed = f"its process ended without a word ({how}); the same command goes on with it"
         error = None if failed is None else VivitBenchError(failed)

@@ -95,6 +95,7 @@ def run_search(
     trial_timeout: float = DEFAULT_TRIAL_TIMEOUT,
     repeats: int = 1,
     fresh: bool = False,
+    begun: bool = False,
     at_once: int = 1,
     elsewhere: bool = False,
     listener: Listener | None = None,
@@ -111,6 +112,7 @@ def run_search(
         trial_timeout: Seconds for the work of one trial.
         repeats: Trials of the critical N, and of N + 1.
         fresh: Forget the records and start over.
+        begun: Whether `look_ahead` has begun it already, for the same command.
         at_once: Searches that run at the same time, which is stored: times are longer then.
         elsewhere: Whether it is finished, by whatever machine: it is returned and not gone on with.
         listener: Is told what happens.
@@ -133,6 +135,7 @@ def run_search(
         results_dir,
         as_elsewhere(results_dir, identity) if elsewhere else identity,
         fresh=fresh,
+        begun=begun,
         more_wanted=lambda stored: goes_further(stored, max_batch, trial_timeout, repeats),
         note=listener.note,
     ) as stored:
@@ -145,19 +148,12 @@ def run_search(
             max_batch, trial_timeout = facts["max_batch"], facts["trial_timeout_seconds"]
             repeats = facts.get("repeats", 1)
             records = finished_records(stored.stored)
+            trials = _Trials(cell, limit, stored, records, trial_timeout, listener, run)
         else:
-            stored.update(limit_chosen_by_user=memory_limit.chosen_by_user)
-            if at_once > stored.stored.results.get(JOBS, 1):
-                stored.update(**{JOBS: at_once})
-            journal = stored.journal(TRIALS)
-            for damaged in journal.notes:
-                listener.note(damaged)
-            records = TrialRecords(journal.entries, journal)
-        trials = _Trials(cell, memory_limit, stored, records, trial_timeout, listener, run)
-        if not stored.is_returned and not _has_looked_ahead(stored.stored.results, max_batch):
-            trials.check_limit()
-            small = _SmallTrials(cell, trials, plan)
-            stored.update(**_look_ahead(small, limit, max_batch, listener))
+            trials = _begin(
+                *(cell, memory_limit, stored, max_batch, trial_timeout, at_once),
+                *(listener, run, plan),
+            )
         header = stored.stored.results
         planned = None
         if points := header.get(PLANNED):
@@ -182,7 +178,73 @@ def run_search(
     return FinishedSearch(cell, memory_limit, result, trials.from_records, stored.folder, facts)
 
 
-def _has_looked_ahead(header: Mapping[str, Any], max_batch: int) -> bool:
+def look_ahead(
+    cell: Cell,
+    memory_limit: MemoryLimit,
+    *,
+    results_dir: Path,
+    max_batch: int = DEFAULT_MAX_BATCH,
+    trial_timeout: float = DEFAULT_TRIAL_TIMEOUT,
+    fresh: bool = False,
+    at_once: int = 1,
+    listener: Listener | None = None,
+    run: RunTrial = run_trial,
+    plan: RunPlan = measure,
+) -> None:
+    """Begin a search with its small trials, which say what is expected of it; see `run_search`.
+
+    `run_search` goes on with it.
+
+    Raises:
+        TrialError: A trial failed for a reason that says nothing about memory.
+        UsageError: A value that is not allowed.
+        VivitBenchError: The same search is running already.
+    """
+    check_bounds(max_batch, trial_timeout)
+    listener = listener or Listener()
+    with open_run(
+        results_dir,
+        identity_of(cell, memory_limit.limit_bytes),
+        fresh=fresh,
+        more_wanted=lambda stored: goes_further(stored, max_batch, trial_timeout),
+        note=listener.note,
+    ) as stored:
+        if not stored.is_returned:  # another process may have finished it
+            _begin(
+                *(cell, memory_limit, stored, max_batch, trial_timeout, at_once),
+                *(listener, run, plan),
+            )
+
+
+def _begin(
+    cell: Cell,
+    memory_limit: MemoryLimit,
+    stored: Run,
+    max_batch: int,
+    trial_timeout: float,
+    at_once: int,
+    listener: Listener,
+    run: RunTrial,
+    plan: RunPlan,
+) -> "_Trials":
+    """The trials of a search that goes on; its header says what is expected."""
+    stored.update(limit_chosen_by_user=memory_limit.chosen_by_user)
+    if at_once > stored.stored.results.get(JOBS, 1):
+        stored.update(**{JOBS: at_once})
+    journal = stored.journal(TRIALS)
+    for damaged in journal.notes:
+        listener.note(damaged)
+    records = TrialRecords(journal.entries, journal)
+    limit = memory_limit.limit_bytes
+    trials = _Trials(cell, limit, stored, records, trial_timeout, listener, run)
+    if not has_looked_ahead(stored.stored.results, max_batch):
+        trials.check_limit()
+        small = _SmallTrials(cell, trials, plan)
+        stored.update(**_look_ahead(small, limit, max_batch, listener))
+    return trials
+
+
+def has_looked_ahead(header: Mapping[str, Any], max_batch: int) -> bool:
     """Whether it says what is expected of the search, up to a bound on N."""
     told = stored_prediction(header)
     return PLANNED in header and (told is None or told.holds_for(max_batch))
@@ -245,7 +307,7 @@ class _Trials:
     def __init__(
         self,
         cell: Cell,
-        memory_limit: MemoryLimit,
+        limit_bytes: int,
         stored: Run,
         records: TrialRecords,
         timeout: float,
@@ -253,7 +315,7 @@ class _Trials:
         run: RunTrial,
     ):
         self._cell = cell
-        self._limit = memory_limit.limit_bytes
+        self._limit = limit_bytes
         self._stored = stored
         self._records = records
         self._timeout = timeout

@@ -2,11 +2,19 @@
 
 import os
 from collections.abc import Container, Sequence
+from dataclasses import replace
 from typing import Any
 
-from vivit_bench.critical_batch.jobs import SweepListener, SweepStep, run_here, run_jobs
+from vivit_bench.critical_batch.jobs import (
+    AheadJob,
+    Job,
+    SweepListener,
+    SweepStep,
+    run_here,
+    run_jobs,
+)
 from vivit_bench.critical_batch.settings import Cell, make_cell
-from vivit_bench.critical_batch.sweep_plan import SweepPlan
+from vivit_bench.critical_batch.sweep_plan import SweepPlan, in_order, look_up
 from vivit_bench.critical_batch.table_s1 import SubTable
 from vivit_bench.curvature.options import VARIANTS, Curvature, Samples
 from vivit_bench.errors import UsageError
@@ -80,11 +88,37 @@ def table_cells(
     return list(cells)
 
 
+def begin_sweep(plan: SweepPlan, listener: SweepListener) -> SweepPlan:
+    """Run the small trials of all that is to be searched, which say what is expected of it.
+
+    Args:
+        plan: From `plan_sweep`.
+        listener: Is told what happens.
+
+    Returns:
+        The plan with what is known then.
+
+    Raises:
+        VivitBenchError: No process can be started.
+    """
+    ahead = {each.job.cell: AheadJob(each.job) for each in plan.searches if each.is_to_begin}
+    ended = {step.job.cell: step for step in _run(list(ahead.values()), plan.at_once, listener)}
+    searches = []
+    for planned in plan.searches:
+        if (step := ended.get(planned.job.cell)) is not None:
+            if step.error is not None:
+                planned = replace(planned, failed=step)
+            else:
+                planned = look_up(replace(planned.job, begun=True))
+        searches.append(planned)
+    return replace(plan, searches=searches)
+
+
 def run_sweep(plan: SweepPlan, listener: SweepListener) -> list[SweepStep]:
     """Search all cells of a plan.
 
     Args:
-        plan: From `plan_sweep`.
+        plan: From `plan_sweep` or `begin_sweep`.
         listener: Is told what happens.
 
     Returns:
@@ -93,14 +127,19 @@ def run_sweep(plan: SweepPlan, listener: SweepListener) -> list[SweepStep]:
     Raises:
         VivitBenchError: No process can be started.
     """
-    if plan.at_once == 1:
-        return [run_here(planned.job, listener) for planned in plan.searches]
-    # What is stored takes no time, and what is refused neither.
-    steps = [run_here(each.job, listener) for each in plan.searches if not each.is_to_run]
-    waiting = [each.job for each in plan.searches if each.is_to_run]
-    steps += run_jobs(waiting, plan.at_once, listener)
-    order = {planned.job: number for number, planned in enumerate(plan.searches)}
-    return sorted(steps, key=lambda step: order[step.job])
+    steps = [each.failed for each in plan.searches if each.failed is not None]
+    waiting = [each for each in plan.searches if each.failed is None]
+    if plan.at_once > 1:  # what is stored takes no time, and what is refused neither
+        steps += [run_here(each.job, listener) for each in waiting if not each.is_to_run]
+        waiting = [each for each in waiting if each.is_to_run]
+    steps += _run([each.job for each in waiting], plan.at_once, listener)
+    return in_order(plan, steps)
+
+
+def _run(jobs: Sequence[Job], at_once: int, listener: SweepListener) -> list[SweepStep]:
+    if at_once == 1:
+        return [run_here(job, listener) for job in jobs]
+    return run_jobs(jobs, at_once, listener)
 
 
 def threads_of(at_once: int, threads: int | None) -> int | None:

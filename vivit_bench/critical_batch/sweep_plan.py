@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from vivit_bench.arguments import format_size
-from vivit_bench.critical_batch.jobs import SearchJob
+from vivit_bench.critical_batch.jobs import SearchJob, SweepStep
 from vivit_bench.critical_batch.listener import Listener
 from vivit_bench.critical_batch.predict import Prediction, predict_cell, stored_prediction
 from vivit_bench.critical_batch.records import TRIALS, goes_further, identity_of
-from vivit_bench.critical_batch.runner import choose_limit
+from vivit_bench.critical_batch.runner import choose_limit, has_looked_ahead
 from vivit_bench.critical_batch.settings import Cell, check_bounds
 from vivit_bench.curvature.available import available_memory
 from vivit_bench.errors import UsageError, VivitBenchError
@@ -51,11 +51,18 @@ class PlannedSearch:
     """Of what is to be run; None where it is not known."""
     reason: str = ""
     """Why it is refused, or cannot be predicted."""
+    failed: SweepStep | None = None
+    """How its small trials ended, if with an error."""
 
     @property
     def is_to_run(self) -> bool:
         """Whether there are trials to run."""
-        return self.stored in (Stored.NEW, Stored.INTERRUPTED)
+        return self.stored in (Stored.NEW, Stored.INTERRUPTED) and self.failed is None
+
+    @property
+    def is_to_begin(self) -> bool:
+        """Whether its small trials, or some, are among them."""
+        return self.is_to_run and not has_looked_ahead(self.facts, self.job.max_batch)
 
     @property
     def expected_seconds(self) -> float | None:
@@ -170,6 +177,12 @@ def plan_sweep(
     return SweepPlan(together, at_once)
 
 
+def in_order(plan: SweepPlan, steps: Sequence[SweepStep]) -> list[SweepStep]:
+    """How the searches of a plan ended, in its order."""
+    order = {planned.job.cell: number for number, planned in enumerate(plan.searches)}
+    return sorted(steps, key=lambda step: order[step.job.cell])
+
+
 def expected_seconds(searches: Sequence[float | None], at_once: int) -> tuple[float, int]:
     """Expected time of some searches, of which each begins where one ends.
 
@@ -196,7 +209,7 @@ def look_up(job: SearchJob) -> PlannedSearch:
         action, stored = foresee_run(
             job.results_dir,
             identity,
-            fresh=job.fresh,
+            fresh=job.starts_over,
             more_wanted=lambda found: goes_further(found, job.max_batch, job.trial_timeout),
         )
     except VivitBenchError as error:

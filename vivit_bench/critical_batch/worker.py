@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> None:
             threading.Thread(target=_wait_for_the_end_of_stdin, daemon=True).start()
             finished = job.run(_telling(events.send))
             _ignore_signals()  # from here on there is nothing to stop
-            events.send(("finished_search", finished))
+            events.send(("done", finished))
         except Stopped as stopped:
             with contextlib.suppress(OSError):  # nobody listens any more
                 for note in getattr(stopped, "__notes__", []):

@@ -32,20 +32,15 @@ _COLUMNS = (
 )
 
 
-def plan_table(plan: SweepPlan, *, were_predicted: bool) -> Table:
-    """The plan of a sweep, a row each search in the order in which they begin.
-
-    Args:
-        plan: The plan.
-        were_predicted: Whether it was tried to predict all that is to be run.
-    """
+def plan_table(plan: SweepPlan) -> Table:
+    """The plan of a sweep, a row each search in the order in which they begin."""
     rows = [_row(number, planned) for number, planned in enumerate(plan.searches, start=1)]
     engines = {planned.job.cell.engine for planned in plan.searches}
     columns = [
         replace(column, is_detail=len(engines) < 2) if column.name == "engine" else column
         for column in _COLUMNS
     ]
-    return Table(columns, rows, notes=[*_limits(plan), *_notes(plan, were_predicted)])
+    return Table(columns, rows, notes=[*_limits(plan), *_notes(plan)])
 
 
 def _row(number: int, planned: PlannedSearch) -> dict[str, Any]:
@@ -60,8 +55,11 @@ def _row(number: int, planned: PlannedSearch) -> dict[str, Any]:
         "expected_seconds": planned.expected_seconds,
         "reason": planned.reason,
     }
-    if planned.stored is Stored.INTERRUPTED:
-        row["stored"] += f", {planned.trials} trials"
+    if planned.failed is not None:
+        row |= {"stored": "failed", "state": "failed", "expected_seconds": None}
+    elif planned.stored is Stored.INTERRUPTED:
+        word = "begun" if planned.job.begun else row["stored"]
+        row["stored"] = f"{word}, {planned.trials} trial{'s' * (planned.trials != 1)}"
     if planned.stored is Stored.FINISHED:
         row |= {name: planned.facts[name] for name in ("critical_batch_size", "is_lower_bound")}
         row["expected_seconds"] = None
@@ -77,7 +75,7 @@ def _limits(plan: SweepPlan) -> list[str]:
     return [f"Memory limit on {device}: {format_size(size)}." for device, size in limits.items()]
 
 
-def _notes(plan: SweepPlan, were_predicted: bool) -> list[str]:
+def _notes(plan: SweepPlan) -> list[str]:
     to_run = plan.to_run
     if not to_run:
         return [*_reasons(plan), "Nothing is to be run."]
@@ -88,8 +86,6 @@ def _notes(plan: SweepPlan, were_predicted: bool) -> list[str]:
         expected = "expected time not known"
     elif unknown:
         expected += f" and that of {unknown} searches that is not known"
-    if unknown and not were_predicted:
-        expected += " (--dry-run predicts sizes and times)"
     notes = [f"To run: {len(to_run)} of {len(plan.searches)} searches{together}; {expected}."]
     if plan.at_once > 1:
         notes.append("Times are expected of searches that run alone, and are longer beside others.")

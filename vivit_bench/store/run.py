@@ -181,6 +181,7 @@ def open_run(
     *,
     name: str | None = None,
     fresh: bool = False,
+    begun: bool = False,
     more_wanted: Callable[[StoredRun], bool] = lambda stored: False,
     resumable: bool = True,
     note: Callable[[str], None] = lambda text: None,
@@ -192,6 +193,7 @@ def open_run(
         identity: What is to be run.
         name: Of the run's folder; default: the identity's address.
         fresh: Start over. The old run is moved aside, and removed when the new one is finished.
+        begun: Whether this command had it open before, and is not to start over again.
         more_wanted: Whether a finished run is to go on (under a larger time-out, say).
         resumable: Whether what an interrupted run has written is worth going on with; otherwise
             the run starts again, and a finished one stays moved aside until the new one is.
@@ -213,7 +215,7 @@ def open_run(
         raise UsageError(f"{folder.parent} is a symbolic link: nothing is written through it")
     with _lock(folder, note):
         found, stored = _look(folder, identity, more_wanted)
-        decision = decide(found, fresh, resumable)
+        decision = decide(found, fresh and not begun, resumable)
         _refuse(folder, found, decision, stored)
         aside = _move_aside(folder) if decision.replace else None
         if aside is not None:
