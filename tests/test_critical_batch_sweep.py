@@ -6,7 +6,7 @@ import os
 import re
 import signal
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,7 @@ def test_a_plan_says_what_is_stored_and_writes_nothing(
     assert (interrupted.trials, interrupted.spent_seconds) == (3, 6.0)
     assert interrupted.prediction == predicted()
     assert interrupted.expected_seconds == 94.0
+    assert replace(interrupted, spent_seconds=1e6).expected_seconds == 10.0
     assert "run.json" in refused.reason
     assert (new.expected_seconds, new.trials) == (None, 0)
     assert [each.is_to_run for each in plan.searches] == [False, True, False, True]

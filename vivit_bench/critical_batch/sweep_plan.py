@@ -66,12 +66,13 @@ class PlannedSearch:
 
     @property
     def expected_seconds(self) -> float | None:
-        """Of what is left of the search; None where that is not known."""
+        """Of what is left of the search, a large trial at least; None where that is not known."""
         if not self.is_to_run:
             return 0.0
         if self.prediction is None or self.prediction.search_seconds is None:
             return None
-        return max(self.prediction.search_seconds - self.spent_seconds, 0.0)
+        left = self.prediction.search_seconds - self.spent_seconds
+        return max(left, self.prediction.step_seconds or 0.0)
 
     @property
     def longer_timeout(self) -> float | None:
