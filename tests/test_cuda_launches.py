@@ -154,6 +154,7 @@ def test_eigenvalues_are_those_of_the_cpu(case: Case) -> None:
     assert_same_on_device(_eigenvalues, case)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("options", [{}, {"curvature": "mc", "seed": 3}], ids=["exact", "mc"])
 @pytest.mark.parametrize("name", ["residual-reused", "cnn-mse", "unlikely-last"])
 @pytest.mark.parametrize("engine", QUANTITIES)
@@ -185,6 +186,7 @@ def test_other_calls_are_those_of_the_cpu(engine: Engine, monkeypatch: pytest.Mo
     assert_same_on_device(engine, case("conv1d"))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("problem", ["cifar10_3c3d", "fmnist_2c2d", "cifar100_allcnnc"])
 def test_networks_of_deepobs_run_on_the_device(problem: str) -> None:
     for options in ({"curvature": "mc"}, {"curvature": "exact", "blocks": "layer"}):
@@ -218,6 +220,7 @@ def _probed(engine: Engine, case: Case, **options: Any) -> Report:
     return probe.report
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("engine", "curvature"), [*((engine, "exact") for engine in QUANTITIES), (_eigenvalues, "mc")]
 )

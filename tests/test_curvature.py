@@ -188,6 +188,7 @@ def test_newton_step(
     assert relative_error(flat(result.step), expected) < TOLERANCE[dtype]
 
 
+@pytest.mark.one_in(4)
 @cases
 @pytest.mark.parametrize("blocks", list(Blocks))
 def test_inverse_product_and_step_over_the_whole_space(case: Case, blocks: Blocks) -> None:

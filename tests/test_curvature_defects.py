@@ -454,6 +454,7 @@ LOSSES: dict[str, tuple[nn.Module, tuple[int, ...], Callable[[tuple[int, ...]], 
 }
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("samples", ["full", "frac"])
 def test_losses(name: str, samples: str) -> None:

@@ -73,6 +73,7 @@ def a_trace(reference: Dense) -> float:
     return 1e-2 * reference.ggn().trace().item()
 
 
+@pytest.mark.one_in(4)
 @cases
 @dtypes
 def test_no_eigenvalue_changes_by_more_than_the_dropped_trace(
@@ -127,6 +128,7 @@ def test_the_smallest_columns_are_dropped_and_no_others(case: Case) -> None:
     assert relative_error(result.eigenvalues, expected[:count]) < 1e-8
 
 
+@pytest.mark.one_in(4)
 @cases
 @pytest.mark.parametrize("working_bytes", [2**22, 1], ids=["whole", "cut"])
 def test_directions_of_the_kept_columns_and_slopes_of_the_whole_gradients(

@@ -76,6 +76,7 @@ def check_eigenpairs(call: Request, k: int, ggn: Tensor, tolerance: float) -> An
     return found
 
 
+@pytest.mark.one_in(4)
 @cases
 @dtypes
 def test_leading_eigenpairs_and_loss(case: Case, dtype: torch.dtype) -> None:
@@ -90,6 +91,7 @@ def test_leading_eigenpairs_and_loss(case: Case, dtype: torch.dtype) -> None:
 CUT = [(case(name), "full", 2**13) for name in ("cnn-mse", "residual-reused", "tied-weights")]
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     ("case", "samples", "working_bytes"),
     [*((c, s, 2**22) for c in CASES for s in Samples), *CUT],

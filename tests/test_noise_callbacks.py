@@ -236,6 +236,7 @@ def test_transformers_goes_on_in_a_model_that_is_made_anew(tmp_path: Path) -> No
     assert noise.measurements[6].directions.equals(at_end.directions)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("precision", [{}, {"bf16": True}], ids=["float32", "bf16"])
 def test_transformers_trains_bit_by_bit_as_without(

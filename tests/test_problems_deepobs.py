@@ -38,6 +38,7 @@ def raw_problem(name: str, monkeypatch: pytest.MonkeyPatch):
     return raw
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", IMAGE_PROBLEMS)
 def test_network_is_deepobs_own_to_the_bit(name, monkeypatch):
     with seeded(3):
@@ -110,6 +111,7 @@ def test_paddings_of_zero_are_gone():
     assert all(any(padding) for padding in paddings)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing")
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_backpack_reproduces_the_gradient_from_its_square_root_of_the_ggn(name):

@@ -158,6 +158,7 @@ def large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(banded, "BANDED_ROWS", 1)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("width", [1, 7, 32, 64])
 @pytest.mark.usefixtures("large")
 def test_eigenvalues_by_way_of_a_band(
