@@ -24,11 +24,15 @@ from vivit_bench.comparison.compare import (
 from vivit_bench.comparison.intervals import Interval, median_interval
 from vivit_bench.comparison.reference import GEMM_SIZES, PRODUCTS, Reference, ReferencedWork
 from vivit_bench.comparison.stored import EXPERIMENT, records_of
-from vivit_bench.errors import UsageError, VivitBenchError
+from vivit_bench.curvature.options import Approximation
+from vivit_bench.errors import FilesChangedError, UsageError, VivitBenchError
 from vivit_bench.measure import Observation, Outcome, Reading, Spec, TrialReport, run_trial
 from vivit_bench.measure.budget import MIB
 from vivit_bench.measure.protocol import FailureKind, Measured, Ready
 from vivit_bench.measure.work import EngineWork, project
+from vivit_bench.peers import Quantity
+from vivit_bench.problems.sources import DataSource
+from vivit_bench.problems.workload import WorkloadSpec
 from vivit_bench.store import finished_runs
 
 DIGITS = f"{Path(__file__).parent.parent / 'scripts/examples/small_cnn.py'}:digits"
@@ -264,6 +268,28 @@ def test_an_interrupted_comparison_repeats_no_finished_run(run: Compare, survive
     assert [replace(each, ended_at="") for each in found] == [
         replace(each, ended_at="") for each in run(FakeMeasure())
     ]
+
+
+def test_a_file_changed_during_a_comparison_ends_it_and_its_run_is_not_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "net.py"
+    file.write_text("def make(): ...\n")
+
+    class Changing(FakeMeasure):
+        def __call__(self, spec: Spec, timeout_seconds: float) -> Observation:
+            if len(self.runs) == 1:
+                file.write_text("def make(): return 1\n")
+            return super().__call__(spec, timeout_seconds)
+
+    monkeypatch.setattr(compare, "measure", Changing())
+    work = WorkloadSpec(f"{file}:make", 8, DataSource.OWN)
+    engines = ("vivit-bench", "backpack")
+    wanted = stored.Comparison(work, Quantity.EIGENVALUES, Approximation(), engines, 2)
+    with pytest.raises(FilesChangedError, match=r"net\.py"):
+        stored.run_comparison(wanted, tmp_path, repeats=1, timeout_seconds=9.0)
+    (journal,) = (tmp_path / EXPERIMENT).glob("*/runs.jsonl")
+    assert len(journal.read_text().splitlines()) == 1
 
 
 def test_an_engine_that_fails_is_not_run_again_but_the_base_is(run: Compare) -> None:

@@ -23,7 +23,7 @@ from vivit_bench.critical_batch.search import StoppedBy, TrialError
 from vivit_bench.critical_batch.sweep import table_cells
 from vivit_bench.critical_batch.table_s1 import SUB_TABLES
 from vivit_bench.curvature.options import Curvature, Samples
-from vivit_bench.errors import StorageError, UsageError, VivitBenchError
+from vivit_bench.errors import FilesChangedError, StorageError, UsageError, VivitBenchError
 from vivit_bench.measure import Observation, Outcome, Spec, Trial, TrialReport, TrialRun
 from vivit_bench.measure.meters import DeviceMemory
 from vivit_bench.measure.trial import Confirming
@@ -472,6 +472,31 @@ def test_a_changed_problem_file_has_records_of_its_own(search: Search, tmp_path:
     search(changed, cell=own)
     assert changed.runs[0] == 1
     assert len(stored_runs(tmp_path, EXPERIMENT)[0]) == 2
+
+
+@pytest.mark.parametrize("changed", ["nets.py", "layers.py"])
+def test_a_file_changed_during_a_search_ends_it_and_its_trial_is_not_recorded(
+    search: Search, tmp_path: Path, changed: str
+) -> None:
+    texts = {"nets.py": "import layers\ndef net(): ...\n", "layers.py": "width = 1\n"}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+
+    class Changing(FakeTrials):
+        def __call__(self, spec: Spec, timeout: float, confirming: Confirming) -> TrialRun:
+            if len(self.runs) == 3:
+                (tmp_path / changed).write_text("width = 2\n")
+            return super().__call__(spec, timeout, confirming)
+
+    own = make_cell(f"{tmp_path / 'nets.py'}:net", threads=2)
+    with pytest.raises(FilesChangedError, match=r"nets\.py"):
+        search(trials := Changing(21), cell=own)
+    (journal,) = journals(tmp_path)
+    assert len(journal.read_text().splitlines()) == 3 == len(trials.runs) - 1
+    (tmp_path / changed).write_text(texts[changed])
+    going_on = FakeTrials(21)
+    assert search(going_on, cell=own).result.critical_batch_size == 21
+    assert not set(going_on.runs) & set(trials.runs[:3])
 
 
 def test_the_most_searches_that_ran_at_a_time_are_stored(search: Search, tmp_path: Path) -> None:

@@ -34,6 +34,10 @@ class StorageError(VivitBenchError):
     """A file cannot be written, or what was written is gone."""
 
 
+class FilesChangedError(VivitBenchError):
+    """The user's files are not those of which a run under way records its measurements."""
+
+
 class DeviceLowError(VivitBenchError):
     """A device has less free memory than a trial's limit, whoever uses the rest."""
 

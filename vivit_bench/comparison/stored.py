@@ -146,6 +146,13 @@ def run_comparison(
             for damaged in journal.notes:
                 note(damaged)
             repeats = max(repeats, int(run.stored.results.get("repeats", 0)))
+
+            def keep(made: Record) -> None:
+                what = f"a run of {made.engine}"
+                header = run.stored
+                comparison.workload.check_files(header.settings, header.environment, what)
+                journal.append(made.to_json())
+
             records = compare_engines(
                 comparison.work(),
                 comparison.engines,
@@ -155,7 +162,7 @@ def run_comparison(
                 timeout_seconds=timeout_seconds,
                 base_may_fail=base_may_fail,
                 done=[Record.from_json(entry) for entry in journal.entries],
-                record=lambda made: journal.append(made.to_json()),
+                record=keep,
                 progress=note,
             )
             failed = sorted({each.engine for each in records if each.failure})

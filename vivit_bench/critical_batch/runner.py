@@ -46,7 +46,7 @@ from vivit_bench.critical_batch.settings import (
     check_bounds,
 )
 from vivit_bench.curvature.available import available_memory
-from vivit_bench.errors import UsageError, VivitBenchError
+from vivit_bench.errors import FilesChangedError, UsageError, VivitBenchError
 from vivit_bench.measure import Observation, Outcome, Spec, Trial, measure
 from vivit_bench.measure.budget import (
     DEFAULT_SHARE,
@@ -124,6 +124,7 @@ def run_search(
 
     Raises:
         TrialError: A trial failed for a reason that says nothing about memory.
+        FilesChangedError: The user's files changed on the way.
         UsageError: A value that is not allowed.
         VivitBenchError: The same search is running already.
     """
@@ -197,6 +198,7 @@ def look_ahead(
 
     Raises:
         TrialError: A trial failed for a reason that says nothing about memory.
+        FilesChangedError: The user's files changed on the way.
         UsageError: A value that is not allowed.
         VivitBenchError: The same search is running already.
     """
@@ -256,7 +258,7 @@ def _look_ahead(
     """What is expected of a search, for its header; where nothing can be, it is not guided."""
     try:
         (found,) = forecast(small, [limit_bytes], max_batch)
-    except TrialError:
+    except (TrialError, FilesChangedError):
         raise
     except (VivitBenchError, ValueError) as error:
         listener.note(f"nothing guides the search: {error}")
@@ -352,6 +354,7 @@ class _Trials:
             self._listener.finished(recorded, True)
             return recorded
         self.check_limit()
+        self._check_files(n)
         self._listener.started(n, bracket)
         make = self._cell.small_spec if small else self._cell.spec
         done = self._run(
@@ -359,6 +362,7 @@ class _Trials:
             self._cell.small_timeout(self._timeout) if small else self._timeout,
             lambda reading, seconds: self._listener.confirming(n, reading, seconds),
         )
+        self._check_files(n)  # a child of the next trial would run other code than the last one's
         trial = replace(done.trial, repeat=repeat)
         self._records.append(trial)
         if trial.outcome is Outcome.ERROR and done.stderr:
@@ -367,6 +371,12 @@ class _Trials:
             self._listener.note(f"what the trial of N = {n} wrote to stderr: {log}")
         self._listener.finished(trial, False)
         return trial
+
+    def _check_files(self, n: int) -> None:
+        header = self._stored.stored
+        self._cell.workload.check_files(
+            header.settings, header.environment, f"the trial of N = {n}"
+        )
 
     def check_limit(self) -> None:
         """Refuse a budget that cannot be given now; records alone need none."""

@@ -1,15 +1,16 @@
 """A problem with its data, device and precision: what every experiment computes on; its hashes."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vivit_bench.curvature.options import Precision
-from vivit_bench.errors import UsageError
+from vivit_bench.errors import FilesChangedError, UsageError
 from vivit_bench.hardware import device_name, parse_device
+from vivit_bench.imported import IMPORTED, imported_files
 from vivit_bench.problems.catalogue import is_user_problem
 from vivit_bench.problems.sources import DataSource, check_source, default_source
 from vivit_bench.trees import Tree, leaves, map_tree
@@ -68,6 +69,33 @@ class WorkloadSpec:
         """
         problem = self.problem.rpartition(":")[0] if is_user_problem(self.problem) else None
         return {"problem_file": _hash_of(problem), "checkpoint_file": _hash_of(self.checkpoint)}
+
+    def check_files(
+        self, settings: Mapping[str, Any], environment: Mapping[str, Any], what: str
+    ) -> None:
+        """Refuse to go on under hashes that are of other files by now.
+
+        Args:
+            settings: Of the run under way, with `files`.
+            environment: Of the run under way, with `imported_files`.
+            what: Is not recorded, for the message.
+
+        Raises:
+            FilesChangedError: With the file.
+            UsageError: One cannot be read.
+        """
+        hashes = {**self.files(), IMPORTED: imported_files(self.problem).get(IMPORTED)}
+        before = {**settings, IMPORTED: environment.get(IMPORTED)}
+        changed = next((name for name, value in hashes.items() if value != before.get(name)), None)
+        if changed is None:
+            return
+        file = self.problem.rpartition(":")[0]
+        names = {"problem_file": file, "checkpoint_file": self.checkpoint}
+        raise FilesChangedError(
+            f"{names.get(changed, f'what {file} imports from beside it')} was changed while its "
+            f"measurements were under way: {what} is not recorded; the same command goes on once "
+            "it is as it was, and with --fresh it measures what is there now"
+        )
 
     def record(self) -> dict[str, Any]:
         """The settings that determine numbers, JSON-ready (not where the data folder is)."""
