@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from command_line import Outcome, group_runner
 
+from vivit_bench.cli import main
 from vivit_bench.cli.options import (
     complete_engine,
     complete_problem,
@@ -262,10 +264,28 @@ def test_a_long_name_does_not_make_a_long_message(run) -> None:
     assert len(outcome.err) < 1_600
 
 
-def test_a_problem_that_prints_still_works(run) -> None:
-    outcome = run("curvature explain p.py:prints --batch-size 2 --quiet --format csv")
-    assert (outcome.code, outcome.err) == (0, "")
-    assert "kind,name,type,tier,num_params" in outcome.out
+@pytest.mark.parametrize(
+    ("command", "start"),
+    [
+        ("curvature explain p.py:prints --batch-size 2 --quiet --format csv", "kind,name,type"),
+        ("problems show p.py:prints --format csv", "name,model,loss"),
+    ],
+)
+def test_what_a_problem_prints_is_not_among_the_results(run, command: str, start: str) -> None:
+    outcome = run(command)
+    assert outcome.code == 0
+    assert set(outcome.err.splitlines()) == {"a word"}
+    assert outcome.out.startswith(start)
+
+
+def test_a_closed_standard_output_is_refused_in_one_line(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["vivit-bench", "env"])
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "standard output is closed" in line
 
 
 def test_the_shell_completes_problems_and_stored_results(

@@ -41,7 +41,8 @@ def test_sizes(text: str, size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "GiB", "2XB", "-2GiB", "2 GiB of RAM", "1e9", "nan", "0B", "0.1B"]
+    "text",
+    ["", "GiB", "2XB", "-2GiB", "2 GiB of RAM", "1e9", "nan", "0B", "0.1B", f"{'9' * 400}GiB"],
 )
 def test_what_is_not_a_size_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(UsageError, match=r"^--memory-limit .*2GiB"):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from vivit_bench.errors import UsageError
-from vivit_bench.problems import DataSource, load_batch, load_dataset, load_problem
+from vivit_bench.problems import DataSource, guest, load_batch, load_dataset, load_problem
 
 EXAMPLE = "scripts/examples/small_cnn.py"
 
@@ -215,6 +215,54 @@ def test_each_mistake_has_its_own_line(write, body, message):
     assert message in str(error.value)
     assert "own.py" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("statement", "message"),
+    [
+        ("import asyncio; raise asyncio.CancelledError", "raised CancelledError"),
+        ("class Own(BaseException): pass\n    raise Own('x')", "raised Own: x"),
+        ("torch.set_default_device('meta'); return nn.Linear(3, 2), ce, (x, y)", "meta device"),
+        ("return net, ce, (x.to('meta'), y)", "inputs are on the meta device"),
+    ],
+)
+def test_what_code_may_do_beside_raising_is_one_line_too(write, statement, message):
+    with pytest.raises(UsageError, match=message):
+        load_problem(write(f"def build():\n    {statement}\n"))
+    assert torch.get_default_device().type == "cpu"
+
+
+def test_an_interrupt_is_of_the_keyboard_unless_the_command_line_takes_signals(write, monkeypatch):
+    problem = write("def build():\n    raise KeyboardInterrupt\n")
+    with pytest.raises(KeyboardInterrupt):
+        load_problem(problem)
+    monkeypatch.setattr(guest.signal, "getsignal", lambda _: None)
+    with pytest.raises(UsageError, match="raised KeyboardInterrupt"):
+        load_problem(problem)
+
+
+@pytest.mark.parametrize("where", ["def build():\n    {}", "def build(): ...\n{}"])
+def test_code_that_changes_the_folder_moves_nothing_else(write, tmp_path, monkeypatch, where):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    write(where.format("import os; os.chdir('elsewhere')") + "\n")
+    with pytest.raises(UsageError, match="must return"):
+        load_problem("own.py:build")
+    assert Path.cwd() == tmp_path
+    move = "def batch(n, seed):\n    import os; os.chdir('elsewhere'); return x[:n], y[:n]\n"
+    write(move + returning("net, ce, batch"))
+    load_batch(load_problem("own.py:build"), 2, DataSource.OWN)
+    assert Path.cwd() == tmp_path
+
+
+def test_what_code_prints_or_closes_is_not_standard_output(write, capfd):
+    prints = "import os, sys; print('a'); os.system('echo b'); sys.stdout.close(); os.close(1)"
+    load_problem(write(f"def build():\n    {prints}\n    return net, ce, (x, y)\n"))
+    print("c")
+    out, err = capfd.readouterr()
+    assert out == "c\n"
+    assert "a" in err
+    assert "b" in err
 
 
 @pytest.mark.parametrize(

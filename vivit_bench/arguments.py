@@ -35,7 +35,7 @@ def parse_size(text: str, option: str = "--memory-limit") -> int:
         Bytes, at least 1.
 
     Raises:
-        UsageError: Not a size, without a unit, or less than a byte.
+        UsageError: Not a size, without a unit, less than a byte or 2^63 bytes and more.
     """
     match = _SIZE.fullmatch(text)
     if match is None:
@@ -44,7 +44,10 @@ def parse_size(text: str, option: str = "--memory-limit") -> int:
     if not prefix and not unit:
         raise UsageError(f"{option} {text}: a unit is missing; write {number}GiB or {number}MiB")
     factors = _DECIMAL if (unit or "").lower() == "b" else _BINARY
-    size = int(float(number) * factors[(prefix or "").lower()])
+    asked = float(number) * factors[(prefix or "").lower()]
+    if asked >= 2**63:
+        raise UsageError(f"{option} {text[:40]}: no machine has as much; write for example 2GiB")
+    size = int(asked)
     if size < 1:
         raise UsageError(f"{option} {text!r}: must be at least one byte, for example 2GiB")
     return size

@@ -107,6 +107,10 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files need not be text
             stream.reconfigure(errors="backslashreplace")
+    if sys.stdout is None:
+        _end("standard output is closed; send it to a file, or to /dev/null", UsageError.exit_code)
+    if sys.stderr is None:  # the next file that is opened would be taken for it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     app = command_line()
     before = {number: signal.signal(number, _stop) for number in _SIGNALS}
     try:

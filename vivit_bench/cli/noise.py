@@ -217,8 +217,8 @@ def run(
         )
         hand_out(run_table(finished), format)
         return
-    try:
-        with engine_on(problem, device, threads):
+    with engine_on(problem, device, threads):
+        try:
             finished = run_noise(
                 choices,
                 results_dir,
@@ -227,8 +227,8 @@ def run(
                 listener=progress,
                 save_model=save_model,
             )
-    finally:
-        progress.close()
+        finally:
+            progress.close()
     hand_out(run_table(finished), format)
 
 

@@ -10,7 +10,6 @@ import typer
 
 from vivit_bench.arguments import DEFAULT_RESULTS_DIR, RESULTS_VARIABLE, parse_size
 from vivit_bench.curvature.options import Curvature, Method, Precision, Samples
-from vivit_bench.errors import UsageError
 from vivit_bench.problems.sources import DataSource
 from vivit_bench.report.tables import TableFormat
 
@@ -89,13 +88,12 @@ def engine_on(problem: str, device: str, threads: int | None) -> Iterator[None]:
         LibraryError: The memory does not suffice, or a library fails.
     """
     from vivit_bench.hardware import cpu_threads, library_errors
+    from vivit_bench.problems.guest import users_code
 
     advice = "try a smaller --batch-size, or --samples frac"
-    try:
-        with cpu_threads(threads), library_errors(f"{problem} on {device}", advice):
-            yield
-    except SystemExit as error:
-        raise UsageError(f"{problem}: its code calls sys.exit({error.code})") from error
+    work = f"{problem} on {device}"
+    with cpu_threads(threads), library_errors(work, advice), users_code(problem):
+        yield
 
 
 def complete_problem(incomplete: str) -> list[str]:

@@ -103,11 +103,13 @@ def show_command(
     As CSV its facts come first, then an empty line and the layers.
     """
     from vivit_bench.problems.describe import describe_problem, layer_rows
+    from vivit_bench.problems.guest import users_code
     from vivit_bench.problems.workload import WorkloadSpec, load_workload
 
     spec = WorkloadSpec(problem, data_dir=data_dir, seed=seed, checkpoint=checkpoint)
-    loaded = load_workload(spec, "memory").problem
-    facts, layers = describe_problem(loaded, data_dir), layer_rows(loaded)
+    with users_code(problem):
+        loaded = load_workload(spec, "memory").problem
+        facts, layers = describe_problem(loaded, data_dir), layer_rows(loaded)
     if format is TableFormat.JSON:
         typer.echo(json_text({**facts, "layers": layers}), nl=False)
         return

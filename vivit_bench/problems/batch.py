@@ -90,6 +90,8 @@ def check_batch(what: str, batch: Any, expected: int | None = None) -> Batch:
 def _check_dtype(name: str, tensor: Tensor) -> None:
     if tensor.is_nested or tensor.layout is not torch.strided:
         raise UsageError(f"{name} are a nested or sparse tensor; give a dense, padded one")
+    if tensor.is_meta:
+        raise UsageError(f"{name} are on the meta device, without values; make them on the CPU")
     known = not tensor.is_floating_point() or tensor.dtype in (torch.float32, *_TO_FLOAT32)
     if tensor.is_complex() or not known:
         raise UsageError(f"{name} are {tensor.dtype}; give real numbers in float32, or integers")

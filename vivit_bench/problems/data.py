@@ -12,6 +12,7 @@ from vivit_bench.problems.batch import Batch, sample_shape
 from vivit_bench.problems.catalogue import PROBLEMS, dataset_of
 from vivit_bench.problems.datasets import DATASETS, DatasetSpec, data_folder
 from vivit_bench.problems.downloads import Split, load_raw
+from vivit_bench.problems.guest import users_code
 from vivit_bench.problems.load import load_problem
 from vivit_bench.problems.problem import Problem
 from vivit_bench.problems.sampling import check_enough, choose, generator, normal_inputs
@@ -110,7 +111,8 @@ def _own_dataset(problem: Problem, split: Split, seed: int) -> Batch:
     assert problem.own_data is not None  # check_source
     if split == "test":
         raise UsageError(f"the data of {problem.name} are a training split and no test split")
-    return _fitting(problem, problem.own_data.everything(seed))
+    with users_code(problem.name):
+        return _fitting(problem, problem.own_data.everything(seed))
 
 
 def _raw(
@@ -159,7 +161,8 @@ def _own(problem: Problem, n: int, seed: int) -> Batch:
     if data.size is not None:
         more = "use --data synthetic" if problem.float_inputs else MORE_OWN_DATA
         check_enough(n, data.size, f"the data of {problem.name}", more)
-    return _fitting(problem, data.batch(n, seed))
+    with users_code(problem.name):
+        return _fitting(problem, data.batch(n, seed))
 
 
 def _fitting(problem: Problem, batch: Batch) -> Batch:

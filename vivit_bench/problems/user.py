@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vivit_bench.errors import UsageError, describe
 from vivit_bench.problems.batch import a_type, sample_shape
 from vivit_bench.problems.checkpoint import load_checkpoint
+from vivit_bench.problems.guest import users_code
 from vivit_bench.problems.own_data import OwnData, OwnTensors, as_own_data
 from vivit_bench.problems.plain import (
     STATISTICS_BATCHES,
@@ -49,7 +50,8 @@ def load_user_problem(name: str, seed: int = 0, checkpoint: Path | None = None) 
     The file is run anew at each call, with its folder on the import path and torch,
     numpy and ``random`` seeded. The model is put into evaluation mode on the CPU; batch
     normalisation that never saw a batch is filled by three forward passes over its own
-    data first, any other keeps its running statistics.
+    data first, any other keeps its running statistics. What the file prints goes to stderr;
+    the working directory and torch's default device are those of before afterwards.
 
     Args:
         name: File (relative to the working directory) and function.
@@ -62,7 +64,14 @@ def load_user_problem(name: str, seed: int = 0, checkpoint: Path | None = None) 
     Raises:
         UsageError: One line on whatever is wrong with it.
     """
-    model, loss, data = _unpack(name, run_user_function(name, seed))
+    with users_code(name):
+        with _default_device():
+            returned = run_user_function(name, seed)
+        return _checked(name, returned, seed, checkpoint)
+
+
+def _checked(name: str, returned: Any, seed: int, checkpoint: Path | None) -> Problem:
+    model, loss, data = _unpack(name, returned)
     check_model(name, model)
     check_loss(name, loss)
     own_data = as_own_data(name, data)
@@ -101,7 +110,7 @@ def run_user_function(name: str, seed: int = 0) -> Any:
         UsageError: There is none, it requires arguments, or it raised an exception.
     """
     file, function_name = _split(name)
-    with _import_path(file), seeded(seed):
+    with users_code(name), _import_path(file), seeded(seed):
         function = _find(_run_file(file), function_name, file)
         try:
             return function()
@@ -116,6 +125,17 @@ def _split(name: str) -> tuple[Path, str]:
     if not Path(file).is_file():
         raise UsageError(f"no file {file} (asked for as '{name}', from folder {Path.cwd()})")
     return Path(file).resolve(), function
+
+
+@contextmanager
+def _default_device() -> Iterator[None]:
+    """Restore where tensors are made; the engine's own would be made there too."""
+    before = torch.get_default_device()
+    try:
+        yield
+    finally:
+        if torch.get_default_device() != before:
+            torch.set_default_device(None if before.type == "cpu" else before)
 
 
 @contextmanager

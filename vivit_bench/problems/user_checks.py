@@ -28,6 +28,12 @@ def check_model(name: str, model: Any) -> None:
     """
     if not isinstance(model, nn.Module):
         raise UsageError(f"{name}: the model must be a torch module, got a {type(model).__name__}")
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    if meta := next((key for key, tensor in tensors if tensor.is_meta), None):
+        raise UsageError(
+            f"{name}: {meta} of the model is on the meta device, without values: build it on the "
+            "CPU (torch.set_default_device('cpu'), or model.to_empty(device='cpu') and its weights)"
+        )
     trainable = [(key, p) for key, p in model.named_parameters() if p.requires_grad]
     if not trainable:
         raise UsageError(f"{name}: the model has no trainable parameter")
