@@ -232,14 +232,10 @@ def test_runs_are_matched_by_their_settings_and_the_others_named(here: Path) -> 
     quadratic(B)
     found = compare_results(A, B)
     assert {change.run for change in found.changes} == {"mnist_mlp_eigenvalues_exact_full_n8"}
-    assert [note.partition(":")[0] for note in found.notes] == [
-        "left out",
-        "only in A",
-        "only in B",
-        "only in B",
-    ]
-    assert "A/quadratic" in found.notes[0]
-    assert "is not finished" in found.notes[0]
+    assert [line.partition(":")[0] for line in found.warnings] == ["left out", "only in A"]
+    assert [line.partition(":")[0] for line in found.notes] == ["only in B", "only in B"]
+    assert "A/quadratic" in found.warnings[0]
+    assert "is not finished" in found.warnings[0]
     shutil.rmtree(B / "comparison")
     with pytest.raises(UsageError, match="A and B have no run of the same settings: left out"):
         compare_results(A, B)
@@ -327,6 +323,31 @@ def test_the_command(here: Path, run: Run) -> None:
         "vivit-bench: --fail-above much: must be a percentage, for example 5%\n",
     )
     assert run(A, "nowhere").code == 2
+
+
+def test_a_run_that_is_lost_is_warned_of_and_fails_and_one_more_is_none(
+    here: Path, run: Run
+) -> None:
+    for n in (8, 16, 32):
+        comparison(A, n=n)
+    comparison(B, n=8)
+    damaged = comparison(B, n=16)
+    (damaged / "runs.jsonl").write_text("")
+    for style in ("csv", "table"):
+        code, _, err = run(A, B, "--format", style)
+        assert code == 0
+        assert [line.partition(": ")[2].split(":")[0] for line in err.splitlines()] == [
+            "left out",
+            "only in A",
+            "only in A",
+        ]
+    code, _, err = run(A, B, "--fail-above", "1%")
+    assert code == 1
+    line = err.splitlines()[-1]
+    assert line.count("is not in B") == 2
+    assert damaged.name in line
+    shutil.rmtree(damaged)
+    assert run(B, A, "--fail-above", "1%")[::2] == (0, "")
 
 
 def test_what_is_not_found_need_not_be_excluded(here: Path, run: Run) -> None:

@@ -29,8 +29,12 @@ class Changes:
 
     changes: list[Change]
     """Of all numbers of the runs that both results have."""
+    warnings: list[str] = field(default_factory=list)
+    """Runs that should have been compared and are not, and why; a line each."""
     notes: list[str] = field(default_factory=list)
-    """Runs that cannot be compared, and why; a line each."""
+    """Runs that only the second result has, a line each."""
+    lost: list[str] = field(default_factory=list)
+    """Runs that the first result has, and the second has not, or damaged or not finished."""
 
 
 def compare_results(first: Path, second: Path) -> Changes:
@@ -50,31 +54,36 @@ def compare_results(first: Path, second: Path) -> Changes:
         if not folder.is_dir():
             raise UsageError(f"{folder}: there is no such folder; name that of the results")
     found: list[Change | Times] = []
+    warnings: list[str] = []
     notes: list[str] = []
+    lost: list[str] = []
     for experiment in EXPERIMENTS:
-        old, new = (_runs(folder, experiment, notes) for folder in (first, second))
-        for key in old.keys() | new.keys():
-            if key not in old or key not in new:
-                alone = old.get(key) or new[key]
-                here = first if key in old else second
-                notes.append(f"only in {here}: {experiment}/{alone.folder.name}")
+        old, new = (_runs(folder, experiment, warnings) for folder in (first, second))
+        notes += [f"only in {second}: {_name(new[key])}" for key in new if key not in old]
+        lost += [_name(old[key]) for key in old if key not in new]
         for key in (key for key in old if key in new):
             found += _compared(old[key], new[key])
+    warnings += [f"only in {first}: {name}" for name in lost]
     if not found:
-        raise UsageError(f"{first} and {second} have no run of the same settings: {_listed(notes)}")
-    return Changes(_with_times(found), sorted(notes))
+        said = _listed([*warnings, *notes])
+        raise UsageError(f"{first} and {second} have no run of the same settings: {said}")
+    return Changes(_with_times(found), sorted(warnings), sorted(notes), sorted(lost))
 
 
-def _runs(results_dir: Path, experiment: str, notes: list[str]) -> dict[str, StoredRun]:
+def _name(stored: StoredRun) -> str:
+    return f"{stored.experiment}/{stored.folder.name}"
+
+
+def _runs(results_dir: Path, experiment: str, warnings: list[str]) -> dict[str, StoredRun]:
     """Settings -> the newest run of them whose files are as they were written."""
     runs, damaged = stored_runs(results_dir, experiment)
-    notes += damaged
+    warnings += damaged
     whole = {}
     for stored in runs:
         if stored.state is State.RUNNING:
-            notes.append(f"left out: {stored.folder} is not finished")
+            warnings.append(f"left out: {stored.folder} is not finished")
         elif damage := stored.damage():
-            notes.append(f"left out: {damage}")
+            warnings.append(f"left out: {damage}")
         else:
             whole[canonical(stored.settings)] = stored
     return whole

@@ -26,7 +26,8 @@ def compare_results(
         typer.Option(
             metavar="PERCENT",
             help="End with exit code 1 if something is worse, or otherwise than it should be, by "
-            "more than that, such as 5%; a time only if that is beyond noise.",
+            "more than that, such as 5%, a time only if that is beyond noise; or if a run of "
+            "RESULTS_A is missing from RESULTS_B or damaged there.",
             show_default="never",
             rich_help_panel=OUTPUT,
         ),
@@ -59,6 +60,8 @@ def compare_results(
     found = compare(before, after)
     whole = everything or output is not None or format in (TableFormat.CSV, TableFormat.JSON)
     hand_out(changes_table(found, everything=whole, fail_above=most), format, output, quiet)
+    for line in found.warnings:
+        typer.echo(f"warning: {line}", err=True)
     if most is None:
         return
     if untold := sum(each.verdict is Verdict.CANNOT_TELL for each in found.changes):
@@ -67,14 +70,22 @@ def compare_results(
             "a failure",
             err=True,
         )
+    missing = _some([f"{name} is not in {after}" for name in found.lost])
     failed = [each for each in found.changes if each.fails(most)]
-    if failed:
-        named = "; ".join(
+    named = _some(
+        [
             f"{each.experiment}/{each.run} {each.number} {each.verdict}, {each.change or 0.0:+.1%}"
-            for each in failed[:6]
-        )
-        more = f"; and {len(failed) - 6} more" if len(failed) > 6 else ""
-        raise VivitBenchError(f"beyond --fail-above {fail_above}: {named}{more}")
+            for each in failed
+        ]
+    )
+    beyond = f"beyond --fail-above {fail_above}: {named}" if failed else ""
+    if beyond or missing:
+        raise VivitBenchError("; ".join(filter(None, [beyond, missing])))
+
+
+def _some(lines: list[str], most: int = 6) -> str:
+    more = f"; and {len(lines) - most} more" if len(lines) > most else ""
+    return "; ".join(lines[:most]) + more
 
 
 def parse_percent(text: str) -> float:
