@@ -342,6 +342,49 @@ def test_a_failure_is_the_result(tmp_path: Path) -> None:
     assert action(tmp_path, fresh=True) is Action.START
 
 
+@pytest.mark.parametrize("ending", ["finished", "failed"])
+def test_a_run_that_is_refused_before_it_stores_anything_leaves_none(
+    tmp_path: Path, ending: str
+) -> None:
+    """Nor does it cost the one that it was to replace."""
+
+    def refused(**options: Any) -> None:
+        with pytest.raises(UsageError, match="no such parameter"):
+            _refuse_after(tmp_path, [], **options)
+
+    refused()
+    refused(name="chosen")
+    assert not list((tmp_path / "toy").iterdir())
+    if ending == "finished":
+        folder = finish(tmp_path)
+    else:
+        with open_run(tmp_path, IDENTITY) as run:
+            run.finish({"failure": "it diverged"}, [], state=State.FAILED)
+        folder = run.folder
+    before = load_run(folder, "toy")
+    notes: list[str] = []
+    refused(fresh=True, note=notes.append)
+    assert load_run(folder, "toy") == before
+    assert [path.name for path in (tmp_path / "toy").iterdir()] == [folder.name]
+    assert "is moved back" in notes[-1]
+
+
+def test_a_run_that_fails_keeps_what_it_stored(tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        _refuse_after(tmp_path, [{"n": 1}])
+    (folder,) = (tmp_path / "toy").iterdir()
+    assert load_run(folder, "toy").state is State.RUNNING
+
+
+def _refuse_after(results: Path, entries: list[dict[str, Any]], **options: Any) -> None:
+    with open_run(results, IDENTITY, **options) as run:
+        run.update(size=3)
+        journal = run.journal("records.jsonl")
+        for entry in entries:
+            journal.append(entry)
+        raise UsageError("no such parameter")
+
+
 def test_an_interrupted_run_says_what_it_keeps(tmp_path: Path) -> None:
     with pytest.raises(Stopped) as stopped, open_run(tmp_path, IDENTITY) as run:
         raise Stopped(15)

@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from vivit_bench.errors import StorageError, UsageError, VivitBenchError
+from vivit_bench.errors import CertificateError, StorageError, UsageError, VivitBenchError
 from vivit_bench.store.files import (
     TEMPORARY,
     remove_temporary,
@@ -200,7 +200,9 @@ def open_run(
         note: Told what is done with a run that is there.
 
     Yields:
-        The run; its ``action`` is START, RESUME or RETURN.
+        The run; its ``action`` is START, RESUME or RETURN. Where the block raises an error before
+        anything is stored, no run is left, and what was moved aside is moved back (not where a
+        `CertificateError` casts doubt on it).
 
     Raises:
         UsageError: The name is none, the folder is not ours, or its run is of other settings or
@@ -227,9 +229,14 @@ def open_run(
             note(f"going on with {folder}")
         try:
             yield run
+        except Exception as error:
+            # A result whose check failed does not come back as if nothing was known of it.
+            doubtful = aside is not None and isinstance(error, CertificateError)
+            if not doubtful and _undo(run, aside) and aside is not None:
+                note(f"{aside.name} is moved back: nothing was stored in its place")
+            raise
         except BaseException as error:
-            if not isinstance(error, Exception):
-                error.add_note(_kept(run, aside, resumable, fresh))
+            error.add_note(_kept(run, aside, resumable, fresh))
             raise
         finally:
             run.close()
@@ -287,6 +294,33 @@ def _refuse(folder: Path, found: Found, decision: Decision, stored: StoredRun | 
     if decision.action is Action.FAIL:
         assert stored is not None
         raise VivitBenchError(f"{stored.results.get('failure')} ({folder}; --fresh tries again)")
+
+
+def _undo(run: Run, aside: Path | None) -> bool:
+    """Take a run away that was refused before it stored anything: nothing could go on with it.
+
+    Returns:
+        Whether it was taken away, and what it was to replace is back.
+    """
+    folder = run.folder
+    if run.stored.state is not State.RUNNING or not folder.is_dir() or folder.is_symlink():
+        return False
+    if aside is None and _moved_aside(folder):  # by an earlier call, to which this one belongs
+        return False
+    files = list(folder.iterdir())
+    if any(
+        path.is_symlink() or not path.is_file() or (path.name != HEADER and path.stat().st_size)
+        for path in files
+    ):
+        return False
+    with contextlib.suppress(OSError):
+        for path in files:
+            path.unlink()
+        folder.rmdir()
+        if aside is not None:
+            os.rename(aside, folder)
+        return True
+    return False
 
 
 def _kept(run: Run, aside: Path | None, resumable: bool, fresh: bool) -> str:
