@@ -13,8 +13,10 @@ from command_line import Run, group_runner
 from vivit_bench.audit.check import EXPERIMENTS, Finding, Verdict, check_results
 from vivit_bench.audit.record import Look
 from vivit_bench.cluster.jobs import QueueJob
-from vivit_bench.errors import UsageError
-from vivit_bench.store import State, load_run
+from vivit_bench.comparison.stored import stored_rows
+from vivit_bench.errors import UsageError, VivitBenchError
+from vivit_bench.spectrum.record import load_spectrum
+from vivit_bench.store import DamagedRunError, State, find_run, load_run, stored_runs
 from vivit_bench.store.stored import HEADER
 
 __all__ = ["here"]
@@ -73,6 +75,38 @@ def test_a_new_run_is_ok_and_every_kind_of_damage_is_told(here: Path, experiment
     assert only(here).verdict is Verdict.DAMAGED
     (folder / HEADER).write_text(header.replace("vivit-bench run 1", "vivit-bench run 0"))
     assert "is of format 'vivit-bench run 0'" in only(here).reason
+
+
+def test_readers_leave_out_what_breaks_its_schema_and_say_so(here: Path) -> None:
+    """Under checksums that are right, as of other software."""
+    for experiment, part, name, value in (
+        ("critical_batch", "provenance", "git_commit", []),
+        ("spectrum", "provenance", "vivit_bench", [[1]]),
+        ("quadratic", "environment", "host", 3),
+    ):
+        stored = load_run(MAKERS[experiment](here), experiment)
+        assert not stored_runs(here, experiment)[1]
+        rewrite(stored, **{part: {**getattr(stored, part), name: value}})
+        runs, (note,) = stored_runs(here, experiment)
+        assert not runs
+        assert f"{part}: {name} is" in note
+        with pytest.raises(DamagedRunError, match=name):
+            find_run(stored.folder.name, here, experiment, "")
+    stored = load_run(MAKERS["comparison"](here), "comparison")
+    rewrite(stored, settings={**stored.settings, "dtype": []})
+    rows, (note,) = stored_rows(here)
+    assert not rows
+    assert "settings: dtype is []" in note
+
+
+def test_a_certificate_of_another_type_is_told_and_not_read(here: Path) -> None:
+    stored = load_run(MAKERS["spectrum"](here), "spectrum")
+    certificate = {**stored.results["certificate"], "errors": {"loss": None}}
+    rewrite(stored, results={**stored.results, "certificate": certificate})
+    assert only(here).verdict is Verdict.BROKEN
+    assert "certificate" in only(here).reason
+    with pytest.raises(VivitBenchError, match="certificate: errors is"):
+        load_spectrum(stored.folder)
 
 
 @pytest.mark.parametrize("experiment", ["spectrum", "noise"])

@@ -5,27 +5,9 @@ from typing import NotRequired, TypedDict
 
 from vivit_bench.audit.record import Audit, Look, Present, journal_problems, present_files
 from vivit_bench.comparison.compare import Record, RunKind
-from vivit_bench.comparison.stored import RUNS
+from vivit_bench.comparison.stored import RUNS, StoredSettings
 from vivit_bench.critical_batch.settings import measuring_environment
 from vivit_bench.store import StoredRun, read_journal
-
-
-class _Settings(TypedDict):
-    problem: str
-    batch_size: int
-    data: str
-    seed: int
-    checkpoint: str | None
-    dtype: str
-    device: str
-    problem_file: str | None
-    checkpoint_file: str | None
-    quantity: str
-    curvature: str
-    samples: str
-    mc_samples: int
-    engines: list[str]
-    threads: int
 
 
 class _Results(TypedDict):
@@ -55,4 +37,4 @@ def _present(stored: StoredRun, look: Look) -> Present:
     return Present(environment, files, unknown)
 
 
-AUDIT = Audit(_Settings, _Results, _contents, _present)
+AUDIT = Audit(StoredSettings, _Results, _contents, _present)

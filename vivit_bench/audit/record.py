@@ -3,11 +3,12 @@
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypeVar
 
 from vivit_bench.store import State, StoredRun, read_journal
 from vivit_bench.store.files import sha256
 from vivit_bench.store.schema import violations
+from vivit_bench.store.stored import CONDITIONS
 
 _T = TypeVar("_T")
 
@@ -65,32 +66,11 @@ class Audit:
     """Schema of the results of a run that failed for good, where there is such a thing."""
 
 
-class _Provenance(TypedDict):
-    vivit_bench: str
-    code: str
-    git_commit: str | None
-    python: str
-    torch: str | None
-    host: str
-    cpu: str
-    cores: int | None
-    ram_bytes: int
-    started_at: str
-
-
-class _Environment(TypedDict):
-    code: str
-    python: str
-    torch: str | None
-    host: str
-    cpu: str
-
-
 def header_problems(stored: StoredRun, audit: Audit) -> Iterator[str]:
     """What is not as it should be in a header, a line each."""
     yield from violations(stored.settings, audit.settings, "settings:")
-    yield from violations(stored.environment, _Environment, "environment:")
-    yield from violations(stored.provenance, _Provenance, "provenance:")
+    for part, kind in CONDITIONS.items():
+        yield from violations(getattr(stored, part), kind, f"{part}:")
     schema = audit.results if stored.is_finished else audit.failed_results
     if stored.state is not State.RUNNING and schema is not None:
         yield from violations(stored.results, schema, "results:")

@@ -9,7 +9,7 @@ from vivit_bench.audit.workloads import absent_data, absent_files, why_not
 from vivit_bench.errors import VivitBenchError
 from vivit_bench.imported import imported_files
 from vivit_bench.problems.workload import WorkloadSpec, load_workload
-from vivit_bench.spectrum.record import EIGENVALUES, load_spectrum
+from vivit_bench.spectrum.record import EIGENVALUES, StoredCertificate, load_spectrum
 from vivit_bench.spectrum.settings import SpectrumSettings
 from vivit_bench.spectrum.stored import environment_of
 from vivit_bench.store import StoredRun
@@ -43,7 +43,7 @@ class _Results(TypedDict):
     solver_dtype: str
     threads: int
     compute_seconds: float
-    certificate: dict[str, Any]
+    certificate: StoredCertificate
     num_eigenvalues: int
     num_above_cutoff: int
     num_zeros: int

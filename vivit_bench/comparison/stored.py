@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from vivit_bench.arguments import problem_slug
 from vivit_bench.comparison.compare import (
@@ -19,6 +19,7 @@ from vivit_bench.measure.work import work_of
 from vivit_bench.peers import Quantity
 from vivit_bench.problems.workload import WorkloadSpec
 from vivit_bench.store import Identity, StoredRun, finished_runs, open_run, read_journal
+from vivit_bench.store.schema import violations
 
 EXPERIMENT = "comparison"
 RUNS = "runs.jsonl"
@@ -26,6 +27,26 @@ _MACHINE = ("cpu", "cores", "ram_bytes", "gpu", "host", "torch", "vivit_for_pyto
 _WORK = ("problem", "quantity", "curvature", "samples")
 
 Note = Callable[[str], None]
+
+
+class StoredSettings(TypedDict):
+    """What a header says was compared."""
+
+    problem: str
+    batch_size: int
+    data: str
+    seed: int
+    checkpoint: str | None
+    dtype: str
+    device: str
+    problem_file: str | None
+    checkpoint_file: str | None
+    quantity: str
+    curvature: str
+    samples: str
+    mc_samples: int
+    engines: list[str]
+    threads: int
 
 
 @dataclass(frozen=True)
@@ -183,7 +204,12 @@ def stored_rows(results_dir: Path) -> tuple[list[dict[str, Any]], list[str]]:
     In the order of time, but that a problem's comparisons of one work stand together, by N.
     """
     runs, notes = finished_runs(results_dir, EXPERIMENT)
-    rows = [row for stored in runs for row in _load(stored).whole_rows]
+    rows = []
+    for stored in runs:
+        if wrong := next(violations(stored.settings, StoredSettings, "settings:", whole=False), ""):
+            notes.append(f"left out: {stored.folder}: {wrong}; vivit-bench check says more")
+        else:
+            rows += _load(stored).whole_rows
     works = [tuple(row[name] for name in _WORK) for row in rows]
     first = {work: place for place, work in reversed(list(enumerate(works)))}
     order = sorted(range(len(rows)), key=lambda i: (first[works[i]], rows[i]["batch_size"]))

@@ -4,7 +4,7 @@ import csv
 import io
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from vivit_bench.errors import UsageError, VivitBenchError
 from vivit_bench.spectrum.settings import SpectrumSettings
 from vivit_bench.store import StoredRun, load_run
+from vivit_bench.store.schema import violations
 
 EXPERIMENT = "spectrum"
 EIGENVALUES = "eigenvalues.csv"
@@ -31,6 +32,17 @@ _FACTS = {
     "compute_seconds": float,
     "certificate": dict,
 }
+
+
+class StoredCertificate(TypedDict, total=False):
+    """What a header says of the check; nothing where there was none."""
+
+    samples: list[int]
+    num_samples: int
+    errors: dict[str, float]
+    tolerance: float
+    notes: list[str]
+    seconds: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,6 +173,9 @@ def _settings_of(stored: StoredRun) -> SpectrumSettings:
 
 def _parse(stored: StoredRun, table: str) -> SpectrumRecord:
     settings = _settings_of(stored)
+    certificate = stored.results["certificate"]
+    if wrong := next(violations(certificate, StoredCertificate, "certificate:"), ""):
+        raise ValueError(wrong)
     eigenvalues, blocks = _parse_table(table, settings.is_blocked)
     return SpectrumRecord(
         settings=settings,

@@ -9,7 +9,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints, is_typeddic
 _LONGEST = 40
 
 
-def violations(values: object, schema: type, where: str) -> Iterator[str]:
+def violations(values: object, schema: type, where: str, *, whole: bool = True) -> Iterator[str]:
     """What a record lacks or has of another type, a line each.
 
     Names that the schema does not have are no violation: later versions add some.
@@ -18,6 +18,7 @@ def violations(values: object, schema: type, where: str) -> Iterator[str]:
         values: A record, as read from JSON.
         schema: A dataclass, whose fields without a default must be there; or a TypedDict.
         where: Begins the lines.
+        whole: Whether what is required and lacks is a violation, too.
     """
     if not isinstance(values, Mapping):
         yield f"{where} is {_kind_of(values)} and no object"
@@ -27,12 +28,12 @@ def violations(values: object, schema: type, where: str) -> Iterator[str]:
         if name in values:
             if not conforms(values[name], kind):
                 yield f"{where} {name} is {_kind_of(values[name])}, not {_name_of(kind)}"
-        elif name in required:
+        elif whole and name in required:
             yield f"{where} has no {name}"
 
 
 def conforms(value: object, kind: Any) -> bool:
-    """Whether a value read from JSON is of a type; an int is a float, and a bool is neither."""
+    """Whether a JSON value is of a type; an int is a float, a bool neither, a tuple a list."""
     if kind is Any:
         return True
     if kind is None or kind is type(None):
@@ -41,7 +42,9 @@ def conforms(value: object, kind: Any) -> bool:
     if origin in (Union, types.UnionType):
         return any(conforms(value, each) for each in arguments)
     if origin in (list, tuple):
-        return isinstance(value, list) and all(conforms(each, arguments[0]) for each in value)
+        return isinstance(value, list | tuple) and all(
+            conforms(each, arguments[0]) for each in value
+        )
     if origin is dict:
         return isinstance(value, dict) and all(
             conforms(each, arguments[1]) for each in value.values()

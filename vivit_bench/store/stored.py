@@ -5,16 +5,42 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from vivit_bench.errors import UsageError, VivitBenchError
 from vivit_bench.store.files import sha256
 from vivit_bench.store.identity import State, canonical, differences
+from vivit_bench.store.schema import violations
 
 FORMAT = "vivit-bench run 1"
 HEADER = "run.json"
 REPLACED = ".replaced-"
 """What the names of runs that were moved aside have before their time."""
+
+
+class _Provenance(TypedDict):
+    vivit_bench: str
+    code: str
+    git_commit: str | None
+    python: str
+    torch: str | None
+    host: str
+    cpu: str
+    cores: int | None
+    ram_bytes: int
+    started_at: str
+
+
+class _Environment(TypedDict):
+    code: str
+    python: str
+    torch: str | None
+    host: str
+    cpu: str
+
+
+CONDITIONS: dict[str, type] = {"environment": _Environment, "provenance": _Provenance}
+"""Parts of a header -> what every experiment has in them."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +127,21 @@ def load_run(folder: Path, experiment: str) -> StoredRun:
     return stored
 
 
+def load_sound_run(folder: Path, experiment: str) -> StoredRun:
+    """`load_run` for a reader, which counts on the types of what is there.
+
+    Raises:
+        UsageError: There is none.
+        DamagedRunError: It is not what was written, or was written by something else.
+    """
+    stored = load_run(folder, experiment)
+    for part, kind in CONDITIONS.items():
+        wrong = violations(getattr(stored, part), kind, f"{part}:", whole=False)
+        if line := next(wrong, ""):
+            raise DamagedRunError(f"{folder / HEADER}: {line}; vivit-bench check says more")
+    return stored
+
+
 def find_run(name: str | None, results_dir: Path, experiment: str, command: str) -> StoredRun:
     """A stored run by its folder, its name or the readable start of its name.
 
@@ -118,7 +159,7 @@ def find_run(name: str | None, results_dir: Path, experiment: str, command: str)
     if name is not None:
         for folder in (root / name, Path(name)):
             if exists(folder / HEADER):
-                return load_run(folder, experiment)
+                return load_sound_run(folder, experiment)
     stored, damaged = stored_runs(results_dir, experiment)
     if name is None:
         if not stored:
@@ -164,7 +205,7 @@ def stored_runs(results_dir: Path, experiment: str) -> tuple[list[StoredRun], li
         if REPLACED in folder.name or not exists(folder / HEADER):
             continue
         try:
-            runs.append(load_run(folder, experiment))
+            runs.append(load_sound_run(folder, experiment))
         except VivitBenchError as error:
             notes.append(f"left out: {error}")
     return sorted(runs, key=lambda run: str(run.provenance.get("started_at"))), notes
