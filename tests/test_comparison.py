@@ -428,6 +428,37 @@ def test_engines_that_disagree_are_marked(
     assert "engines disagree with vivit-bench: curvlinops by 1.0e-01" in seen.err
 
 
+@pytest.mark.parametrize(
+    ("outcome", "code"), [(Outcome.ERROR, 1), (Outcome.OUT_OF_MEMORY, 0), (Outcome.TIMEOUT, 0)]
+)
+def test_an_engine_that_fails_fails_the_command_and_one_that_is_too_large_does_not(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    outcome: Outcome,
+    code: int,
+) -> None:
+    runs = [
+        *records("vivit-bench", [1.0], 1, digest={"eigenvalues": [2.0]}),
+        record("backpack", outcome=outcome, failure="the reason"),
+    ]
+
+    def measured(*_: Any, record: Callable[[Record], None], **__: Any) -> list[Record]:
+        for each in runs:
+            record(each)
+        return runs
+
+    monkeypatch.setattr(stored, "compare_engines", measured)
+    command = ["compare-engines", DIGITS, "--engine", "vivit-bench", "--engine", "backpack"]
+    monkeypatch.setattr("sys.argv", ["vivit-bench", *command, "--results-dir", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        cli_main()
+    seen = capsys.readouterr()
+    assert (ended.value.code or 0) == code
+    assert "backpack failed: the reason" in seen.out
+    assert ("vivit-bench: backpack failed: the reason" in seen.err) == bool(code)
+
+
 @pytest.mark.parametrize("deviation", [1e-3, 3e-2, 1.0])
 def test_the_deviation_of_steps_is_estimated_from_their_projections(deviation: float) -> None:
     """Within four standard deviations of 18 %, also where a step is longer than one block."""

@@ -186,11 +186,11 @@ def compare_engines(
     if len(sizes) > 1:
         series = run_series(comparison, sizes, results_dir, **options)
         _hand_out_series(series, plot, format, output, quiet)
-        _refuse_disagreement(series.rows)
+        _refuse_failed(series.rows)
         return
     compared = run_comparison(comparison, results_dir, **options)
     hand_out(engines_table(compared), format, output, quiet)
-    _refuse_disagreement(compared.rows)
+    _refuse_failed(compared.rows)
 
 
 def _hand_out_series(
@@ -215,23 +215,31 @@ def _hand_out_series(
         raise VivitBenchError(f"{said}; the same command tries again")
 
 
-def _refuse_disagreement(rows: Sequence[dict[str, Any]]) -> None:
-    """Fail if engines have found different things, whose cost says little.
+def _refuse_failed(rows: Sequence[dict[str, Any]]) -> None:
+    """Fail if an engine has failed, or has found something else than the others.
+
+    Memory, time or samples that do not suffice are findings of a comparison, and no failures.
 
     Raises:
-        VivitBenchError: With the deviations.
+        VivitBenchError: With the reasons or the deviations.
     """
     from vivit_bench.comparison.compare import AGREEMENT
+    from vivit_bench.measure import Outcome
 
+    several = len({row.get("batch_size") for row in rows}) > 1
+
+    def name(row: dict[str, Any]) -> str:
+        return f"{row['engine']} at N = {row['batch_size']}" if several else str(row["engine"])
+
+    said = [
+        f"{name(row)} failed: {row['failure']}" for row in rows if row["outcome"] == Outcome.ERROR
+    ]
     if odd := [row for row in rows if row.get("agrees") is False]:
-        several = len({row.get("batch_size") for row in rows}) > 1
-        named = ", ".join(
-            f"{row['engine']} by {row['difference']:.1e}"
-            + (f" at N = {row['batch_size']}" if several else "")
-            for row in odd
-        )
-        raise VivitBenchError(
+        named = ", ".join(f"{name(row)} by {row['difference']:.1e}" for row in odd)
+        said.append(
             f"engines disagree with {rows[0]['engine']}: {named} (tolerance "
             f"{AGREEMENT['eigenvalues']:.0e} for eigenvalues, {AGREEMENT['step']:.0e} for steps); "
             "one of them is wrong on this model"
         )
+    if said:
+        raise VivitBenchError("; ".join(said))
