@@ -241,9 +241,16 @@ def test_names_are_ordered_by_their_numbers(files: list[str], order: list[str]) 
     assert by_numbers(files) == order
 
 
-@pytest.mark.parametrize("files", [["a.pt", "b.pt"], ["e1.pt", "last.pt"], ["a1.pt", "b1.pt"]])
-def test_names_that_say_no_order_are_refused(files: list[str]) -> None:
-    with pytest.raises(UsageError, match=f"{files[0]}, {files[1]} say no order"):
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        (["a.pt", "b.pt"], "a.pt has no number"),
+        (["e1.pt", "e2.pt", "last.pt"], "e1.pt has 1 number and last.pt has 0 numbers"),
+        (["e1.pt", "e20.pt", "msd_20.pt"], "e20.pt and msd_20.pt have the same numbers"),
+    ],
+)
+def test_names_that_say_no_order_are_refused(files: list[str], reason: str) -> None:
+    with pytest.raises(UsageError, match=f"say no order, as {reason}; give it with --checkpoint"):
         by_numbers(files)
 
 

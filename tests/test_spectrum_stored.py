@@ -512,7 +512,14 @@ def test_unfinished_damaged_and_replaced_spectra_are_not_stored(tmp_path: Path):
         ({}, {"seed": 3}, "seed 0, 3", "--seed", 3),
         ({}, {"data": "synthetic"}, "data deepobs, synthetic", "--data", "synthetic"),
         ({}, {"dtype": "float64"}, "dtype float32, float64", "--dtype", "float64"),
-        ({}, {"checkpoint": "w.pt"}, "checkpoint None, w.pt", "--checkpoint or name", "w.pt"),
+        ({}, {"checkpoint": "w.pt"}, "checkpoint none, w.pt", "--checkpoint", "w.pt"),
+        (
+            {"checkpoint": "w.pt"},
+            {"checkpoint": None},
+            "checkpoint none, w.pt",
+            "--checkpoint",
+            "none",
+        ),
     ],
 )
 def test_spectra_that_differ_need_a_choice(

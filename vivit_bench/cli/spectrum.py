@@ -97,7 +97,8 @@ StoredCheckpointsOption = Annotated[
     list[Path] | None,
     typer.Option(
         "--checkpoint",
-        help="Of the spectra; repeatable with --over-training, in the order of the figure.",
+        help="Of the spectra, none for the initial parameters; repeatable with --over-training, in "
+        "the order of the figure.",
         rich_help_panel=MODEL_AND_DATA,
     ),
 ]
@@ -619,9 +620,12 @@ def _stored(
 
 def _check_choice(name: str, run: "StoredRun", chosen: dict[str, Any]) -> None:
     """Refuse options that say of a single spectrum what it is not."""
+    from vivit_bench.spectrum.stored import has_setting
+
     for setting, value in chosen.items():
         # What is drawn of a problem by default is no choice.
-        if value not in (None, Blocks.NONE) and run.settings.get(setting) != value:
+        is_choice = value != Blocks.NONE or setting == "checkpoint"
+        if is_choice and not has_setting(run, setting, value):
             raise UsageError(
                 f"{name}: --{setting.replace('_', '-')} {value} is asked for, but this spectrum "
                 f"is of {run.settings.get(setting)}; leave the option out, or name another"

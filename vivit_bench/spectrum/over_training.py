@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -109,14 +109,28 @@ def by_numbers(files: Sequence[str]) -> list[str]:
         UsageError: A name has none, has more or fewer than the others, or the same as another.
     """
     by_file = dict(zip(files, map(numbers_in, short_names(files)), strict=True))
-    counts = {len(numbers) for numbers in by_file.values()}
-    if counts == {0} or len(counts) > 1 or len(set(by_file.values())) < len(files):
-        some = f"{', '.join(files[:4])}{' and others' * (len(files) > 4)}"
+    if reason := _no_order(by_file):
         raise UsageError(
-            f"the names of {some} say no order; give it with --checkpoint FIRST "
-            "--checkpoint SECOND ..."
+            f"the names of the checkpoints say no order, as {reason}; give it with --checkpoint "
+            "FIRST --checkpoint SECOND ..."
         )
     return sorted(files, key=lambda file: by_file[file])
+
+
+def _no_order(by_file: Mapping[str, tuple[float, ...]]) -> str:
+    """Why numbers of names put files in no order; empty if they do."""
+    first, *others = by_file
+    for file in others:
+        if len(by_file[file]) != len(by_file[first]):
+            counts = (f"{name} has {len(by_file[name])} numbers" for name in (first, file))
+            return " and ".join(counts).replace(" 1 numbers", " 1 number")
+    if not by_file[first]:
+        return f"{first} has no number"
+    seen: dict[tuple[float, ...], str] = {}
+    for file, numbers in by_file.items():
+        if (same := seen.setdefault(numbers, file)) != file:
+            return f"{same} and {file} have the same numbers"
+    return ""
 
 
 def short_names(files: Sequence[str]) -> list[str]:

@@ -54,6 +54,10 @@ _CHOICES = ("batch_size", "data", "seed", "dtype", "checkpoint")
 _LONGEST_PART = 60  # of a figure's name, in characters
 
 
+UNTRAINED = "none"
+"""Chooses, as a checkpoint, the spectra of the initial parameters."""
+
+
 class SweepEvent(StrEnum):
     """What just happened to a variant."""
 
@@ -267,6 +271,8 @@ def stored_variants(
     wanted = {name: value for name, value in chosen.items() if value is not None}
     if mc_samples != 1:
         wanted["mc_samples"] = mc_samples
+    if wanted.get("checkpoint") == UNTRAINED:
+        del wanted["checkpoint"]
     fitting = [run for run in runs if is_variant(run, problem, mc_samples, chosen)]
     if not fitting:
         if not is_user_problem(problem):
@@ -408,8 +414,16 @@ def is_variant(run: StoredRun, problem: str, mc_samples: int, chosen: Mapping[st
         and settings["params"] is None
         and settings.get("drop_columns") is None
         and (settings["curvature"] == Curvature.EXACT or settings["mc_samples"] == mc_samples)
-        and all(settings[name] == value for name, value in chosen.items() if value is not None)
+        and all(has_setting(run, name, value) for name, value in chosen.items())
     )
+
+
+def has_setting(run: StoredRun, name: str, value: object) -> bool:
+    """Whether a run has a setting that is asked for; None: any will do."""
+    own = run.settings.get(name)
+    if name == "checkpoint" and own is None:
+        own = UNTRAINED
+    return value is None or own == value
 
 
 def clashes(runs: Sequence[StoredRun], apart: Collection[str] = ()) -> str:
@@ -422,12 +436,14 @@ def clashes(runs: Sequence[StoredRun], apart: Collection[str] = ()) -> str:
         for name, values in different_settings(runs).items()
         if name not in apart
     }
+    if "checkpoint" in different:
+        files = different["checkpoint"]
+        different["checkpoint"] = [UNTRAINED if file == "None" else file for file in files]
     if not different:
         return ""
     options = [f"--{name.replace('_', '-')}" for name in _CHOICES if name in different]
     ways = [f"choose with {' and '.join(options)}"] if options else []
-    # No option chooses a model, a cutoff, or the spectra without a checkpoint.
-    if not set(different) <= set(_CHOICES) or "checkpoint" in different:
+    if not set(different) <= set(_CHOICES):  # no option chooses a model or a cutoff
         ways.append(f"name single ones, such as {runs[-1].folder.name}")
     return f"{_listed(different)}: {' or '.join(ways)}"
 
