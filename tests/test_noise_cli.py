@@ -62,6 +62,7 @@ def test_run_plot_and_table(run: Run) -> None:
     assert pd.read_csv(io.StringIO(table.out))["step"].tolist() == [0, 3, 16]
     assert (folder / "table.csv").read_text() == table.out
     assert "K: directions with" in run("table", folder).out
+    assert run("table", "tiny.py:tiny_sgd", "--format", "csv").out == table.out
     assert run("table", folder, "--format", "markdown").out.startswith("| step |")
     assert run("table", folder, "--format", "latex").out.startswith(r"\begin{tabular}")
 

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from vivit_bench import store
+from vivit_bench.arguments import problem_slug
 from vivit_bench.errors import UsageError, VivitBenchError
 from vivit_bench.store import Run, State, StoredRun
 from vivit_bench.store.files import sha256
@@ -97,13 +98,15 @@ class NoiseRun:
 
 
 def find_run(name: str, results_dir: Path) -> NoiseRun:
-    """Read a run by its folder, its name or the readable start of its name.
+    """Read a run by its folder, its name, the readable start of its name or PROBLEM_OPTIMIZER.
 
     Raises:
         UsageError: No run is called so, several are, or nothing has been recorded yet.
         VivitBenchError: A file is missing or not the one that was written.
     """
     command = "vivit-bench noise run PROBLEM"
+    if ".py:" in name and not Path(name).exists():
+        name = problem_slug(name)
     return read_run(store.find_run(name, results_dir, EXPERIMENT, command))
 
 

@@ -178,7 +178,8 @@ def find_run(name: str | None, results_dir: Path, experiment: str, command: str)
             for run in same[:6]
         )
         raise UsageError(f"{name}: there are several, name one: {listed}")
-    names = [run.label for run in stored]
+    labels = [run.label for run in stored]
+    names = [run.folder.name if labels.count(run.label) > 1 else run.label for run in stored]
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[:5]
     hint = f"there are {', '.join(near)}" if near else f"make one with: {command}"
     what = f"{name[:100]}: no run of this name in {root}"
