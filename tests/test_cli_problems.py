@@ -51,6 +51,20 @@ def test_show_counts_every_parameter_once():
     assert record["sources"] == ["deepobs", "synthetic"]
 
 
+def test_show_counts_tied_weights_once(tmp_path):
+    file = tmp_path / "tied.py"
+    file.write_text(
+        "import torch\nfrom torch import nn\n"
+        "def make():\n"
+        "    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))\n"
+        "    model[1].weight = model[0].weight\n"
+        "    return model, nn.MSELoss(), (torch.ones(4, 3), torch.ones(4, 3))\n"
+    )
+    record = json.loads(run("show", f"{file}:make", "--format", "json"))
+    assert record["num_params"] == 15
+    assert [layer["num_params"] for layer in record["layers"]] == [12, 3]
+
+
 def test_show_works_for_a_problem_of_ones_own():
     text = run("show", "scripts/examples/small_cnn.py:digits")
     assert "own tensors, 1797 samples" in text

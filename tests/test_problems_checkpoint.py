@@ -45,6 +45,14 @@ def test_running_statistics_of_a_checkpoint_are_kept(tmp_path):
     assert torch.equal(model.bn.running_mean, torch.full((256,), 7.0))
 
 
+@pytest.mark.parametrize("key", ["model", "model_state_dict", "state_dict"])
+def test_a_state_dict_is_found_under_the_usual_keys(tmp_path, key):
+    state = load_problem(NAME, seed=3).model.state_dict()
+    torch.save({"epoch": 3, "optimizer": {}, key: state}, tmp_path / "last.pt")
+    model = load_problem(NAME, checkpoint=tmp_path / "last.pt").model
+    assert torch.equal(model.dense.weight, state["dense.weight"])
+
+
 def _state(**changes):
     state = load_problem(NAME).model.state_dict()
     state.update(changes)
@@ -61,7 +69,7 @@ def _state(**changes):
             "has other shapes for dense.bias [3] instead of [10]",
         ),
         (lambda: [1, 2], "holds a list, not a state dict"),
-        (lambda: {"epoch": 3}, "holds a dict, not a state dict"),
+        (lambda: {"epoch": 3}, "holds a dict of epoch, not a state dict"),
         (lambda: nn.Linear(1, 1), "cannot be read as tensors"),
     ],
 )

@@ -158,7 +158,10 @@ def test_checkpoint_is_loaded(write, tmp_path):
         (returning("net, ce"), "must return (model, loss, data), got 2 values"),
         (returning("'net', ce, (x, y)"), "the model must be a torch module, got a str"),
         (returning("nn.ReLU(), ce, (x, y)"), "the model has no trainable parameter"),
-        (returning("net.double(), ce, (x, y)"), "is torch.float64, not float32"),
+        (
+            returning("net.double(), ce, (x, y)"),
+            "return model.float() (--dtype float64 converts",
+        ),
         (
             returning(
                 "nn.Sequential(net, nn.BatchNorm1d(2, track_running_stats=False)), ce, (x, y)"

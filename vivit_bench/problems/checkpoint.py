@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from vivit_bench.errors import UsageError
 
 _SHOWN = 3
+_KEYS = ("model", "model_state_dict")
+"""Under which training scripts keep a state dict beside other things."""
 
 
 def load_checkpoint(model: nn.Module, file: Path) -> None:
@@ -20,10 +22,10 @@ def load_checkpoint(model: nn.Module, file: Path) -> None:
 
     Args:
         model: Changed in place.
-        file: Written by ``torch.save``: a state dict, ``{"model": state dict}``, or what a
-            Lightning trainer writes, in which the model is an attribute of a module: names then
-            begin with the attribute's, and others are left out. Read with ``weights_only=True``:
-            no code of the file runs.
+        file: Written by ``torch.save``: a state dict, one under the key ``model`` or
+            ``model_state_dict``, or what a Lightning trainer writes under ``state_dict``, in
+            which the model is an attribute of a module: names then begin with the attribute's,
+            and others are left out. Read with ``weights_only=True``: no code of the file runs.
 
     Raises:
         UsageError: No such file, not such a file, or other names or shapes.
@@ -58,18 +60,25 @@ def _read(file: Path, names: list[str]) -> dict[str, Tensor]:
             f"checkpoint {file} cannot be read as tensors ({type(error).__name__}): "
             "write it with torch.save(model.state_dict(), file)"
         ) from error
-    if isinstance(content, dict) and isinstance(content.get("model"), dict):
-        content = content["model"]
+    found = content if isinstance(content, dict) else {}
+    if key := next((key for key in _KEYS if isinstance(found.get(key), dict)), None):
+        content = found[key]
     elif isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = _of_attribute(file, content["state_dict"], names)
     if not isinstance(content, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
     ):
         raise UsageError(
-            f"checkpoint {file} holds a {type(content).__name__}, not a state dict "
-            "or {'model': state dict}: write it with torch.save(model.state_dict(), file)"
+            f"checkpoint {file} holds {_what(content)}, not a state dict, nor one under "
+            f"{', '.join(_KEYS)} or state_dict: write it with torch.save(model.state_dict(), file)"
         )
     return content
+
+
+def _what(content: Any) -> str:
+    if isinstance(content, dict):
+        return f"a dict of {', '.join(map(str, list(content)[:_SHOWN])) or 'nothing'}"
+    return f"a {type(content).__name__}"
 
 
 def _of_attribute(file: Path, state: dict[str, Tensor], names: list[str]) -> dict[str, Tensor]:

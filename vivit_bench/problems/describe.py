@@ -62,12 +62,14 @@ def layer_rows(problem: Problem) -> list[dict[str, Any]]:
     """
     rows: list[dict[str, Any]] = []
     seen: set[str] = set()
+    counted: set[int] = set()
 
     def record(name: str, module: nn.Module, output: Any) -> None:
         if name in seen:  # a module that is used twice
             return
         seen.add(name)
-        own = module.parameters(recurse=False)
+        own = [p for p in module.parameters(recurse=False) if id(p) not in counted]
+        counted.update(map(id, own))  # tied weights count where they are used first
         is_tensor = isinstance(output, torch.Tensor)
         rows.append(
             {

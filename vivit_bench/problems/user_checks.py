@@ -45,7 +45,8 @@ def check_model(name: str, model: Any) -> None:
             )
         if parameter.dtype != torch.float32:
             raise UsageError(
-                f"{name}: parameter {key} is {parameter.dtype}, not float32: return model.float()"
+                f"{name}: parameter {key} is {parameter.dtype}, not float32: return model.float() "
+                "(--dtype float64 converts it afterwards)"
             )
     for key, module in model.named_modules():
         if isinstance(module, _BatchNorm) and module.running_mean is None:
