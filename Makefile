@@ -99,6 +99,7 @@ noise-demo: $(STAMP)
 
 # What dropping columns of V saves after the training of noise-demo, and what it changes.
 drop-columns: $(STAMP)
+	mkdir -p results/demo
 	$(RUN) noise run mnist_2c2d --optimizer sgd --data mnist5k --epochs 60 --at end --results-dir results/demo --name drop-columns --save-model results/demo/drop-columns.pt
 	$(VENV)/bin/python scripts/drop_columns.py mnist_2c2d results/demo/drop-columns.pt --data mnist5k --threads 1
 

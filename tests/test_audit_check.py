@@ -252,6 +252,9 @@ def test_the_command_prints_a_row_a_run_and_fails_for_damage_alone(here: Path, r
     code, out, err = run("--strict", "--format", "csv", "--quiet")
     assert (code, len(out.splitlines())) == (1, 2)
     assert err == "vivit-bench: results: not everything is sound: 1 runs: 1 stale.\n"
+    assert "stale" in run("--quiet").out
+    rewrite(stored, environment=stored.environment)
+    assert folder.name not in run("--quiet").out
     (folder / "losses.csv").unlink()
     code, out, err = run("--quiet")
     assert code == 1

@@ -37,14 +37,14 @@ def stored(label: str) -> SpectrumRecord:
 
 
 def test_compute_writes_what_python_computes(run: Run):
-    outcome = run("compute", DIGITS, "--batch-size", 4, "--output", "o/copy.csv")
+    outcome = run("compute", DIGITS, "--batch-size", 4, "--output", "copy.csv")
     assert outcome.code == 0, outcome.err
     (folder,) = Path("results/spectrum").iterdir()
     assert folder.name.startswith(f"{DIGITS_SLUG}_exact_full_n4-")
     assert str(folder) in outcome.out.replace("\n", "").replace(" ", "")
     assert "certified by plain autograd on 2 of 4" in outcome.err
     path = folder / "eigenvalues.csv"
-    assert Path("o/copy.csv").read_bytes() == path.read_bytes()
+    assert Path("copy.csv").read_bytes() == path.read_bytes()
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     values = [float(row["eigenvalue"]) for row in rows]
@@ -328,11 +328,11 @@ def test_compare_warns_of_other_conditions_and_refuses_other_sizes(run: Run):
 def test_compute_also_writes_leading_eigenvectors(run: Run):
     outcome = run(
         "compute", DIGITS, "--batch-size", 8, "--dtype", "float64",
-        "--eigenvectors", "v/e.pt", "--top", 3,
+        "--eigenvectors", "e.pt", "--top", 3,
     )  # fmt: skip
     assert outcome.code == 0
     spectrum = stored(f"{DIGITS_SLUG}_exact_full_n8")
-    vectors = torch.load("v/e.pt", weights_only=True)
+    vectors = torch.load("e.pt", weights_only=True)
     assert vectors.pop("eigenvalues").numpy() == pytest.approx(spectrum.eigenvalues[:3])
     work = load_workload(WorkloadSpec(DIGITS, batch_size=8, dtype="float64"))
     assert list(vectors) == [name for name, _ in work.model.named_parameters()]

@@ -155,6 +155,12 @@ def test_what_is_not_ours_is_left_alone(tmp_path: Path, fresh: bool) -> None:
     assert not list(other.iterdir())
 
 
+def test_a_file_is_no_folder_of_results(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"--results-dir .*file: is a file; name a folder"):
+        finish(tmp_path / "file")
+
+
 def test_nothing_is_written_through_a_linked_experiment(tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.mkdir()
@@ -513,8 +519,11 @@ def test_runs_are_found_by_name_label_or_folder(tmp_path: Path) -> None:
         find_run("", tmp_path / "elsewhere", "toy", "toy run")
     with pytest.raises(UsageError, match=r"^: no run of this name.*there are mnist_mlp_exact"):
         find_run("", tmp_path, "toy", "toy run")
-    with pytest.raises(UsageError, match="there are mnist_mlp_exact"):
-        find_run("mnist_mpl", tmp_path, "toy", "toy run")
+    with pytest.raises(UsageError) as refused:
+        find_run("mnist_mpl_exact", tmp_path, "toy", "toy run")
+    others = [path.name for path in folder.parent.iterdir() if not path.name.startswith(".")]
+    assert len(others) == 2
+    assert all(name in str(refused.value) for name in others)  # as the labels are the same
     (folder / "run.json").write_text("")
     with pytest.raises(DamagedRunError, match=r"no run of this name .*left out: .*run.json is no"):
         find_run(folder.name[:-1], tmp_path, "toy", "toy run")

@@ -49,7 +49,8 @@ def check(
 
     A row a run: damaged (not as it was written), breaking its schema (fields missing, or of
     another type), foreign, unfinished, or stale, with each field that differs from now, old ->
-    new. Exit code 1 if something is damaged or breaks its schema.
+    new; with --quiet only of what is not ok. Exit code 1 if something is damaged or breaks its
+    schema.
     """
     from vivit_bench.audit.check import FAILURES, Verdict, check_results
     from vivit_bench.audit.record import Look
@@ -62,7 +63,7 @@ def check(
         Look(data, data_dir),
         lambda name: console.print(f"checking {name}", soft_wrap=True, markup=False),
     )
-    hand_out(check_table(findings), format, output, quiet)
+    hand_out(check_table(findings, without_ok=quiet and output is None), format, output, quiet)
     sound = (Verdict.OK,) if strict else [each for each in Verdict if each not in FAILURES]
     if any(each.verdict not in sound for each in findings):
         raise VivitBenchError(f"{results}: not everything is sound: {summary(findings)}")

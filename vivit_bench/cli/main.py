@@ -155,9 +155,17 @@ def _what_to_type(error: Any) -> str:
     said = re.sub(r"^(\S+): (\S+) is not in the range ", r"\1 \2: must be in the range ", said)
     valid = r"^(\S+): '(.*)' is not a valid (integer|float)( range)?$"
     said = re.sub(valid, lambda m: f"{m[1]} {m[2][:_LONGEST_NAME]}: must be a valid {m[3]}", said)
+    said = re.sub(r"^\S+ ([\d.]+)%: must be a valid (?:float|number)$", _without_percent, said)
     said = re.sub(r"^No such option '(\S+)'", r"No such option: \1", said)
     command = "vivit-bench" if error.ctx is None else error.ctx.command_path
     return f"{said[:1].lower()}{said[1:]} (see {command} --help)"
+
+
+def _without_percent(match: re.Match[str]) -> str:
+    try:
+        return f"{match[0]}, for example {float(match[1]) / 100:g}"
+    except ValueError:
+        return match[0]
 
 
 def _stop(number: int, _: object) -> None:

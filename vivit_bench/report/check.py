@@ -16,11 +16,12 @@ _COLUMNS = (
 )
 
 
-def check_table(findings: Sequence[Finding]) -> Table:
-    """A row per folder; below it how many there are of each kind."""
+def check_table(findings: Sequence[Finding], *, without_ok: bool = False) -> Table:
+    """A row per folder, or per one that is not ok; below it how many there are of each kind."""
     rows = [
         {**asdict(each), "verdict": each.verdict.value, "state": each.state and each.state.value}
         for each in findings
+        if not (without_ok and each.verdict is Verdict.OK)
     ]
     return Table(_COLUMNS, rows, notes=[summary(findings)])
 

@@ -57,15 +57,18 @@ def write_output(path: Path, content: str | bytes) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Make the folder of a file that is to be written after a long computation.
+    """Refuse a file that could not be written after a long computation.
 
     Raises:
-        UsageError: ``path`` is a folder, or no file can be written there.
+        UsageError: ``path`` is a folder or in none, or no file can be written there.
     """
     try:
+        if not path.parent.exists():
+            raise UsageError(
+                f"cannot write {path}: there is no folder {path.parent}; make it, or name another"
+            )
         if path.is_dir():
             raise UsageError(f"output {path}: this is a folder; name a file in it")
-        path.parent.mkdir(parents=True, exist_ok=True)
         # Only an attempt tells: permissions do not bind root, nor do they know full disks.
         descriptor, name = tempfile.mkstemp(prefix=".", suffix=TEMPORARY, dir=path.parent)
         os.close(descriptor)

@@ -211,6 +211,8 @@ def open_run(
         StorageError: The folder cannot be made.
     """
     folder = results_dir / identity.experiment / (check_name(name) if name else identity.address)
+    if results_dir.exists() and not results_dir.is_dir():
+        raise UsageError(f"--results-dir {results_dir}: is a file; name a folder")
     with storage_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.parent.is_symlink():
