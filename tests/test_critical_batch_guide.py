@@ -100,7 +100,7 @@ def test_a_wrong_plan_costs_trials_but_never_the_number(
     )
     result = find_critical_batch_size(engine.run, max_batch, LIMIT, planned)
     assert result.critical_batch_size == min(engine.critical, max_batch)
-    assert len(set(engine.runs)) == len(engine.runs) <= 7 * max_batch.bit_length() + 10
+    assert len(set(engine.runs)) == len(engine.runs) <= 2 * max_batch.bit_length() + 16
     assert all(1 <= n <= max_batch for n in engine.runs)
 
 
@@ -123,7 +123,7 @@ def test_measured_and_planned_peaks_that_mean_nothing_never_cost_the_number(
     points = PlannedPeaks(tuple((2**k, need) for k, need in enumerate(planned)))
     result = find_critical_batch_size(run, max_batch, LIMIT, points)
     assert result.critical_batch_size == min(threshold, max_batch)
-    assert len(set(runs)) == len(runs) <= 7 * max_batch.bit_length() + 10
+    assert len(set(runs)) == len(runs) <= 2 * max_batch.bit_length() + 16
 
 
 @given(peaks, st.floats(0.7, 1.3), st.data())
@@ -154,6 +154,43 @@ def test_the_prediction_is_the_plan_s_own_and_then_what_was_measured(peak: Peak)
     faster = replace(measured, n=max(alone // 4, 1), peak_bytes=int(0.92 * LIMIT))
     if plan.at(faster.n) < 0.9 * LIMIT:  # its peak is that of another plan
         assert predict_critical_batch_size(plan, [faster], LIMIT, 32_768) == alone
+
+
+def of_small_network(n: int) -> float:
+    """A small network's, and what its plan takes it to be (`PLANNED`): the slope is half."""
+    return (35.56 + (68.42 - 35.56) * (n - 7007) / (13469 - 7007)) * MIB
+
+
+PLANNED = ((1, 5_251_320), (256, 6_316_744), (4096, 16_669_384), (16_384, 49_797_832))
+
+
+@pytest.mark.parametrize(
+    ("true", "plan", "known", "most_trials"),
+    [
+        (of_small_network, PlannedPeaks(PLANNED), [16, 32, 64], 6),
+        (of_small_network, PlannedPeaks(PLANNED, 0.0), [1024, 4096], 6),
+        (lambda n: (5 + n / 150) * MIB, None, [], 14 + 3),
+        (lambda n: 40.01 * (n / 5000) ** 2 * MIB, None, [], 14 + 6),
+    ],
+)
+def test_peaks_on_both_sides_decide_what_is_run_next(
+    true: Peak, plan: PlannedPeaks | None, known: list[int], most_trials: int
+) -> None:
+    """Where the plan is wrong, and where there is none: the trials beside doubling are few."""
+    limit = 40 * MIB
+    runs: list[int] = []
+
+    def run(n: int, bracket: Bracket | None = None) -> Trial:
+        runs.append(n)
+        outcome = Outcome.FITS if true(n) <= limit else Outcome.OUT_OF_MEMORY
+        return replace(trial(n, outcome), peak_bytes=max(int(true(n)), 1))
+
+    small = [run(n) for n in known]
+    runs.clear()
+    result = find_critical_batch_size(run, 32_768, limit, plan, known=small)
+    critical = result.critical_batch_size
+    assert true(critical) <= limit < true(critical + 1)
+    assert len(runs) <= most_trials, runs
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from math import exp, log
 from statistics import fmean
 
 from vivit_bench.measure import Outcome, Trial
+from vivit_bench.measure.budget import MemoryBudget
 
 LEANEST_SHARE = 0.93
 """Where the leanest plan needs this share of the limit, the trial ran it: faster ones are made for
@@ -73,6 +74,8 @@ def predict_critical_batch_size(
 
     A trial that ran the leanest plan gives the ratio of its measured to its planned peak; between
     two of them the ratio is interpolated, elsewhere it is that of the nearest, and 1 without any.
+    Once something did not fit, the two trials about the limit correct what they refute: what fitted
+    took the leanest plan's need at least, what was stopped at most.
 
     Args:
         planned: What the leanest plan needs.
@@ -83,11 +86,7 @@ def predict_critical_batch_size(
     Returns:
         N, 0 if not even one sample is within the limit.
     """
-    found: dict[int, list[float]] = {}
-    for trial in trials:
-        if trial.peak_bytes and _ran_leanest(planned, trial, limit_bytes):
-            found.setdefault(trial.n, []).append(trial.peak_bytes / planned.at(trial.n))
-    ratios = [(n, fmean(found[n])) for n in sorted(found)]
+    ratios = _ratios(planned, list(trials), limit_bytes)
 
     def fits(n: int) -> bool:
         return planned.at(n) * _interpolated(ratios, n) <= limit_bytes
@@ -101,10 +100,44 @@ def predict_critical_batch_size(
     return low
 
 
-def _ran_leanest(planned: PlannedPeaks, trial: Trial, limit_bytes: int) -> bool:
-    """Whether a trial's peak, or what it had reached when it was stopped, is the leanest plan's."""
-    ended = trial.outcome is Outcome.FITS or (trial.peak_bytes or 0) > limit_bytes
-    return ended and planned.at(trial.n) >= planned.share * limit_bytes
+def _ratios(
+    planned: PlannedPeaks, trials: Sequence[Trial], limit_bytes: int
+) -> list[tuple[int, float]]:
+    """(N, measured / planned peak), N ascending."""
+    found: dict[int, list[float]] = {}
+    for trial in trials:
+        if _tells(planned, trial, limit_bytes):
+            assert trial.peak_bytes
+            found.setdefault(trial.n, []).append(trial.peak_bytes / planned.at(trial.n))
+    ratios = [(n, fmean(found[n])) for n in sorted(found)]
+    failed = [t for t in trials if t.outcome is Outcome.OUT_OF_MEMORY]
+    if not failed:
+        return ratios
+    above = min(failed, key=lambda t: t.n)
+    fitted = (t for t in trials if t.outcome is Outcome.FITS and t.n < above.n)
+    below = max(fitted, key=lambda t: t.n, default=None)
+    # What was stopped had not reached its peak; what does not grow with N decides small peaks.
+    for end, sign, least in ((above, 1, limit_bytes), (below, -1, limit_bytes // 2)):
+        if end is None or end.n in found or (end.peak_bytes or 0) <= least:
+            continue
+        ratio = (end.peak_bytes or 0) / planned.at(end.n)
+        if sign * ratio > sign * _interpolated(ratios, end.n):
+            ratios = sorted([*ratios, (end.n, ratio)])
+    return ratios
+
+
+def _tells(planned: PlannedPeaks, trial: Trial, limit_bytes: int) -> bool:
+    """Whether a trial's peak is the leanest plan's, or too large although it ran to its end."""
+    peak = trial.peak_bytes or 0
+    if trial.outcome is Outcome.OUT_OF_MEMORY:
+        return is_whole(trial, limit_bytes)
+    lean = planned.at(trial.n) >= planned.share * limit_bytes
+    return trial.outcome is Outcome.FITS and peak > 0 and lean
+
+
+def is_whole(trial: Trial, limit_bytes: int) -> bool:
+    """Whether what did not fit was run to its end: its peak is no bound."""
+    return limit_bytes < (trial.peak_bytes or 0) < MemoryBudget(limit_bytes).watchdog_bytes
 
 
 def _interpolated(points: Sequence[tuple[int, float]], n: int) -> float:

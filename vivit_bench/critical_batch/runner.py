@@ -35,6 +35,7 @@ from vivit_bench.critical_batch.records import (
 from vivit_bench.critical_batch.search import (
     Bracket,
     SearchResult,
+    StoppedBy,
     TrialError,
     find_critical_batch_size,
     known_bracket,
@@ -145,16 +146,11 @@ def run_search(
                 f"{stored.folder} is not finished any more; type the command again"
             )
         if stored.is_returned:
-            facts = stored.stored.results
-            max_batch, trial_timeout = facts["max_batch"], facts["trial_timeout_seconds"]
-            repeats = facts.get("repeats", 1)
-            records = finished_records(stored.stored)
-            trials = _Trials(cell, limit, stored, records, trial_timeout, listener, run)
-        else:
-            trials = _begin(
-                *(cell, memory_limit, stored, max_batch, trial_timeout, at_once),
-                *(listener, run, plan),
-            )
+            return _returned(cell, memory_limit, stored, listener)
+        trials = _begin(
+            *(cell, memory_limit, stored, max_batch, trial_timeout, at_once),
+            *(listener, run, plan),
+        )
         header = stored.stored.results
         planned = None
         if points := header.get(PLANNED):
@@ -171,12 +167,29 @@ def run_search(
             timeout_seconds=trial_timeout,
             largest=header.get(LARGEST),
         )
-        if not stored.is_returned:
-            facts = facts_of(
-                result, max_batch=max_batch, trial_timeout=trial_timeout, small_sizes=small_sizes
-            )
-            stored.finish({**stored.stored.results, **facts}, [TRIALS])
+        facts = facts_of(
+            result, max_batch=max_batch, trial_timeout=trial_timeout, small_sizes=small_sizes
+        )
+        stored.finish({**stored.stored.results, **facts}, [TRIALS])
     return FinishedSearch(cell, memory_limit, result, trials.from_records, stored.folder, facts)
+
+
+def _returned(
+    cell: Cell, memory_limit: MemoryLimit, stored: Run, listener: Listener
+) -> FinishedSearch:
+    """A finished search as it is stored: its trials need not be those that would be run now."""
+    facts = stored.stored.results
+    trials = tuple(finished_records(stored.stored).trials.values())
+    for trial in trials:
+        listener.finished(trial, True)
+    result = SearchResult(
+        facts["critical_batch_size"],
+        StoppedBy(facts["stopped_by"]),
+        facts["message"],
+        trials,
+        facts.get("repeats", 1),
+    )
+    return FinishedSearch(cell, memory_limit, result, len(trials), stored.folder, facts)
 
 
 def look_ahead(

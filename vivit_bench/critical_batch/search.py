@@ -10,11 +10,15 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import takewhile
 
-from vivit_bench.critical_batch.guide import PlannedPeaks, predict_critical_batch_size
+from vivit_bench.critical_batch.guide import (
+    PlannedPeaks,
+    is_whole,
+    predict_critical_batch_size,
+)
 from vivit_bench.errors import VivitBenchError
 from vivit_bench.measure import Outcome, Trial
-from vivit_bench.measure.budget import MemoryBudget
 
 SMALL_SIZES = (1, 16, 32, 64)
 """Run before a planned size that is 8 times as large, beside which they cost nothing: failures are
@@ -25,6 +29,9 @@ HOPELESS = 1.5
 
 _STEPS = (0, 0, 0, 1, 4, 16, 100)
 """Percent by which a search leaves a planned size, one trial after the other; 0: by one sample."""
+
+_FREE = 4
+"""Trials that closing a bracket may cost beyond those of bisection."""
 
 
 class StoppedBy(StrEnum):
@@ -60,7 +67,7 @@ def next_batch_size(
     planned: PlannedPeaks | None = None,
     known: int = 0,
 ) -> int | None:
-    """The batch size to run next: doubled while all fit, then bisected.
+    """The batch size to run next: doubled while all fit, then by peaks on both sides, or bisected.
 
     With a plan, or a curve that is forecast, there is no doubling: a few small N, then the one that
     it names.
@@ -83,7 +90,24 @@ def next_batch_size(
         return _next_planned(bracket, trials, max_batch, limit_bytes, planned, known)
     if too_large is None:
         return min(max(2 * fits, 1), max_batch)
-    return min((fits + too_large) // 2, too_large - 1, max_batch)
+    middle = (fits + too_large) // 2
+    if limit_bytes is not None:
+        start = next(n for n, t in enumerate(trials, 1) if t.outcome is Outcome.OUT_OF_MEMORY)
+        middle = _between(bracket, trials, limit_bytes) or middle
+        middle = _guarded(middle, bracket, trials[:start], trials[start:])
+    return min(middle, too_large - 1, max_batch)
+
+
+def _between(bracket: Bracket, trials: Sequence[Trial], limit_bytes: int) -> int | None:
+    """Where peaks meet the limit between those of a bracket's ends; None where they do not tell."""
+    ends = {t.n: t for t in reversed(trials)}
+    below, above = ends.get(bracket.fits), ends.get(bracket.too_large or 0)
+    if below is None or above is None or not is_whole(above, limit_bytes):
+        return None
+    low, high = below.peak_bytes or 0, above.peak_bytes or 0
+    if low <= limit_bytes // 2:  # what does not grow with N decides
+        return None
+    return below.n + (above.n - below.n) * (limit_bytes - low) // (high - low)
 
 
 def _next_planned(
@@ -97,7 +121,7 @@ def _next_planned(
     """The planned size, then where it is after each trial's correction.
 
     Whatever the plan says, both sides of the bracket are left in widening steps until the other
-    side is known; from then on every fifth trial halves it, and any where the plan is refuted.
+    side is known; from then on see `_guarded`.
     """
     fits, too_large = bracket.fits, bracket.too_large
     predicted = predict_critical_batch_size(planned, trials, limit_bytes, max_batch)
@@ -110,13 +134,54 @@ def _next_planned(
             return min(small, max_batch)
         return min(max(predicted, fits + _step(fits, fitted)), max_batch)
     if not fitted and failed < len(_STEPS) - 1:
-        peak = next(t.peak_bytes for t in trials if t.n == too_large) or 0
         # How far above the limit is known only of a trial that was run to its end.
-        whole = limit_bytes < peak < MemoryBudget(limit_bytes).watchdog_bytes
+        whole = is_whole(next(t for t in trials if t.n == too_large), limit_bytes)
         predicted = min(predicted, too_large - _step(too_large, failed + (0 if whole else 2)))
-    elif (fitted + failed) % 5 == 0 or not fitted or not fits <= predicted < too_large:
+        return min(max(predicted, fits + 1), too_large - 1, max_batch)
+    if not fitted:
         predicted = (fits + too_large) // 2
-    return min(max(predicted, fits + 1), too_large - 1, max_batch)
+    enclosed = (n for n in range(len(trials)) if _is_enclosed(trials[:n], known))
+    start = next(enclosed, len(trials))
+    return min(_guarded(predicted, bracket, trials[:start], trials[start:]), max_batch)
+
+
+def _is_enclosed(trials: Sequence[Trial], known: int) -> bool:
+    """Whether the limit is between two trials, of which the lower one is no small one if it can."""
+    fitted = any(t.outcome is Outcome.FITS and t.n not in SMALL_SIZES for t in trials[known:])
+    failed = [t.outcome is Outcome.OUT_OF_MEMORY for t in trials]
+    return any(failed) if fitted else sum(failed[known:]) >= len(_STEPS) - 1
+
+
+def _guarded(
+    predicted: int, bracket: Bracket, before: Sequence[Trial], since: Sequence[Trial]
+) -> int:
+    """The predicted size, or what is nearest to it that cannot make a search long.
+
+    Each trial must leave what bisection would have left `_FREE` trials before. Where the same side
+    moved twice, the next trial goes twice as far from it as predicted, then four times, and so on,
+    and not only by one sample: one whose other side moves says more, and peaks of neighbours differ
+    by less than what makes them vary.
+
+    Args:
+        predicted: N.
+        bracket: What is known.
+        before: Trials up to the one by which the bracket had two sides.
+        since: Those after them.
+    """
+    fits, too_large = bracket.fits, bracket.too_large
+    assert too_large is not None
+    first = known_bracket(before)
+    width = too_large - fits
+    left = ((first.too_large or width) - first.fits) * 2**_FREE >> len(since) + 1
+    left = max(left, (width + 1) // 2)
+    alike = sum(1 for _ in takewhile(lambda t: t.outcome is since[-1].outcome, reversed(since)))
+    further, least = 2 ** max(alike - 1, 0), 2 ** max(alike - 2, 0)
+    if since and since[-1].outcome is Outcome.FITS:
+        predicted = fits + max(further * (predicted - fits - 1) + 1, least)
+    elif since:
+        predicted = too_large - max(further * (too_large - predicted - 1) + 1, least)
+    predicted = min(max(predicted, too_large - left), fits + left)
+    return min(max(predicted, fits + 1), too_large - 1)
 
 
 def _step(n: int, number: int) -> int:
