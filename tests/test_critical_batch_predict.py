@@ -170,6 +170,58 @@ def test_slow_small_trials_are_few() -> None:
     assert found == pytest.approx(200, rel=0.05)
 
 
+class SmallNetwork(Fake):
+    """Whose first trials are hidden by what libraries keep; its plan sees a part of what grows."""
+
+    factor = 2.0
+
+    def __call__(self, spec: Spec, timeout_seconds: float) -> Observation:
+        seen = super().__call__(spec, timeout_seconds)
+        if seen.report is not None and seen.report.digest:
+            sizes = [2**k for k in range(15)]
+            told = {"planned_peaks": [[n, self.planned(n)] for n in sizes]}
+            told["plans"] = [[n, self.planned(n)] for n in spec.arguments["costs_of"]]
+            report = TrialReport(digest={**seen.report.digest, **told})
+            return replace(seen, report=report)
+        peak = max(int(self.factor * self.planned(spec.n)) - 11 * MIB, 36 * 2**10)
+        return replace(seen, peak_bytes=peak)
+
+    def planned(self, n: int) -> int:
+        return 5 * MIB + 2_800 * n
+
+
+@pytest.mark.parametrize("factor", [2.0, 1.0])
+def test_where_small_trials_tell_nothing_larger_ones_show_by_what_a_plan_is_wrong(
+    factor: float,
+) -> None:
+    fake = SmallNetwork(seconds_a_mib=0.0)
+    fake.factor = factor
+    memory = 40 * MIB
+    ((low, found, high),) = run(fake, cell(), memory)
+    assert [spec.n for spec in fake.asked[1:]] == [16, 32, 64, 1024, 4096]
+    right = int(((memory + 11 * MIB) / factor - 5 * MIB) / 2_800)
+    if right < 10_000:
+        assert low <= right <= high
+        assert high - low < 0.2 * right
+    assert found == pytest.approx(min(right, 10_000), rel=0.02)
+    # Less memory is not risked on a plan that may be wrong.
+    run(fake := SmallNetwork(seconds_a_mib=0.0), cell(), 12 * MIB)
+    assert [spec.n for spec in fake.asked[1:]] == [16, 32, 64]
+
+
+@pytest.mark.parametrize("engine", ["vivit-bench", "backpack"])
+def test_no_interval_contradicts_what_was_run(engine: str) -> None:
+    """The plan says that three samples fit, and 16 did; or peaks that rise at the end."""
+
+    def peak(n: int) -> float:
+        return (1 + 15 * (n / 16) ** 4) * MIB
+
+    ((low, found, high),) = run(Fake(peak=peak), cell(engine), 17 * MIB, most=16)
+    assert (low, found, high) == (16, 16, 16)
+    for low, found, high in run(Fake(peak=peak), cell("backpack"), 5 * MIB, 15 * MIB, most=16):
+        assert 8 <= low <= found <= high < 16
+
+
 def test_without_a_plan_peaks_are_continued_for_all_memories_at_once() -> None:
     fake = Fake()
     memories = [int(bent(n)) for n in (300, 900)]
@@ -216,6 +268,10 @@ def test_a_memory_that_does_not_hold_one_sample_is_said_beside_others(engine: st
     little, much = run(Fake(), cell(engine), MIB, int(bent(200)))
     assert little[:2] == (0, 0)
     assert little[2] < 10
+    (told,) = predict_cell(cell(engine), [MIB], max_batch=100, trial_timeout=60, run=Fake())
+    size = float(told.limited_by.removeprefix("one sample: ").removesuffix(" MiB"))
+    assert size == pytest.approx(bent(1) / MIB, rel=0.03)
+    assert is_of_memory(told.limited_by)
     assert much[0] <= 200 <= much[2]
 
 

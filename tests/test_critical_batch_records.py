@@ -211,6 +211,14 @@ def test_without_a_plan_the_peaks_of_small_trials_guide(
         assert notes.notes[0].startswith("expected: N = 21 (")
 
 
+def test_what_did_not_fit_bounds_what_is_expected(search: Search) -> None:
+    """The peaks of 1 and 4 samples say 21, and 16 have failed."""
+    gradient, trials = make_cell("mnist_mlp", quantity=Quantity.GRADIENT, threads=2), FakeTrials(9)
+    told = predicted_of(search(trials, cell=gradient, plan=not_to_be_asked))
+    assert trials.runs[:3] == [1, 4, 16]
+    assert 4 <= told["low"] <= told["critical_batch_size"] <= told["high"] == 15
+
+
 def test_what_takes_much_longer_than_the_time_out_is_not_started(search: Search) -> None:
     """N takes N seconds; half as much again as the time-out is what nothing is started for."""
     gradient = make_cell("mnist_mlp", quantity=Quantity.GRADIENT, threads=1)

@@ -22,6 +22,10 @@ ONE_OF = 8
 NOISE_BYTES = 2**18
 """Standard deviation of a small trial's peak, which is read on one CPU."""
 
+_RISE_BYTES = 2 * 2**20
+SLOPE_ERROR = 0.05
+"""Standard deviation of what grows beyond the largest trial, where two show a plan's factor."""
+
 
 class Need(Protocol):
     """Memory as a function of N."""
@@ -40,17 +44,46 @@ class PlannedNeed:
     Args:
         planned: What the leanest plan needs.
         beside: Measured less planned bytes of some trials; at least one.
+        slope: By which planned bytes are multiplied before, where trials show one.
+        shown: Bytes of the largest of these trials.
     """
 
     planned: PlannedPeaks
     beside: tuple[float, ...]
+    slope: float | None = None
+    shown: float = 0.0
+
+    @classmethod
+    def from_trials(
+        cls, planned: PlannedPeaks, compared: Sequence[tuple[int, int]], far: int = 0
+    ) -> "PlannedNeed":
+        """Of planned and measured bytes, N ascending.
+
+        Args:
+            planned: What the leanest plan needs.
+            compared: (planned, measured).
+            far: So many of the last ones were made because those before told nothing: two that
+                rise well above noise show by what factor a plan is wrong.
+        """
+        if far > 1:
+            (p0, m0), (p1, m1) = compared[-2:]
+            if min(p1 - p0, m1 - m0) >= _RISE_BYTES:
+                slope = (m1 - m0) / (p1 - p0)
+                return cls(planned, (m1 - slope * p1,), slope, float(m1))
+        return cls(planned, tuple(float(m - p) for p, m in compared) or (0.0,))
 
     def at(self, n: int) -> float:
         """See `Need`; what a plan foresees of libraries may show in larger trials only."""
+        if self.slope is not None:
+            return self.slope * self.planned.at(n) + self.beside[0]
         return self.planned.at(n) + max(float(np.mean(self.beside)), 0.0)
 
     def margin(self, n: int) -> float:
         """See `Need`; the plan's error grows with the peak, that of the rest does not."""
+        if self.slope is not None:
+            beyond = max(self.at(n) - self.shown, 0.0)
+            error = np.hypot(PLAN_ERROR * self.shown, SLOPE_ERROR * beyond)
+            return 2.0 * float(np.hypot(error, NOISE_BYTES))
         spread = float(np.std(self.beside, ddof=1)) if len(self.beside) > 1 else 0.0
         constant = max(spread, SCRATCH_BYTES)
         return 2.0 * float(np.hypot(PLAN_ERROR * self.planned.at(n), constant))

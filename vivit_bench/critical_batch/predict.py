@@ -6,7 +6,7 @@ continued by a + b S + c S^2 in the number S(N) of samples that carry the curvat
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,7 +14,14 @@ import numpy as np
 from vivit_bench.arguments import format_size
 from vivit_bench.critical_batch.guide import PlannedPeaks
 from vivit_bench.critical_batch.listener import Listener
-from vivit_bench.critical_batch.needs import ONE_OF, FittedNeed, Need, PlannedNeed, predict
+from vivit_bench.critical_batch.needs import (
+    ONE_OF,
+    SCRATCH_BYTES,
+    FittedNeed,
+    Need,
+    PlannedNeed,
+    predict,
+)
 from vivit_bench.critical_batch.records import PREDICTED
 from vivit_bench.critical_batch.search import SMALL_SIZES
 from vivit_bench.critical_batch.settings import Cell
@@ -26,8 +33,10 @@ from vivit_bench.measure.planning import planned_peaks
 
 Measure = Callable[[Spec, float], Observation]
 
-CALIBRATING_SIZES = SMALL_SIZES[1:]
-"""Run by the engine's plan within the memory, to see what it cannot know."""
+_FAR_SIZES = (1024, 4096)
+CALIBRATING_SIZES = (*SMALL_SIZES[1:], *_FAR_SIZES)
+"""Run by the engine's plan within the memory, to see what it cannot know; the far ones only while
+what libraries keep hides peaks, and if they fit a memory even where the plan is wrong by half."""
 PLAN_SECONDS = 120.0
 
 MAX_BATCH_END, DATA_END = "--max-batch", "the end of the data"
@@ -87,7 +96,34 @@ class Forecast:
 
 
 class SmallTrialsEndError(VivitBenchError):
-    """A small trial met an end that says how far small trials go: of memory, data, time."""
+    """A small trial met an end that says how far small trials go: of memory, data, time.
+
+    Args:
+        message: What happened.
+        too_large: N, if it did not fit the memory that is asked about.
+    """
+
+    def __init__(self, message: str, too_large: int | None = None) -> None:
+        super().__init__(message)
+        self.too_large = too_large
+
+
+@dataclass
+class _Ran:
+    """The N of small trials and whether they fitted a memory, which no prediction contradicts."""
+
+    peaks: dict[int, int] = field(default_factory=dict)
+    """N -> bytes."""
+    too_large: int | None = None
+    """One that did not fit the only memory that is asked about."""
+
+    def bounds(self, memory_bytes: int, most: int) -> tuple[int, int]:
+        """The least and the largest size that is possible."""
+        failed = [n for n, peak in self.peaks.items() if peak > memory_bytes]
+        if self.too_large is not None:
+            failed.append(self.too_large)
+        above = min([*failed, most + 1])
+        return max((n for n in self.peaks if n < above), default=0), above - 1
 
 
 class SmallTrials(Protocol):
@@ -215,7 +251,10 @@ class _Unlimited:
                 kind = VivitBenchError if failed else SmallTrialsEndError
                 raise kind(f"{self.cell.label}: N = {n}: {seen.message}")
             seconds = self.cell.of_all_threads(seen.measured.wall_seconds or 0.0)
-            self.listener.note(f"N = {n}: peak {format_peak(seen.peak_bytes)}, {seconds:.1f} s")
+            within = "" if memory_bytes is None else f" within {format_size(memory_bytes)}"
+            self.listener.note(
+                f"N = {n}{within}: peak {format_peak(seen.peak_bytes)}, {seconds:.1f} s"
+            )
             self._seen[n, memory_bytes] = seen.peak_bytes, seconds
         return self._seen[n, memory_bytes]
 
@@ -226,26 +265,43 @@ class _Unlimited:
 def _by_plan(trials: SmallTrials, memory_bytes: int, most: int) -> Forecast:
     told = trials.plan(memory_bytes, most)
     rows = told["planned_peaks"]
-    beside = []
+    planned = _curve(rows)
+    compared: list[tuple[int, int]] = []
+    ran = _Ran()
     for n, peak in told.get("plans", []):
-        measured, took = trials.measure(n, memory_bytes)
-        beside.append(measured - peak)
-        if took > _TRIAL_SECONDS:
+        if n in _FAR_SIZES and not _tells_more(ran.peaks, planned.at(n), memory_bytes):
+            break
+        try:
+            measured, took = trials.measure(n, memory_bytes)
+        except SmallTrialsEndError as error:
+            if n not in _FAR_SIZES:
+                raise
+            ran.too_large = error.too_large
+            break
+        ran.peaks[n] = measured
+        compared.append((peak, measured))
+        if took > (_TRIAL_SECONDS if n < _SOON else _SOON_SECONDS):
             break
     last, needed = rows[-1]
     ends = needed <= memory_bytes and last < most  # the data do
     most = last if ends else most
-    planned = _curve(rows)
-    need = PlannedNeed(planned, tuple(map(float, beside or [0])))
-    curve = PlannedPeaks(tuple((n, round(need.at(n))) for n, _ in planned.points))
+    far = [n in _FAR_SIZES for n in ran.peaks].count(True)
+    need = PlannedNeed.from_trials(planned, compared, far)
+    curve = PlannedPeaks(tuple((n, max(round(need.at(n)), 1)) for n, _ in planned.points))
     seconds = [(n, seconds) for n, seconds in told.get("seconds", [])]
     end = DATA_END if ends else MAX_BATCH_END
     by = told.get("limited_by", "")
-    return _forecast(trials.cell, need, curve, memory_bytes, most, end, seconds, by)
+    return _forecast(trials.cell, need, curve, memory_bytes, most, end, seconds, by, ran)
+
+
+def _tells_more(peaks: Mapping[int, int], planned: float, memory_bytes: int) -> bool:
+    """Whether a far size is to be run: so far peaks are small, and its own leaves a margin."""
+    return max(peaks.values(), default=0) < SCRATCH_BYTES and 2 * planned <= memory_bytes
 
 
 def _by_fit(trials: SmallTrials, memories: Sequence[int], max_batch: int) -> list[Forecast]:
-    points = _small_peaks(trials, memories, max_batch)
+    ran = _Ran()
+    points = _small_peaks(trials, memories, max_batch, ran)
     try:
         need = FittedNeed([(n, peak) for n, peak, _ in points], _samples(trials.cell))
     except ValueError as error:
@@ -262,7 +318,9 @@ def _by_fit(trials: SmallTrials, memories: Sequence[int], max_batch: int) -> lis
     found = []
     for memory in memories:
         rows = planned_peaks(lambda n: max(round(need.at(n)), 1), memory, most + 1)
-        made = _forecast(trials.cell, need, _curve(rows), memory, most, ends[most], seconds, "")
+        made = _forecast(
+            trials.cell, need, _curve(rows), memory, most, ends[most], seconds, "", ran
+        )
         found.append(replace(made, largest=largest))
     return found
 
@@ -294,6 +352,7 @@ def _forecast(
     end: str,
     seconds: Sequence[tuple[int, float]],
     limited_by: str,
+    ran: _Ran,
 ) -> Forecast:
     """Put together what is known.
 
@@ -306,8 +365,12 @@ def _forecast(
         end: What is at its end there.
         seconds: (N, seconds of the work).
         limited_by: What fills the memory.
+        ran: Small trials.
     """
-    found, low, high = predict(need, memory_bytes, most)
+    least, largest = ran.bounds(memory_bytes, most)
+    found, low, high = (min(max(n, least), largest) for n in predict(need, memory_bytes, most))
+    if not found:
+        limited_by = f"one sample: {format_size(round(max(need.at(1), ran.peaks.get(1, 0))))}"
     step = continued(seconds, found)
     prediction = Prediction(
         memory_bytes=memory_bytes,
@@ -329,7 +392,7 @@ def _search_seconds(step_seconds: float, threads: int) -> float:
 
 
 def _small_peaks(
-    trials: SmallTrials, memories: Sequence[int], most: int
+    trials: SmallTrials, memories: Sequence[int], most: int, ran: _Ran
 ) -> list[tuple[int, int, float]]:
     """N, peak and seconds: fourfold while trials are small and quick, then some between.
 
@@ -342,9 +405,10 @@ def _small_peaks(
     while n <= min(_MOST_SMALL, most):
         try:
             peak, seconds = trials.measure(n, None)
-        except SmallTrialsEndError:
+        except SmallTrialsEndError as error:
             if len(points) < 2:
                 raise
+            ran.too_large = error.too_large
             break
         points.append((n, peak, seconds))
         most_seconds = _TRIAL_SECONDS if n < _SOON else _SOON_SECONDS
@@ -363,6 +427,7 @@ def _small_peaks(
         upper += ONE_OF // 2  # a multiple of 8 tells nothing that its eighth does not
     between = {n for n in (lower, upper) if points[0][0] < n < last}
     points += [(n, *trials.measure(n, None)) for n in sorted(between - known)]
+    ran.peaks.update((n, peak) for n, peak, _ in points)
     return sorted(point for point in points if 4 * point[0] >= last)
 
 

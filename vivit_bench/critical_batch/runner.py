@@ -309,7 +309,8 @@ class _SmallTrials:
         if trial.outcome is Outcome.ERROR:
             raise TrialError(trial)
         if trial.outcome is not Outcome.FITS or trial.peak_bytes is None:
-            raise SmallTrialsEndError(f"N = {n}: {trial.message}")
+            failed = trial.outcome is Outcome.OUT_OF_MEMORY
+            raise SmallTrialsEndError(f"N = {n}: {trial.message}", n if failed else None)
         return trial.peak_bytes, self.cell.of_all_threads(trial.work_seconds or 0.0)
 
     def plan(self, memory_bytes: int, most: int) -> dict[str, Any]:
