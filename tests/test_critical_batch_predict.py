@@ -85,9 +85,16 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     assert np.median(widths) < 0.15
 
 
-@pytest.mark.parametrize("points", [[], [(1, 5), (2, 6)], [(1, 9), (2, 8), (3, 9)]])
-def test_peaks_that_tell_nothing_are_refused(points: list[tuple[int, int]]) -> None:
-    with pytest.raises(ValueError, match="do not rise"):
+@pytest.mark.parametrize(
+    ("points", "reason"),
+    [
+        ([], "0 small trials"),
+        ([(1, 5), (2, 6)], "2 small trials"),
+        ([(1, 9), (2, 8), (3, 9)], "do not rise"),
+    ],
+)
+def test_peaks_that_tell_nothing_are_refused(points: list[tuple[int, int]], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
         FittedNeed(points)
 
 

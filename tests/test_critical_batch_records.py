@@ -28,6 +28,7 @@ from vivit_bench.measure import Observation, Outcome, Spec, Trial, TrialReport, 
 from vivit_bench.measure.meters import DeviceMemory
 from vivit_bench.measure.trial import Confirming
 from vivit_bench.peers import Quantity
+from vivit_bench.report.critical_batch import search_table
 from vivit_bench.store import stored_runs
 
 provenance_module = sys.modules["vivit_bench.store.provenance"]
@@ -209,6 +210,32 @@ def test_without_a_plan_the_peaks_of_small_trials_guide(
     assert header["predicted"]["low"] <= 21 <= header["predicted"]["high"]
     if survived == 7:
         assert notes.notes[0].startswith("expected: N = 21 (")
+
+
+def test_a_lower_bound_of_nothing_is_no_result(search: Search) -> None:
+    stopped = dict.fromkeys(range(20), Outcome.TIMEOUT)
+    for trials in (FakeTrials(9, stopped), FakeTrials(9)):  # the second one only asks for it
+        with pytest.raises(VivitBenchError, match=r"^no batch .* N = 1: the reason; give a longer"):
+            search(trials)
+
+
+@pytest.mark.parametrize(
+    ("peak", "said"),
+    [
+        (360 * 2**20, "one sample takes at least 360 MiB, above the limit"),
+        (2**20 + 21_500, "one sample takes 1.021 MiB, above the limit"),
+        (9, "one sample does not fit: the reason"),
+    ],
+)
+def test_of_a_size_of_0_it_is_said_what_one_sample_takes(
+    search: Search, peak: int, said: str
+) -> None:
+    def run(spec: Spec, timeout: float, confirming: Confirming) -> TrialRun:
+        failed = make_trial(spec.n, Outcome.OUT_OF_MEMORY, "the reason", timeout)
+        return TrialRun(replace(failed, peak_bytes=peak), "")
+
+    finished = search(run)  # type: ignore[arg-type]
+    assert search_table(finished).rows[0]["reason"] == said
 
 
 def test_what_did_not_fit_bounds_what_is_expected(search: Search) -> None:

@@ -56,6 +56,12 @@ def test_a_size_without_a_unit_is_refused(text: str) -> None:
         parse_size(text)
 
 
+@pytest.mark.parametrize("text", ["0", "0.0", "0GiB"])
+def test_no_size_of_0_is_named_as_an_example(text: str) -> None:
+    with pytest.raises(UsageError, match=r"must be at least one byte, for example 2GiB$"):
+        parse_size(text)
+
+
 def test_sizes_for_people() -> None:
     assert format_size(3 * 2**29) == "1.5 GiB"
     assert format_size(None) == format_peak(None) == "-"

@@ -178,6 +178,10 @@ def test_tables_of_a_monitor() -> None:
     assert summary["num_columns"].tolist() == [12, 12]
     with pytest.raises(UsageError, match="step -1"):
         NoiseMonitor(model, loss, x, y, at=[-1])
+    for at in ("0,5epochs", 5, [0.5], [], ["1"]):
+        with pytest.raises(UsageError, match=r"^at=.* the numbers of the optimizer steps"):
+            NoiseMonitor(model, loss, x, y, at=at)  # type: ignore[arg-type]
+    assert NoiseMonitor(model, loss, x[:4], y[:4], at=np.array([3])).measurements == {}
     goes_on = NoiseMonitor(model, loss, x[:4], y[:4], at=[0, 5, 6], start=5)
     goes_on.step()
     assert list(goes_on.measurements) == [5, 6]

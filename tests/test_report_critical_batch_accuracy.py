@@ -1,6 +1,7 @@
 """Predictions beside what searches found: rows, and the summary of those that memory ended."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,9 @@ def test_errors_intervals_and_trials_are_those_of_the_searches(run: Run, tmp_pat
     told = " ".join(run("predictions").out.split())
     assert "2 searches that memory ended; error 5.5 % in the median, 10.0 % at most" in told
     assert "1 within their interval" in told
+    shutil.rmtree(results)
+    add_search(results, critical_batch_size=100, facts=predicted(110, 90, 120))
+    assert "1 search that memory ended" in " ".join(run("predictions").out.split())
     assert (results / "critical_batch" / "predictions.csv").is_file()
 
 

@@ -41,6 +41,8 @@ def parse_size(text: str, option: str = "--memory-limit") -> int:
     if match is None:
         raise UsageError(f"{option} {text!r}: not a size; write for example 2GiB, 512MiB or 3g")
     number, prefix, unit = match.groups()
+    if not float(number):
+        raise UsageError(f"{option} {text!r}: must be at least one byte, for example 2GiB")
     if not prefix and not unit:
         raise UsageError(f"{option} {text}: a unit is missing; write {number}GiB or {number}MiB")
     factors = _DECIMAL if (unit or "").lower() == "b" else _BINARY

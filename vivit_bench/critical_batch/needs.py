@@ -105,7 +105,9 @@ class FittedNeed:
 
     def __init__(self, points: Sequence[tuple[int, int]], samples: Samples = Samples.FULL) -> None:
         self._samples = samples
-        if len(points) < 3 or points[-1][1] <= points[0][1]:
+        if len(points) < 3:
+            raise ValueError(f"{len(points)} small trials, and a curve takes three")
+        if points[-1][1] <= points[0][1]:
             raise ValueError(f"{len(points)} peaks that do not rise")
         if samples.size(points[0][0]) == samples.size(points[-1][0]):
             raise ValueError(f"{len(points)} peaks of as many curvature samples")

@@ -127,7 +127,7 @@ def run_search(
         TrialError: A trial failed for a reason that says nothing about memory.
         FilesChangedError: The user's files changed on the way.
         UsageError: A value that is not allowed.
-        VivitBenchError: The same search is running already.
+        VivitBenchError: The same search is running already, or nothing was run to its end.
     """
     check_bounds(max_batch, trial_timeout, repeats)
     listener = listener or Listener()
@@ -146,7 +146,9 @@ def run_search(
                 f"{stored.folder} is not finished any more; type the command again"
             )
         if stored.is_returned:
-            return _returned(cell, memory_limit, stored, listener)
+            returned = _returned(cell, memory_limit, stored, listener)
+            _check_says_something(returned.result)
+            return returned
         trials = _begin(
             *(cell, memory_limit, stored, max_batch, trial_timeout, at_once),
             *(listener, run, plan),
@@ -171,7 +173,22 @@ def run_search(
             result, max_batch=max_batch, trial_timeout=trial_timeout, small_sizes=small_sizes
         )
         stored.finish({**stored.stored.results, **facts}, [TRIALS])
+        _check_says_something(result)
     return FinishedSearch(cell, memory_limit, result, trials.from_records, stored.folder, facts)
+
+
+def _check_says_something(result: SearchResult) -> None:
+    """Refuse a lower bound of 0.
+
+    Raises:
+        VivitBenchError: It is one.
+    """
+    if result.is_lower_bound and not result.critical_batch_size:
+        longer = result.stopped_by is StoppedBy.TIMEOUT
+        raise VivitBenchError(
+            f"no batch size was run to its end: {result.message}"
+            f"{'; give a longer --timeout' if longer else ''}"
+        )
 
 
 def _returned(

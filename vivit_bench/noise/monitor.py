@@ -1,6 +1,8 @@
 """The monitor for a training loop of one's own: one call per step."""
 
+import reprlib
 from collections.abc import Iterable
+from operator import index
 
 import pandas as pd
 from torch import Tensor, nn
@@ -36,7 +38,7 @@ class NoiseMonitor:
         start: Optimizer steps that were made before, of a training that goes on.
 
     Raises:
-        UsageError: A negative step, or what the engine cannot compute.
+        UsageError: No steps, a negative one, or what the engine cannot compute.
         CertificateError: What it computed failed its check.
     """
 
@@ -57,9 +59,7 @@ class NoiseMonitor:
         self._request = (model, loss, inputs, targets)
         self._approximation, self._cutoff, self._memory = approximation, cutoff, memory
         self._drop_trace = drop_trace
-        self._at = None if at is None else frozenset(at)
-        if self._at and min(self._at) < 0:
-            raise UsageError(f"at has step {min(self._at)}: steps are counted from 0, the start")
+        self._at = None if at is None else _steps(at)
         self.steps = start
         """Optimizer steps so far."""
         self.measurements: dict[int, Measurement] = {}
@@ -99,3 +99,23 @@ class NoiseMonitor:
         )
         self.measurements[self.steps] = seen
         return seen
+
+
+def _steps(at: Iterable[int]) -> frozenset[int]:
+    """Numbers of steps, which are whole.
+
+    Raises:
+        UsageError: They are none.
+    """
+    try:
+        steps = frozenset(index(step) for step in at)
+    except TypeError:
+        steps = frozenset()
+    if not steps:
+        raise UsageError(
+            f"at={reprlib.repr(at)}: the numbers of the optimizer steps after which to look, for "
+            "example at=[0, 10, 100]; None looks after each"
+        )
+    if min(steps) < 0:
+        raise UsageError(f"at has step {min(steps)}: steps are counted from 0, the start")
+    return steps

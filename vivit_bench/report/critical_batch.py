@@ -9,6 +9,7 @@ import pandas as pd
 
 from vivit_bench.arguments import format_duration, format_size
 from vivit_bench.critical_batch import Cell, FinishedSearch, Prediction, StoppedBy
+from vivit_bench.critical_batch.guide import is_whole
 from vivit_bench.critical_batch.settings import DEFAULT_TRIAL_TIMEOUT
 from vivit_bench.curvature.options import Precision
 from vivit_bench.measure.budget import BUDGET_MEANING, format_peak
@@ -81,6 +82,8 @@ def search_table(finished: FinishedSearch) -> Table:
         StoppedBy.TIMEOUT: f"{finished.result.message}; see --timeout",
     }
     result = finished.result
+    if not result.critical_batch_size:
+        reasons[StoppedBy.MEMORY] = _need_of_one_sample(finished)
     errors = [t.certificate_error for t in result.trials if t.certificate_error is not None]
     row = {
         **_finished_row(finished),
@@ -91,6 +94,15 @@ def search_table(finished: FinishedSearch) -> Table:
     }
     meaning = _meaning_of_memory(finished.cell)
     return Table(_SEARCH, [row], notes=[f"The memory limit is for the {meaning}."], is_record=True)
+
+
+def _need_of_one_sample(finished: FinishedSearch) -> str:
+    limit = finished.memory_limit.limit_bytes
+    trial = next(t for t in finished.result.trials if t.n == 1)
+    if (trial.peak_bytes or 0) <= limit:
+        return f"one sample does not fit: {trial.message}"
+    least = "" if is_whole(trial, limit) else "at least "
+    return f"one sample takes {least}{format_peak(trial.peak_bytes)}, above the limit"
 
 
 def _meaning_of_memory(cell: Cell) -> str:

@@ -95,8 +95,9 @@ def _summary(rows: Iterable[Row]) -> list[str]:
         errors = sorted(abs(row["error_percent"]) for row in those)
         large = [row["large_trials"] for row in those]
         lines.append(
-            f"{engine}: {len(those)} searches that memory ended; error {median(errors):.1f} % in "
-            f"the median, {errors[-1]:.1f} % at most; {sum(row['within'] for row in those)} within "
+            f"{engine}: {len(those)} search{'es' * (len(those) > 1)} that memory ended; error "
+            f"{median(errors):.1f} % in the median, {errors[-1]:.1f} % at most; "
+            f"{sum(row['within'] for row in those)} within "
             f"their interval, whose width is {median(r['width_percent'] for r in those):.1f} % in "
             f"the median; {median(large):g} large trials in the median, {max(large)} at most, by "
             f"doubling {median(row['unguided_trials'] for row in those):g} in all."
