@@ -254,7 +254,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     def predict(cell: Cell, memories: list[int], **options: Any) -> list[Prediction]:
         if cell.label.startswith("mnist_2c2d"):
             raise VivitBenchError("N = 1: the set-up failed")
-        return [predicted(search_seconds=7_200.0, step=10_800.0)]
+        return [predicted(search_seconds=72_000.0, step=10_800.0)]
 
     replace_trials(monkeypatch, trials)
     monkeypatch.setattr(sweep_plan, "predict_cell", predict)
@@ -278,11 +278,11 @@ def test_a_dry_run_prints_the_plan_and_does_nothing(run: Run, tmp_path: Path) ->
     ]
     assert {row["stored"] for row in rows} == {"new"}
     assert {(row["predicted"], row["low"], row["high"]) for row in rows} == {(21, 18, 25)}
-    assert {row["expected_seconds"] for row in rows} == {7_200.0}
+    assert {row["expected_seconds"] for row in rows} == {72_000.0}
     assert "[4/4] mnist_mlp: eigenvalues, mc, frac" in told.err
     shown = " ".join(run(*COMMAND, "--dry-run", "--problem", "mnist_2c2d").out.split())
-    assert "21 (18-25) 2 h" in shown
-    assert "To run: 8 of 8 searches; expected time 8 h and that of 4 searches" in shown
+    assert "21 (18-25) 20 h" in shown
+    assert "To run: 8 of 8 searches; expected time 80 h and that of 4 searches" in shown
     assert "# 1: its large trials are expected to take 3 h, over --timeout 1800 s: " in shown
     assert "--timeout 12000" in shown
     assert "# 5: not predicted: N = 1: the set-up failed" in shown
