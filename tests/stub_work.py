@@ -46,6 +46,12 @@ def fill_then(ending: str, mib_per_sample: float = 1.0) -> Stub:
     return Stub(work)
 
 
+def holds_then(mib: int, ending: str) -> Stub:
+    """Does what `fill_then` does in a process that has taken much before."""
+    _kept.append(b"x" * (mib * MIB))
+    return fill_then(ending)
+
+
 def ends(ending: str) -> Stub:
     return Stub(endings[ending])
 
@@ -366,6 +372,11 @@ class UnreadableError(Exception):
         raise RuntimeError("no")
 
 
+def _exit_of_a_library(n: int) -> object:
+    os.write(2, b"libgomp: Thread creation failed: Resource temporarily unavailable\n")
+    os._exit(1)
+
+
 def _dereference_null(n: int) -> object:
     return ctypes.string_at(0)
 
@@ -377,6 +388,7 @@ endings: dict[str, Callable[[int], object]] = {
     "sigsegv": _dereference_null,
     "sigabrt": _kill(signal.SIGABRT),
     "exit": lambda n: os._exit(3),
+    "exit-of-a-library": _exit_of_a_library,
     "sys-exit": _raise(SystemExit(1)),
     "import-error": _import_error,
     "wait": _wait,

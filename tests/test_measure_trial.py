@@ -102,7 +102,7 @@ def test_every_ending_of_the_work(ending: str, outcome: Outcome, words: str) -> 
     assert words in trial.message
 
 
-@pytest.mark.parametrize("ending", ["sigkill", "sigsegv", "exit", "primitive", "import-error"])
+@pytest.mark.parametrize("ending", ["sigkill", "sigsegv", "exit-of-a-library", "primitive"])
 def test_an_ambiguous_ending_near_the_budget_is_memory(ending: str) -> None:
     assert run("fill_then", n=56, ending=ending).outcome is Outcome.OUT_OF_MEMORY
 
@@ -111,6 +111,8 @@ def test_an_ambiguous_ending_near_the_budget_is_memory(ending: str) -> None:
     ("ending", "outcome"),
     [
         ("value-error", "error"),
+        ("import-error", "error"),
+        ("exit", "error"),
         ("lapack", "limit"),
         # Not even if the child cannot say what it was.
         ("unreadable", "error"),
@@ -119,6 +121,17 @@ def test_an_ambiguous_ending_near_the_budget_is_memory(ending: str) -> None:
 )
 def test_a_clear_ending_near_the_budget_stays_what_it_is(ending: str, outcome: str) -> None:
     assert run("fill_then", n=56, ending=ending).outcome is Outcome(outcome)
+
+
+def test_a_large_process_is_no_sign_of_memory_where_all_of_it_counts() -> None:
+    """Of 256 MiB 200 are taken before the work, which then takes nothing, or most of the rest."""
+    spec = make_spec("holds_then", mib=200, ending="sigsegv")
+    spec = replace(spec, whole_process=True, limit_bytes=256 * MIB)
+    small, large = (run_trial(replace(spec, n=n), 60.0).trial for n in (1, 44))
+    assert small.outcome is Outcome.ERROR
+    assert small.peak_bytes is not None
+    assert small.peak_bytes > 201 * MIB
+    assert large.outcome is Outcome.OUT_OF_MEMORY
 
 
 @pytest.mark.parametrize("ending", ["wait", "spin"])

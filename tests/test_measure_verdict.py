@@ -128,7 +128,12 @@ def _accelerator_error(monkeypatch: pytest.MonkeyPatch) -> None:
         (RuntimeError("could not create a primitive"), FailureKind.AMBIGUOUS),
         (RuntimeError("can't start new thread"), FailureKind.AMBIGUOUS),
         (SystemError("error return without exception set"), FailureKind.AMBIGUOUS),
-        (ImportError("no module"), FailureKind.AMBIGUOUS),
+        (ImportError("lib.so: failed to map segment from shared object"), FailureKind.AMBIGUOUS),
+        (ImportError("no module"), FailureKind.ERROR),
+        # A mistake in a program is one, whatever it says.
+        (ModuleNotFoundError("No module named 'out of memory'"), FailureKind.ERROR),
+        (KeyError("out of memory"), FailureKind.ERROR),
+        (TypeError("Cannot allocate memory for a str"), FailureKind.ERROR),
         (RuntimeError("CUDNN_STATUS_NOT_SUPPORTED"), FailureKind.AMBIGUOUS),
         (RuntimeError("CUDA error: device-side assert triggered"), FailureKind.ERROR),
         (RuntimeError("Expected 32-bit float"), FailureKind.ERROR),
@@ -228,6 +233,7 @@ def failed(kind: FailureKind) -> TrialReport:
     return TrialReport(kind, "why")
 
 
+LIBGOMP = "libgomp: Thread creation failed: Resource temporarily unavailable"
 READY = Evidence(budget=MemoryBudget(100), ready=True, peak_bytes=10)
 UNCLEAR = failed(FailureKind.AMBIGUOUS)
 DONE = replace(READY, report=TrialReport())
@@ -257,8 +263,18 @@ CARD_IS_FULL = replace(REFUSED, free_bytes=89)
         (replace(READY, exit_code=-9, peak_bytes=79), Outcome.ERROR),
         (replace(READY, exit_code=-9, peak_bytes=80), Outcome.OUT_OF_MEMORY),
         (replace(READY, exit_code=-11, peak_bytes=None), Outcome.ERROR),
-        (replace(READY, exit_code=1, peak_bytes=95), Outcome.OUT_OF_MEMORY),
+        (replace(READY, exit_code=-7, peak_bytes=95), Outcome.OUT_OF_MEMORY),
         (replace(READY, exit_code=0, peak_bytes=0), Outcome.ERROR),
+        # An exit code or a signal that a program chose is none, unless its last words are.
+        (replace(READY, exit_code=1, peak_bytes=95), Outcome.ERROR),
+        (replace(READY, exit_code=-15, peak_bytes=95), Outcome.ERROR),
+        (replace(READY, exit_code=1, peak_bytes=95, stderr=LIBGOMP), Outcome.OUT_OF_MEMORY),
+        (replace(READY, exit_code=1, peak_bytes=79, stderr=LIBGOMP), Outcome.ERROR),
+        # What the process held before its work is no sign, even if the budget is for it, too.
+        (replace(READY, exit_code=-11, peak_bytes=95, counted_bytes=90), Outcome.ERROR),
+        (replace(READY, report=UNCLEAR, peak_bytes=97, counted_bytes=90), Outcome.ERROR),
+        (replace(READY, report=UNCLEAR, peak_bytes=98, counted_bytes=90), Outcome.OUT_OF_MEMORY),
+        (replace(READY, exit_code=-11, peak_bytes=120, counted_bytes=110), Outcome.OUT_OF_MEMORY),
         # A device's allocator tells what it refused, wherever the peak is.
         (replace(READY, report=UNCLEAR, measured=REFUSED), Outcome.OUT_OF_MEMORY),
         (

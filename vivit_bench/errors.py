@@ -98,13 +98,24 @@ _LIMIT = re.compile(
 _AMBIGUOUS = re.compile(
     r"could not (create|execute) a primitive|could not create a memory"
     r"|can't start new thread|Thread creation failed|Resource temporarily unavailable"
-    r"|failed to map segment|Cannot allocate memory|out of memory"
+    r"|failed to map segment|Cannot allocate memory|[Oo]ut of memory"
+    r"|[Mm]emory allocation (still )?failed|too many memory regions"
     r"|CUBLAS_STATUS_(NOT_INITIALIZED|INTERNAL_ERROR|EXECUTION_FAILED)"
     r"|CUDNN_STATUS_(NOT_SUPPORTED|INTERNAL_ERROR|EXECUTION_FAILED)|CUDNN_BACKEND_API_FAILED"
     r"|[Uu]nable to find (an engine to execute|a valid cuDNN algorithm)"
     r"|CUSOLVER_STATUS_(NOT_INITIALIZED|INTERNAL_ERROR|EXECUTION_FAILED)"
     r"|CUDACachingAllocator",
 )
+_MISTAKES = (
+    AssertionError,
+    AttributeError,
+    LookupError,
+    ModuleNotFoundError,
+    NameError,
+    SyntaxError,
+    TypeError,
+)
+"""What a program does wrong, whatever it says of memory."""
 _CUDA_SAYS = re.compile(
     r"\b(CUDA|cu(BLAS|DNN|FFT|RAND|SOLVER|SPARSE)|MAGMA)\b.{0,30}\b(error|initialization)\b"
     r"|\bCU(BLAS|DNN|SOLVER|SPARSE)_STATUS_",
@@ -145,6 +156,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(_is_allocation_failure(link) for link in causes(error))
 
 
+def speaks_of_memory(text: str) -> bool:
+    """Whether a library says this when memory runs out, though perhaps also otherwise."""
+    return _AMBIGUOUS.search(text) is not None
+
+
 def causes(error: BaseException) -> Iterator[BaseException]:
     """The exception and what it was explicitly raised from."""
     seen: list[BaseException] = []
@@ -178,7 +194,9 @@ def _kind(error: BaseException) -> FailureKind:
     text = message_of(error)
     if _LIMIT.search(text):
         return FailureKind.LIMIT
-    if isinstance(error, (SystemError, ImportError)) or _AMBIGUOUS.search(text):
+    if isinstance(error, _MISTAKES):
+        return FailureKind.ERROR
+    if isinstance(error, SystemError) or speaks_of_memory(text):
         return FailureKind.AMBIGUOUS
     return FailureKind.ERROR
 

@@ -86,7 +86,8 @@ class HostMeter:
             resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
         if self._whole:
             nothing = MemoryReading(resident=0, peak=0, file=0, data=idle.data)
-            return Ready(idle_bytes=idle.resident, memory=nothing)
+            counted = idle.own + others
+            return Ready(idle_bytes=idle.resident, memory=nothing, counted_bytes=counted)
         return Ready(idle_bytes=idle.resident, memory=idle, other_bytes=others)
 
     def stop(self) -> Measured:
@@ -152,7 +153,11 @@ class DeviceMeter:
             _check_free(self._device, free, max(left, 0))
             fraction = min((self._reserved + self._budget.limit_bytes) / total, 1.0)
             cuda.set_per_process_memory_fraction(fraction, self._device)
-        return Ready(idle_bytes=idle, outside_bytes=max(total - free - reserved, 0))
+        return Ready(
+            idle_bytes=idle,
+            outside_bytes=max(total - free - reserved, 0),
+            counted_bytes=idle if self._whole else 0,
+        )
 
     def stop(self) -> Measured:
         """See `Meter`.

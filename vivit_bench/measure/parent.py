@@ -225,6 +225,7 @@ class Watch:
             kill=self.kill,
             exit_code=self._exit_code,
             peak_bytes=peak,
+            counted_bytes=0 if self.ready is None else self.ready.counted_bytes,
             measured=self.measured,
             other_processes=self._most_others,
             stderr=last_words(stderr),

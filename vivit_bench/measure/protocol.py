@@ -102,6 +102,8 @@ class Ready:
     """Largest error of the warm-up's check; None where the work has none."""
     certified_samples: int | None = None
     """On how many samples it was made."""
+    counted_bytes: int = 0
+    """Memory of the idle process that counts as the work's, where all of the process does."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,9 @@
 Most finders of batch sizes match a few strings: they miss some failures for memory and take
 errors for others. Here only what cannot mean anything else is memory; what may or may not be
 needs evidence, a peak near the budget or an allocation that a device's allocator refused;
-everything else is an error. Pure functions.
+everything else is an error. A crash may be memory, as native code that is refused some writes to
+address 0 or aborts; a process that ends itself in any other way may only if its last words are of
+memory. Pure functions.
 """
 
 import signal
@@ -11,13 +13,18 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from vivit_bench.arguments import format_size
-from vivit_bench.errors import FailureKind
+from vivit_bench.errors import FailureKind, speaks_of_memory
 from vivit_bench.measure.budget import MemoryBudget, format_peak
 from vivit_bench.measure.protocol import REPORT_LOST, Measured, Outcome, TrialReport
 
 EVIDENCE_SHARE = 0.8
 """A failure that may or may not be memory is taken for memory if the peak reached this share
-of the budget, or a device's allocator refused memory."""
+of the budget, or a device's allocator refused memory. Both are taken over what the process held
+before the work: a large interpreter is no sign of memory."""
+
+_CRASHES = {signal.SIGABRT, signal.SIGBUS, signal.SIGKILL, signal.SIGSEGV}
+"""Ends of native code that was refused memory; SIGKILL is the kernel's, where the machine has none
+left."""
 
 
 class Kill(StrEnum):
@@ -48,6 +55,8 @@ class Evidence:
     """Of the process; -9 for SIGKILL."""
     peak_bytes: int | None = None
     """Largest peak over the idle process that anyone saw."""
+    counted_bytes: int = 0
+    """What the peak and the budget hold of the idle process, see `Ready`."""
     measured: Measured | None = None
     """What the child read of a device when the work had ended."""
     other_processes: int = 0
@@ -100,7 +109,7 @@ def _judge_work(evidence: Evidence) -> tuple[Outcome, str]:
     if evidence.kill is Kill.TIMEOUT:
         return Outcome.TIMEOUT, f"stopped after {evidence.timeout_seconds:g} s"
     message = report.message if report is not None else _crash(evidence)
-    kind = FailureKind.AMBIGUOUS if report is None else report.failure
+    kind = _kind_of_crash(evidence) if report is None else report.failure
     match kind:
         case FailureKind.LIMIT:
             return Outcome.LIMIT, message
@@ -136,6 +145,12 @@ def _set_up_failure(evidence: Evidence) -> str:
     return evidence.report.message if evidence.report is not None else _crash(evidence)
 
 
+def _kind_of_crash(evidence: Evidence) -> FailureKind:
+    if -evidence.exit_code in _CRASHES or speaks_of_memory(evidence.stderr):
+        return FailureKind.AMBIGUOUS
+    return FailureKind.ERROR
+
+
 def _crash(evidence: Evidence) -> str:
     code = evidence.exit_code
     if code < 0:
@@ -162,7 +177,9 @@ def _device_low(seen: Measured) -> bool:
 
 def _near_budget(evidence: Evidence) -> bool:
     assert evidence.budget is not None
-    return (evidence.peak_bytes or 0) >= EVIDENCE_SHARE * evidence.budget.limit_bytes
+    taken = (evidence.peak_bytes or 0) - evidence.counted_bytes
+    allowed = evidence.budget.limit_bytes - evidence.counted_bytes
+    return taken >= EVIDENCE_SHARE * max(allowed, 0)
 
 
 def _peak_reason(evidence: Evidence) -> str:
