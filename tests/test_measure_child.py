@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 from vivit_bench.cli.critical_batch_progress import SearchProgress
@@ -90,9 +91,28 @@ def test_only_too_few_samples_are_the_end_of_the_data(
     work.warm_up()
     with pytest.raises(UsageError) as caught:
         work.run(n)
-    report = _failure(caught.value)
+    report = _failure(caught.value, "cpu")
     assert (report.failure, report.available_samples) == (kind, available)
     assert report.usage_error
+
+
+@pytest.mark.parametrize(
+    ("error", "on_cpu"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), FailureKind.ERROR),
+        (RuntimeError("CUDA out of memory is what my scheduler said"), FailureKind.ERROR),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), FailureKind.ERROR),
+        (torch.OutOfMemoryError("DefaultCPUAllocator: not enough memory"), FailureKind.MEMORY),
+        (MemoryError(), FailureKind.MEMORY),
+    ],
+)
+def test_a_device_s_memory_says_nothing_of_the_cpu_s(
+    error: BaseException, on_cpu: FailureKind
+) -> None:
+    report = _failure(error, "cpu")
+    assert report.failure is on_cpu
+    assert ("--device cuda" in report.message) is (on_cpu is FailureKind.ERROR)
+    assert _failure(error, "cuda:0").failure is FailureKind.MEMORY
 
 
 def test_a_single_sample_is_enough_for_a_warm_up(problem: Any) -> None:

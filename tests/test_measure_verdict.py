@@ -113,6 +113,7 @@ def _accelerator_error(monkeypatch: pytest.MonkeyPatch) -> None:
         (RuntimeError(CPU_ALLOCATOR), FailureKind.MEMORY),
         (RuntimeError("std::bad_alloc"), FailureKind.MEMORY),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), FailureKind.MEMORY),
+        (OSError(errno.ENOMEM, "the fan controller"), FailureKind.AMBIGUOUS),
         (RuntimeError("CUDA error: out of memory"), FailureKind.MEMORY),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), FailureKind.MEMORY),
         (RuntimeError("DefaultCPUAllocator: not enough memory: you tried"), FailureKind.MEMORY),

@@ -5,6 +5,7 @@ else that escapes is a bug and keeps its traceback.
 """
 
 import errno
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -71,11 +72,13 @@ class Stopped(BaseException):
 
 
 # How PyTorch's allocators and the libraries it calls begin what they say, in a plain RuntimeError.
-_ALLOCATOR_SAYS = re.compile(
+_HOST_ALLOCATOR_SAYS = re.compile(
     r"(\[enforce fail at \S*alloc_cpu\.cpp:\d+\] .{0,40}?)?"
     r"DefaultCPUAllocator: (can't allocate|not enough) memory"
     r"|std::bad_alloc$"
-    r"|CUDA ((driver )?error: |ran )?out of memory"
+)
+_DEVICE_ALLOCATOR_SAYS = re.compile(
+    r"CUDA ((driver )?error: |ran )?out of memory"
     r"|(\w+: )?memory (mapping|allocation) failed with OOM on device"
     r"|CUDA error: CUBLAS_STATUS_ALLOC_FAILED"
     r"|cusolver error: CUSOLVER_STATUS_ALLOC_FAILED"
@@ -149,11 +152,17 @@ def is_library_failure(error: BaseException) -> bool:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception, or what it was raised from, means that memory ran out.
 
-    Its type decides: ``MemoryError``, PyTorch's ``OutOfMemoryError``, ``OSError`` with ENOMEM.
-    PyTorch's allocator for the CPU raises a plain ``RuntimeError`` and is known by how its
-    message begins; the same words in another exception mean nothing.
+    Its type decides: ``MemoryError``, PyTorch's ``OutOfMemoryError``, ``OSError`` with ENOMEM and
+    the system's own words for it. PyTorch's allocator for the CPU raises a plain ``RuntimeError``
+    and is known by how its message begins; the same words in another exception mean nothing.
     """
-    return any(_is_allocation_failure(link) for link in causes(error))
+    return any(_is_of_host(link) or _is_of_device(link) for link in causes(error))
+
+
+def is_out_of_device_memory(error: BaseException) -> bool:
+    """Whether the memory that ran out is an accelerator's, and none of it the host's."""
+    links = list(causes(error))
+    return any(map(_is_of_device, links)) and not any(map(_is_of_host, links))
 
 
 def speaks_of_memory(text: str) -> bool:
@@ -196,6 +205,8 @@ def _kind(error: BaseException) -> FailureKind:
         return FailureKind.LIMIT
     if isinstance(error, _MISTAKES):
         return FailureKind.ERROR
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return FailureKind.AMBIGUOUS
     if isinstance(error, SystemError) or speaks_of_memory(text):
         return FailureKind.AMBIGUOUS
     return FailureKind.ERROR
@@ -208,16 +219,28 @@ def _is_library_failure(error: BaseException) -> bool:
     return known or _is_of_accelerator(error) or _kind(error) is not FailureKind.ERROR
 
 
-def _is_allocation_failure(error: BaseException) -> bool:
+def _is_of_host(error: BaseException) -> bool:
     if isinstance(error, MemoryError):
         return True
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    torch = sys.modules.get("torch")  # if it was never imported, it raised nothing
-    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+    if isinstance(error, OSError):  # of the system, in its own words
+        return error.errno == errno.ENOMEM and error.strerror == os.strerror(errno.ENOMEM)
+    return _is_of_torch(error) and _HOST_ALLOCATOR_SAYS.match(message_of(error)) is not None
+
+
+def _is_of_device(error: BaseException) -> bool:
+    if _is_torch_out_of_memory(error):
         return True
-    raised_by_torch = type(error) is RuntimeError or _is_of_accelerator(error)
-    return raised_by_torch and _ALLOCATOR_SAYS.match(message_of(error)) is not None
+    return _is_of_torch(error) and _DEVICE_ALLOCATOR_SAYS.match(message_of(error)) is not None
+
+
+def _is_of_torch(error: BaseException) -> bool:
+    plain = type(error) is RuntimeError
+    return plain or _is_torch_out_of_memory(error) or _is_of_accelerator(error)
+
+
+def _is_torch_out_of_memory(error: BaseException) -> bool:
+    torch = sys.modules.get("torch")  # if it was never imported, it raised nothing
+    return torch is not None and isinstance(error, torch.OutOfMemoryError)
 
 
 def _is_of_accelerator(error: BaseException) -> bool:

@@ -24,6 +24,7 @@ from vivit_bench.errors import (
     causes,
     classify,
     describe,
+    is_out_of_device_memory,
     message_of,
 )
 from vivit_bench.measure.host_memory import forget_exactness
@@ -169,7 +170,7 @@ class _Child:
             if self._meter is not None:
                 self._stop(self._meter)
             try:
-                report = _failure(error)
+                report = _failure(error, self._spec.device)
             except BaseException:  # an exception can refuse to be looked at
                 report = TrialReport(FailureKind.ERROR, f"{type(error).__name__}")
             self._exit(report, 1)
@@ -206,16 +207,21 @@ def _certified(report: TrialReport, certificate: "Certificate | None") -> TrialR
     )
 
 
-def _failure(error: BaseException) -> TrialReport:
+def _failure(error: BaseException, device: str) -> TrialReport:
     for link in causes(error):
         if _is_end_of_data(link):
             available = int(link.available)  # type: ignore[attr-defined]
             return TrialReport(FailureKind.DATA, message_of(link), True, available)
     kind = classify(error)
+    of_no_device = device == "cpu" and is_out_of_device_memory(error)
+    if of_no_device:  # says nothing of the host's memory, which is measured
+        kind = FailureKind.ERROR
     if kind in (FailureKind.ERROR, FailureKind.AMBIGUOUS):
         _complain(error)
     expected = isinstance(error, VivitBenchError)
     message = message_of(error) if expected else describe(error, 400)
+    if of_no_device:
+        message += " (a device's memory; the CPU's is measured here, a device's with --device cuda)"
     return TrialReport(kind, message, isinstance(error, UsageError))
 
 
