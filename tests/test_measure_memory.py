@@ -2,6 +2,7 @@
 
 import gc
 import mmap
+import resource
 import subprocess
 import weakref
 from pathlib import Path
@@ -15,8 +16,8 @@ from vivit_bench.arguments import format_size, parse_size
 from vivit_bench.curvature import available
 from vivit_bench.errors import DeviceLowError, UsageError
 from vivit_bench.hardware import parse_device
-from vivit_bench.measure import meters
-from vivit_bench.measure.budget import MIB, MemoryBudget, default_limit, format_peak
+from vivit_bench.measure import Spec, measure, meters
+from vivit_bench.measure.budget import MIB, MemoryBudget, check_ulimits, default_limit, format_peak
 from vivit_bench.measure.host_memory import MemoryReading, PeakOverIdle, read_memory
 from vivit_bench.measure.meters import DeviceMeter
 from vivit_bench.measure.protocol import Measured, Ready
@@ -92,6 +93,37 @@ def test_a_container_s_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert available._cgroup_headroom(tmp_path / "nowhere") == []
     monkeypatch.setattr(available, "_cgroup_headroom", lambda root: [1])
     assert available.available_memory() == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "limits", "line"),
+    [
+        # 3 x 512 MiB + 64 MiB over the 100 MiB of the idle process
+        (resource.RLIMIT_DATA, (-1, 1700 * MIB), ""),
+        (resource.RLIMIT_DATA, (1700 * MIB, -1), ""),  # what the trial sets itself
+        (resource.RLIMIT_DATA, (9, 1699 * MIB), r"^ulimit -d 1739776 \(1\.659 GiB\): .* 1\.66 GiB"),
+        (resource.RLIMIT_AS, (1800 * MIB, -1), ""),
+        (resource.RLIMIT_AS, (1799 * MIB, -1), r"^ulimit -v 1842176 .*type ulimit -v unlimited"),
+    ],
+)
+def test_a_budget_that_the_shell_s_limits_would_decide_is_refused(
+    monkeypatch: pytest.MonkeyPatch, kind: int, limits: tuple[int, int], line: str
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda each: limits if each == kind else (-1, -1))
+    if not line:
+        check_ulimits(512 * MIB, 100 * MIB, 200 * MIB)
+        return
+    with pytest.raises(UsageError, match=line):
+        check_ulimits(512 * MIB, 100 * MIB, 200 * MIB)
+
+
+def test_no_process_is_started_where_the_shell_allows_too_little(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda each: (-1, 64 * MIB))
+    monkeypatch.setattr("vivit_bench.measure.parent._child", lambda spec: pytest.fail("started"))
+    with pytest.raises(UsageError, match=r"^ulimit -d 65536 \(64 MiB\)"):
+        measure(Spec(n=1, threads=1, limit_bytes=MIB), 60.0)
 
 
 def test_this_process_s_memory_is_read() -> None:

@@ -7,6 +7,7 @@ mini-batch of N samples is made afterwards, so it counts, as it would for a user
 """
 
 import os
+import resource
 from dataclasses import dataclass
 
 from vivit_bench.arguments import format_size
@@ -90,6 +91,31 @@ def check_limit(limit_bytes: int, option: str = "--memory-limit") -> None:
             f"{option} {format_size(limit_bytes)}: below {format_size(NOISE_BYTES)}, the "
             "smallest peak that can be told from an idle process; write for example 512MiB or 2GiB"
         )
+
+
+def check_ulimits(limit_bytes: int, data: int = 0, address_space: int = 0) -> None:
+    """Refuse a budget where limits of the shell's, and not the budget, would decide.
+
+    Args:
+        limit_bytes: The budget.
+        data: Data segment of the idle process.
+        address_space: Of the idle process.
+
+    Raises:
+        UsageError: A limit is below what the idle process has and the fence of the budget.
+    """
+    fence = MemoryBudget(limit_bytes).fence_bytes
+    # The fence is a soft limit of the data segment, which may be raised to the hard one.
+    _, most_data = resource.getrlimit(resource.RLIMIT_DATA)
+    most_addresses, _ = resource.getrlimit(resource.RLIMIT_AS)
+    for option, most, used in (("-d", most_data, data), ("-v", most_addresses, address_space)):
+        if most != resource.RLIM_INFINITY and most < used + fence:
+            raise UsageError(
+                f"ulimit {option} {most // 1024} ({format_size(most)}): a trial under a limit of "
+                f"{format_size(limit_bytes)} needs {format_size(used + fence)}, or this would "
+                f"decide instead; type ulimit {option} unlimited, in a new shell if this one may "
+                "not, or use a smaller --memory-limit"
+            )
 
 
 def format_peak(size: int | None) -> str:

@@ -66,6 +66,11 @@ def read_memory(pid: int | str = "self") -> MemoryReading | None:
     return MemoryReading(resident, peak, of_files, data)
 
 
+def read_address_space() -> int:
+    """Bytes of this process's address space, whether or not touched or even usable."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * PAGE
+
+
 def reset_peak() -> None:
     """Set this process's VmHWM to its resident size.
 

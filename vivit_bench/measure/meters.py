@@ -11,10 +11,11 @@ from typing import Protocol
 
 from vivit_bench.arguments import format_size
 from vivit_bench.errors import DeviceLowError, UsageError
-from vivit_bench.measure.budget import DEVICE_RESERVE, MemoryBudget
+from vivit_bench.measure.budget import DEVICE_RESERVE, MemoryBudget, check_ulimits
 from vivit_bench.measure.host_memory import (
     MemoryReading,
     others_memory,
+    read_address_space,
     read_memory,
     reset_peak,
     settle,
@@ -72,16 +73,19 @@ class HostMeter:
         self._unlimited = resource.getrlimit(resource.RLIMIT_DATA)
 
     def start(self) -> Ready:
-        """See `Meter`."""
+        """See `Meter`.
+
+        Raises:
+            UsageError: The shell allows less than the limit needs.
+        """
         others = others_memory(_others())
         settle(self._one_cpu)
         reset_peak()
         idle = _read_own_memory()
         if self._budget is not None:
+            check_ulimits(self._budget.limit_bytes, idle.data, read_address_space())
             _, hard = self._unlimited
             soft = idle.data + self._budget.fence_bytes
-            if hard != resource.RLIM_INFINITY:
-                soft = min(soft, hard)
             # Not RLIMIT_AS, which also counts reserved address space, more for every thread.
             resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
         if self._whole:

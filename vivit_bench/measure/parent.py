@@ -13,7 +13,7 @@ from pathlib import Path
 from vivit_bench.curvature.available import available_memory
 from vivit_bench.errors import VivitBenchError
 from vivit_bench.hardware import CUDA_ENVIRONMENT, CUDA_VARIABLES, thread_environment
-from vivit_bench.measure.budget import MACHINE_RESERVE, MemoryBudget
+from vivit_bench.measure.budget import MACHINE_RESERVE, MemoryBudget, check_ulimits
 from vivit_bench.measure.host_memory import (
     EXACT_MEMORY,
     MemoryReading,
@@ -79,8 +79,11 @@ def measure(spec: Spec, timeout_seconds: float) -> Observation:
         What was seen. No process is left behind, whatever interrupts this function.
 
     Raises:
+        UsageError: The shell allows less than the limit needs.
         VivitBenchError: No process can be started.
     """
+    if spec.limit_bytes is not None and spec.device == "cpu" and spec.reading is Reading.MEMORY:
+        check_ulimits(spec.limit_bytes)  # the child, which knows what it holds, does so again
     with _child(spec) as (keeper, pipe), selectors.DefaultSelector() as selector:
         watch = Watch(spec, timeout_seconds, keeper.pid)
         assert keeper.stdout is not None
