@@ -39,6 +39,27 @@ def number():
     return 3
 
 
+def waits():
+    async def train(n, seed):
+        raise AssertionError("it runs")
+
+    return train
+
+
+def yields():
+    def train(n, seed):
+        yield n
+
+    return train
+
+
+def waits_and_yields():
+    async def train(n, seed):
+        yield n
+
+    return train
+
+
 def step_itself(n, seed):
     """A step, where a function that returns one is expected."""
 

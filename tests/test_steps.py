@@ -1,6 +1,7 @@
 """Training steps of a user's own: what counts, what is refused, and that what was found trains."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,20 @@ def test_what_is_no_step_is_refused(name: str, words: str) -> None:
     with pytest.raises(UsageError) as error:
         StepWork(step=f"{CASES}:{name}", seed=0, device="cpu", calls=3)
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("waits", "returned a coroutine, of which nothing has run: write def, and asyncio.run"),
+        ("yields", "returned a generator, of which nothing has run: leave out yield"),
+        ("waits_and_yields", "returned a async_generator, of which nothing has run: leave out"),
+    ],
+)
+def test_a_step_of_which_nothing_runs_is_refused_in_the_warm_up(name: str, words: str) -> None:
+    work = StepWork(step=f"{CASES}:{name}", seed=0, device="cpu", calls=3)
+    with pytest.raises(UsageError, match=re.escape(words)):
+        work.warm_up()
 
 
 def test_steps_and_problems_are_told_apart_in_a_child() -> None:

@@ -71,7 +71,25 @@ class StepWork(Work):
         from vivit_bench.problems.sampling import seeded
 
         with seeded(seed):
-            step(n, seed)
+            returned = step(n, seed)
+        self._check_done(returned)
+
+    def _check_done(self, returned: object) -> None:
+        """Refuse a step of which nothing has run yet: it would fit, whatever its size."""
+        from vivit_bench.errors import UsageError
+        from vivit_bench.problems.batch import a_type
+
+        if inspect.iscoroutine(returned):
+            returned.close()  # or Python warns that nobody awaited it
+            instead = "write def, and asyncio.run(...) around what it awaits"
+        elif inspect.isgenerator(returned) or inspect.isasyncgen(returned):
+            instead = "leave out yield, or go through it inside the step"
+        else:
+            return
+        raise UsageError(
+            f"{self._name}: step(n, seed) returned {a_type(returned)}, of which nothing has run: "
+            f"{instead}"
+        )
 
     def _check_device(self) -> None:
         """Refuse to measure one device's memory while the step takes another's."""
