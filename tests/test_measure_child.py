@@ -15,7 +15,7 @@ from vivit_bench.errors import FailureKind, UsageError
 from vivit_bench.measure import Outcome, TrialReport
 from vivit_bench.measure.child import _failure
 from vivit_bench.measure.host_memory import MemoryReading
-from vivit_bench.measure.protocol import Measured, Ready, decode, encode
+from vivit_bench.measure.protocol import Loaded, Measured, Ready, decode, encode
 from vivit_bench.measure.trial import Trial
 from vivit_bench.measure.work import EngineWork
 
@@ -88,6 +88,7 @@ def test_only_too_few_samples_are_the_end_of_the_data(
 ) -> None:
     """A batch function that fails says nothing about how many samples there are."""
     work = problem(data)
+    work.load()
     work.warm_up()
     with pytest.raises(UsageError) as caught:
         work.run(n)
@@ -117,6 +118,7 @@ def test_a_device_s_memory_says_nothing_of_the_cpu_s(
 
 def test_a_single_sample_is_enough_for_a_warm_up(problem: Any) -> None:
     work = problem("one")
+    work.load()
     work.warm_up()
     assert work.check(work.run(1)) == ""
 
@@ -124,6 +126,7 @@ def test_a_single_sample_is_enough_for_a_warm_up(problem: Any) -> None:
 @pytest.mark.parametrize(
     "message",
     [
+        Loaded(),
         Ready(5, MemoryReading(1, 2, 3, 4), 6, 1e-7, 2),
         Measured(wall_seconds=0.5, other_processes=1),
         TrialReport(FailureKind.DATA, "why", True, 50, {"step_norm": 1.0}),

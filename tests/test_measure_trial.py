@@ -5,6 +5,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from vivit_bench.measure import (
 from vivit_bench.measure.budget import MemoryBudget
 from vivit_bench.measure.host_memory import MemoryReading
 from vivit_bench.measure.parent import Watch, child_environment
-from vivit_bench.measure.protocol import Ready
+from vivit_bench.measure.protocol import Loaded, Ready, encode
 from vivit_bench.measure.verdict import Kill
 
 STUBS = Path(__file__).with_name("stub_work.py")
@@ -138,6 +139,23 @@ def test_a_large_process_is_no_sign_of_memory_where_all_of_it_counts() -> None:
 def test_a_time_out(ending: str) -> None:
     trial = run("ends", timeout=0.2, ending=ending)
     assert (trial.outcome, trial.message) == (Outcome.TIMEOUT, "stopped after 0.2 s")
+
+
+@pytest.mark.parametrize(
+    ("timeout", "loading", "warm_up"), [(0.2, 900, 60), (100.0, 900, 100), (1800.0, 1800, 1800)]
+)
+def test_a_warm_up_may_take_what_the_work_may_and_downloads_more(
+    monkeypatch: pytest.MonkeyPatch, timeout: float, loading: float, warm_up: float
+) -> None:
+    watch = Watch(make_spec("fill"), timeout, keeper=os.getpid())
+    now = time.monotonic()
+    monkeypatch.setattr("vivit_bench.measure.parent.time.monotonic", lambda: now)
+    for least in (loading, warm_up):
+        now += least - 1
+        assert watch.look(None) is None
+        now += 2
+        assert watch.look(None) is Kill.SETUP_TIMEOUT
+        watch.hear(encode(Loaded()))
 
 
 def test_a_time_out_above_the_budget_is_memory() -> None:

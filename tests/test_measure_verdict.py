@@ -355,3 +355,14 @@ def test_a_device_that_others_use_is_named_and_no_statement_about_the_batch() ->
     assert reason == "why (peak below 1 MiB of a budget of below 1 MiB, 2 allocations refused)"
     before = Evidence(MemoryBudget(100), report=failed(FailureKind.DEVICE))
     assert judge(before) == (Outcome.ERROR, "why")
+
+
+def test_a_set_up_that_is_late_is_told_from_a_trial_that_is() -> None:
+    late = Evidence(MemoryBudget(100), kill=Kill.SETUP_TIMEOUT, timeout_seconds=60)
+    _, reason = judge(late)
+    assert reason == (
+        "set-up failed: its libraries, model and data were not there after 60 s; "
+        "a longer --timeout gives it more"
+    )
+    _, reason = judge(replace(late, loaded=True))
+    assert reason.startswith("set-up failed: its warm-up on 2 samples was not done after 60 s; ")

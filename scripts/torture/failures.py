@@ -161,7 +161,7 @@ def series(
 
 
 def _makes_sense(ending: str, place: str, limited: bool) -> bool:
-    """What has a right outcome: nobody can wait for a set-up's 900 s, or fill the machine."""
+    """What has a right outcome: nobody can wait for a set-up that hangs, or fill the machine."""
     if ending in _WAITS | {"grows"} and place in ("set-up", "warm-up"):
         return False
     if ending == "grows":

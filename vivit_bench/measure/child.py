@@ -31,6 +31,7 @@ from vivit_bench.measure.host_memory import forget_exactness
 from vivit_bench.measure.meters import Meter, make_meter
 from vivit_bench.measure.protocol import (
     REPORT_LOST,
+    Loaded,
     Measured,
     Message,
     Reading,
@@ -109,6 +110,8 @@ class _Child:
             work = load_work(self._spec.work, self._spec.arguments)
             if self._spec.device != "cpu" and self._spec.reading is Reading.MEMORY:
                 _fix_cudnn()
+            work.load()
+            self._pipe.tell(Loaded())
             certificate = work.warm_up()
             meter = make_meter(self._spec)
             ready = meter.start()

@@ -23,7 +23,9 @@ from vivit_bench.measure.host_memory import (
 )
 from vivit_bench.measure.keeper import descendants
 from vivit_bench.measure.protocol import (
+    Loaded,
     Measured,
+    Message,
     Outcome,
     Reading,
     Ready,
@@ -33,8 +35,10 @@ from vivit_bench.measure.protocol import (
 )
 from vivit_bench.measure.verdict import Evidence, Kill, judge
 
-SETUP_TIMEOUT_SECONDS = 900.0
-"""For libraries, model, warm-up and a data set's download."""
+LOADING_TIMEOUT_SECONDS = 900.0
+"""For libraries, model and a data set's download, if not the work's is longer."""
+WARM_UP_TIMEOUT_SECONDS = 60.0
+"""For the work on 2 samples, if not that of all is longer: libraries load more, and compile."""
 
 _WATCH_SECONDS = {Reading.MEMORY: 0.005, Reading.TIME: 0.2}
 _SLOW_WATCH_SECONDS = 0.1
@@ -118,6 +122,7 @@ class Watch:
     timeout_seconds: float
     keeper: int
     """Process whose descendants are the child and all that it started."""
+    loaded: bool = False
     ready: Ready | None = None
     measured: Measured | None = None
     report: TrialReport | None = None
@@ -148,9 +153,11 @@ class Watch:
         except ValueError:
             self.kill = self.kill or Kill.GARBLED
 
-    def _take(self, message: Ready | Measured | TrialReport) -> None:
+    def _take(self, message: Message) -> None:
         self._since = time.monotonic()
         match message:
+            case Loaded():
+                self.loaded = True
             case Ready():
                 self.ready = message
                 if message.memory is not None:
@@ -213,7 +220,8 @@ class Watch:
 
     @property
     def _set_up_seconds(self) -> float:
-        return max(SETUP_TIMEOUT_SECONDS, self.timeout_seconds)
+        least = WARM_UP_TIMEOUT_SECONDS if self.loaded else LOADING_TIMEOUT_SECONDS
+        return max(least, self.timeout_seconds)
 
     def observation(self) -> Observation:
         """Judge the child, once it has ended."""
@@ -223,6 +231,7 @@ class Watch:
         late_set_up = self.kill is Kill.SETUP_TIMEOUT
         evidence = Evidence(
             budget=None if limit is None else MemoryBudget(limit),
+            loaded=self.loaded,
             ready=self.ready is not None,
             report=self.report,
             kill=self.kill,

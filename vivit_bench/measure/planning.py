@@ -30,6 +30,9 @@ class PlanWork(EngineWork):
         self._needs: dict[int, int] = {}
         self._available: int | None = None
 
+    def load(self) -> None:
+        """The mini-batches that are asked for are made then."""
+
     def warm_up(self) -> None:
         """Nothing is measured."""
 

@@ -1,8 +1,9 @@
 """What a parent and the child that works for it tell each other.
 
-The child is given a `Spec`. It answers over a pipe with one line of JSON a phase: `Ready` when
-its set-up is done, `Measured` when the work has ended and memory and clocks are read, and last a
-`TrialReport`. A child that ends before its report is for the parent to judge.
+The child is given a `Spec`. It answers over a pipe with one line of JSON a phase: `Loaded` before
+its warm-up, `Ready` when its set-up is done, `Measured` when the work has ended and memory and
+clocks are read, and last a `TrialReport`. A child that ends before its report is for the parent to
+judge.
 """
 
 import json
@@ -86,6 +87,11 @@ class Spec:
 
 
 @dataclass(frozen=True)
+class Loaded:
+    """Libraries, model and data are there; what is left of the set-up is as short as the work."""
+
+
+@dataclass(frozen=True)
 class Ready:
     """Libraries, model and data are loaded, and a warm-up on a few samples is done."""
 
@@ -156,9 +162,14 @@ class TrialReport:
     certified_samples: int | None = None
 
 
-Message = Ready | Measured | TrialReport
+Message = Loaded | Ready | Measured | TrialReport
 
-_PHASES: dict[str, type[Message]] = {"ready": Ready, "measured": Measured, "report": TrialReport}
+_PHASES: dict[str, type[Message]] = {
+    "loaded": Loaded,
+    "ready": Ready,
+    "measured": Measured,
+    "report": TrialReport,
+}
 
 
 def encode(message: Message) -> bytes:

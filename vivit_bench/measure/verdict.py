@@ -46,6 +46,8 @@ class Evidence:
 
     budget: MemoryBudget | None
     """None: there was none, and nothing is above it."""
+    loaded: bool = False
+    """Whether it reported that only its warm-up was left of its set-up."""
     ready: bool = False
     """Whether the child reported that its set-up was done."""
     report: TrialReport | None = None
@@ -141,7 +143,10 @@ def _judge_memory(evidence: Evidence, message: str, certain: bool) -> tuple[Outc
 
 def _set_up_failure(evidence: Evidence) -> str:
     if evidence.kill is Kill.SETUP_TIMEOUT:
-        return f"not done after {evidence.timeout_seconds:g} s"
+        what = "its libraries, model and data were not there"
+        if evidence.loaded:
+            what = "its warm-up on 2 samples was not done"
+        return f"{what} after {evidence.timeout_seconds:g} s; a longer --timeout gives it more"
     return evidence.report.message if evidence.report is not None else _crash(evidence)
 
 

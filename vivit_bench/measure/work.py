@@ -28,6 +28,9 @@ PROJECTIONS = 16
 class Work:
     """Set up by its constructor, outside of what is measured. Only `run` must be defined."""
 
+    def load(self) -> None:
+        """Have what may take long to get, a data set's download."""
+
     def warm_up(self) -> "Certificate | None":
         """Do the whole work once on a few samples: libraries then have their buffers.
 
@@ -136,18 +139,21 @@ class EngineWork(Work):
         self._memory_bytes = memory_bytes
         self._workload = load(problem, data, data_dir, seed, checkpoint, device, dtype)
         self._model, self._loss = self._engine.prepare(self._workload.model, self._workload.loss)
+        self._warm_up_samples = WARM_UP_SAMPLES
+
+    def load(self) -> None:
+        """See `Work`: the data set, which the first mini-batch is made of."""
+        from vivit_bench.problems.sampling import TooFewSamplesError
+
+        try:
+            self._workload.batch(WARM_UP_SAMPLES)
+        except TooFewSamplesError as error:
+            self._warm_up_samples = max(error.available, 1)
 
     def warm_up(self) -> "Certificate | None":
         """See `Work`. Gradients are dropped: those of the work itself are to count."""
-        from vivit_bench.problems.sampling import TooFewSamplesError
-
-        samples = WARM_UP_SAMPLES
-        try:
-            self._workload.batch(samples)
-        except TooFewSamplesError as error:
-            samples = max(error.available, 1)
-        certificate = self.certify(samples)
-        self.run(samples)
+        certificate = self.certify(self._warm_up_samples)
+        self.run(self._warm_up_samples)
         for parameter in self._model.parameters():
             parameter.grad = None
         return certificate
