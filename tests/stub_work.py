@@ -147,6 +147,20 @@ def works_elsewhere(way: str) -> Stub:
     return Stub(work)
 
 
+def fills_a_file_in_memory() -> Stub:
+    """Of N MiB, which nobody maps, as a DataLoader's workers do with batches made ahead."""
+
+    def work(n: int) -> object:
+        file = os.memfd_create("batch")
+        for _ in range(n):
+            os.write(file, b"x" * MIB)
+        threading.Event().wait(0.5)  # for the watchdog to see
+        os.close(file)
+        return 0
+
+    return Stub(work)
+
+
 def maps_a_file(mib: int) -> Stub:
     """Reads a file through memory; the kernel can take those pages back at any time."""
     import mmap

@@ -2,8 +2,10 @@
 
 import gc
 import mmap
+import os
 import resource
 import subprocess
+import tempfile
 import weakref
 from pathlib import Path
 
@@ -18,7 +20,12 @@ from vivit_bench.errors import DeviceLowError, UsageError
 from vivit_bench.hardware import parse_device
 from vivit_bench.measure import Spec, measure, meters
 from vivit_bench.measure.budget import MIB, MemoryBudget, check_ulimits, default_limit, format_peak
-from vivit_bench.measure.host_memory import MemoryReading, PeakOverIdle, read_memory
+from vivit_bench.measure.host_memory import (
+    MemoryReading,
+    PeakOverIdle,
+    read_all_memory,
+    read_memory,
+)
 from vivit_bench.measure.meters import DeviceMeter
 from vivit_bench.measure.protocol import Measured, Ready
 
@@ -137,6 +144,33 @@ def test_this_process_s_memory_is_read() -> None:
     assert after.peak >= after.resident >= after.file
     assert after.own - before.own >= 60 * MIB
     assert len(block) == 64 * MIB
+
+
+@pytest.mark.parametrize("folder", [None, "/dev/shm"])
+def test_a_file_in_memory_counts_once(folder: str | None) -> None:
+    """As its own while nobody maps it, and else as pages of who does; not if it has a name."""
+
+    def beside() -> int:
+        return read_all_memory(os.getpid(), [])[1] - before
+
+    before = 0
+    before = beside()
+    if folder is None:
+        file = os.memfd_create("batch")
+    else:
+        file, name = tempfile.mkstemp(dir=folder)
+    os.write(file, b"x" * (3 * MIB))
+    if folder is not None:
+        assert beside() == 0
+        os.unlink(name)
+    again = os.dup(file)
+    assert beside() == 3 * MIB
+    with mmap.mmap(file, 3 * MIB):
+        assert beside() == 0
+    assert beside() == 3 * MIB
+    os.close(file)
+    os.close(again)
+    assert beside() == 0
 
 
 def test_a_process_that_has_ended_has_no_memory() -> None:

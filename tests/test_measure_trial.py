@@ -189,6 +189,13 @@ def test_pages_of_files_are_not_the_batch_s() -> None:
     assert trial.peak_bytes < 4 * MIB
 
 
+def test_files_in_memory_that_nobody_maps_count() -> None:
+    small, large = (run("fills_a_file_in_memory", n) for n in (50, 100))
+    assert (small.outcome, large.outcome) == (Outcome.FITS, Outcome.OUT_OF_MEMORY)
+    assert small.peak_bytes is not None
+    assert 49 * MIB < small.peak_bytes < 53 * MIB
+
+
 @pytest.mark.parametrize("way", ["fork", "start"])
 def test_memory_of_other_processes_counts(way: str) -> None:
     fits, too_large = (run("works_elsewhere", n, way=way) for n in (40, 100))

@@ -12,7 +12,7 @@ import gc
 import mmap
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +29,8 @@ _STATUS = re.compile(
     re.DOTALL,
 )
 _PRIVATE = "Private_Dirty:"
+_IN_MEMORY = re.compile(r"/(memfd:|dev/shm/).* \(deleted\)", re.DOTALL)
+_MAPPED = re.compile(r"^\S+ \S+ \S+ (\S+) (\d+) +/(?:memfd:|dev/shm/)", re.MULTILINE)
 _NOISE = 2**20
 
 PAGE = os.sysconf("SC_PAGESIZE")
@@ -139,6 +141,47 @@ def others_memory(processes: Iterable[int]) -> int:
         else:
             total += sum(int(line.split()[1]) * 1024 for line in lines if _PRIVATE in line)
     return total
+
+
+def read_all_memory(process: int, others: Sequence[int]) -> tuple[MemoryReading | None, int]:
+    """Read a process, and the memory of others that work for it with files that none has mapped.
+
+    Workers of a DataLoader put the batches that they have made ahead into deleted files in memory,
+    and unmap them. What such a file has counts if no process has it mapped before and after the
+    processes are read: else its pages may be theirs.
+
+    Args:
+        process: That all is done for.
+        others: Processes that work for it.
+
+    Returns:
+        Its reading, None if it has ended; and bytes beside.
+    """
+    before = _unmapped_files((process, *others))
+    reading, beside = read_memory(process), others_memory(others)
+    if before:
+        after = _unmapped_files((process, *others))
+        beside += sum(min(size, after.get(file, 0)) for file, size in before.items())
+    return reading, beside
+
+
+def _unmapped_files(processes: Sequence[int]) -> dict[tuple[str, int], int]:
+    """Bytes of deleted files in memory that processes have open, and none of them mapped."""
+    found: dict[tuple[str, int], int] = {}
+    for process in processes:
+        with contextlib.suppress(OSError):  # of another user, or it has ended
+            for name in os.listdir(f"/proc/{process}/fd"):
+                with contextlib.suppress(OSError):  # it has been closed
+                    link = f"/proc/{process}/fd/{name}"
+                    if _IN_MEMORY.fullmatch(os.readlink(link)):
+                        file = os.stat(link)
+                        device = f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}"
+                        found[device, file.st_ino] = file.st_blocks * 512
+    for process in processes if found else ():
+        with contextlib.suppress(OSError):
+            for device, number in _MAPPED.findall(Path(f"/proc/{process}/maps").read_text()):
+                found.pop((device, int(number)), None)
+    return found
 
 
 def forget_exactness() -> None:

@@ -14,8 +14,8 @@ from vivit_bench.errors import DeviceLowError, UsageError
 from vivit_bench.measure.budget import DEVICE_RESERVE, MemoryBudget, check_ulimits
 from vivit_bench.measure.host_memory import (
     MemoryReading,
-    others_memory,
     read_address_space,
+    read_all_memory,
     read_memory,
     reset_peak,
     settle,
@@ -78,7 +78,7 @@ class HostMeter:
         Raises:
             UsageError: The shell allows less than the limit needs.
         """
-        others = others_memory(_others())
+        _, others = read_all_memory(os.getpid(), _others())
         settle(self._one_cpu)
         reset_peak()
         idle = _read_own_memory()
@@ -97,9 +97,9 @@ class HostMeter:
     def stop(self) -> Measured:
         """See `Meter`."""
         resource.setrlimit(resource.RLIMIT_DATA, self._unlimited)
-        now = _read_own_memory()
         others = _others()
-        return Measured(memory=now, other_bytes=others_memory(others), other_processes=len(others))
+        now, beside = read_all_memory(os.getpid(), others)
+        return Measured(memory=now, other_bytes=beside, other_processes=len(others))
 
 
 def _others() -> list[int]:

@@ -19,6 +19,7 @@ from vivit_bench.measure.host_memory import (
     MemoryReading,
     PeakOverIdle,
     others_memory,
+    read_all_memory,
     read_memory,
 )
 from vivit_bench.measure.keeper import descendants
@@ -43,7 +44,7 @@ WARM_UP_TIMEOUT_SECONDS = 60.0
 _WATCH_SECONDS = {Reading.MEMORY: 0.005, Reading.TIME: 0.2}
 _SLOW_WATCH_SECONDS = 0.1
 _SLOW_WATCH_SHARE = 20
-"""A look at all processes may take one part in so many of the time."""
+"""A search of all processes may take one part in so many of the time."""
 _STDERR_BYTES = 16_384
 _LONGEST_MESSAGE = 2**20
 _KEEPER_PATIENCE_SECONDS = 15.0
@@ -135,7 +136,10 @@ class Watch:
     _peak: PeakOverIdle | None = None
     _others: list[int] = field(default_factory=list)
     _most_others: int = 0
+    _beside: int = 0
+    """Memory of the others in the last reading."""
     _next_slow_look: float = 0.0
+    _next_search: float = 0.0
     _stderr: bytes = b""
     _line: bytes = b""
     _keeper_line: bytes = b""
@@ -187,15 +191,24 @@ class Watch:
         self.ended = self.ended or not data
 
     def read(self) -> MemoryReading | None:
-        """Read the child's memory while it works."""
-        works = self._peak is not None and self.measured is None
-        return read_memory(self._pid) if works and self._pid is not None else None
+        """Read the child's memory while it works, and that of others; they are sought at times."""
+        if self._peak is None or self.measured is not None or self._pid is None:
+            return None
+        now = time.monotonic()
+        if now < self._next_search:
+            self._beside = others_memory(self._others)
+            return read_memory(self._pid)
+        self._others = [each for each in descendants(self.keeper) if each != self._pid]
+        self._most_others = max(self._most_others, len(self._others))
+        reading, self._beside = read_all_memory(self._pid, self._others)
+        cost = time.monotonic() - now
+        self._next_search = now + max(_SLOW_WATCH_SECONDS, _SLOW_WATCH_SHARE * cost)
+        return reading
 
     def look(self, reading: MemoryReading | None) -> Kill | None:
         """Take in a reading and the clocks; say why the child must be killed, if it must."""
         now = time.monotonic()
-        slowly = now >= self._next_slow_look
-        if slowly:
+        if now >= self._next_slow_look:
             self._next_slow_look = now + _SLOW_WATCH_SECONDS
             if available_memory() < MACHINE_RESERVE:
                 return Kill.MACHINE
@@ -203,20 +216,12 @@ class Watch:
             late = now - self._since > self._set_up_seconds
             return Kill.SETUP_TIMEOUT if late else None
         if reading is not None and self.measured is None:
-            if slowly:
-                self._look_for_others(now)
             assert self._peak is not None
-            over_idle = self._peak.see(reading, others_memory(self._others))
+            over_idle = self._peak.see(reading, self._beside)
             limit = self.spec.limit_bytes
             if limit is not None and over_idle > MemoryBudget(limit).watchdog_bytes:
                 return Kill.MEMORY
         return Kill.TIMEOUT if now - self._since > self.timeout_seconds else None
-
-    def _look_for_others(self, now: float) -> None:
-        self._others = [each for each in descendants(self.keeper) if each != self._pid]
-        self._most_others = max(self._most_others, len(self._others))
-        cost = time.monotonic() - now
-        self._next_slow_look = max(self._next_slow_look, now + _SLOW_WATCH_SHARE * cost)
 
     @property
     def _set_up_seconds(self) -> float:
