@@ -168,11 +168,11 @@ _Consumers = dict[Node, list[tuple[Node, int]]]
 def _read_graph(outputs: Tensor) -> tuple[list[Node], _Consumers]:
     """Nodes in a fixed order, and for each the nodes that take its output, with their slots."""
     root = outputs.grad_fn
-    assert root is not None
-    order = [root]  # the list keeps the nodes alive, whose identity is compared
-    seen = {root}
+    roots = [] if root is None else [root]  # samples may use no parameter
+    order = list(roots)  # the list keeps the nodes alive, whose identity is compared
+    seen = set(roots)
     consumers: _Consumers = defaultdict(list)
-    stack = [root]
+    stack = list(roots)
     while stack:
         node = stack.pop()
         for slot, (other, _) in enumerate(node.next_functions):

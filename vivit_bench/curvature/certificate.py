@@ -1,10 +1,14 @@
-"""The proof that goes with a result: plain autograd on a few samples (see ``Certificate``).
+"""The proof that goes with a result: plain autograd (see ``Certificate``).
 
 For weights w_n over a sample's columns, v_n = J_n^T S_n w_n / sqrt(N) is one backward pass of
 that sample alone, through the model and the loss just as they are: no hook, no batching, no
 rule of this package. With w_n as a vector over all columns, w_n' Gt w_m = v_n . v_m, layer by
 layer; V^T g, steps and eigenvectors are compared with the same vectors. In parameter space
 (the D x D matrix) v_n itself is compared with w_n' V.
+
+So it is done for some samples alone, and for V u of all samples together with random weights u,
+an ordinary backward pass of the whole mini-batch: u' Gt u = |V u|^2, and so on. It depends on
+every column, and on which sample each belongs to.
 """
 
 import copy
@@ -13,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -22,8 +27,15 @@ from vivit_bench.curvature.checks import Checks, Watch
 from vivit_bench.curvature.factors import Direction, ExplicitFactor, Factor
 from vivit_bench.curvature.kept import Kept
 from vivit_bench.curvature.kernels import times_lower
+from vivit_bench.curvature.layout import deviation
 from vivit_bench.curvature.minibatch import MiniBatch
-from vivit_bench.curvature.passes import Sweep, Totals, add_pulled
+from vivit_bench.curvature.passes import (
+    Sweep,
+    Totals,
+    add_pulled,
+    curvature_columns,
+    micro_batches,
+)
 from vivit_bench.curvature.plan import Plan
 from vivit_bench.curvature.results import Certificate
 from vivit_bench.curvature.route import disagreement
@@ -59,7 +71,7 @@ class _Block:
     """What is compared for the block in hand."""
 
     forms: Tensor
-    """[k, k] of the Gram matrix so far."""
+    """[k, k] of the Gram matrix so far, of the drawn samples."""
     watch: Watch | None = None
     failed: dict[UnitPlan, float] = field(default_factory=dict)
 
@@ -107,13 +119,14 @@ class Certifier(Checks):
         if batch.kept is not None:  # dropped columns have no row, and no weight
             self._weights *= batch.kept.mask[self._samples]
             self._rows = batch.kept.positions[self._samples]
-        self._everything = everything
+        self._everything, self._plan = everything, plan
         self._company = self._find_company(plan)
         """Samples that run together with the drawn ones, to see whether they are coupled."""
         with self._timed():
             alone = self._run_alone(sweep)
             self._find_vectors(sweep, alone)
             self._check_company(alone)
+            self._find_whole(sweep)
             self._find_gradients(sweep, alone)
             if batch.kept is not None:
                 self._check_dropped(sweep, batch.kept)
@@ -196,8 +209,56 @@ class Certifier(Checks):
             self._vectors.append(vector)
             self._cotangents.append(cotangent)
             scales.append(max(_norm(vector.values()), self._least_scale(cotangent, outputs)))
-        self._products = {p: self._inner(self._vectors, p) for p in batch.parameters}
         self._scale = torch.tensor(scales, dtype=torch.float64)
+
+    def _find_whole(self, sweep: Sweep) -> None:
+        """V u of all samples with random u, as the last of the vectors; their inner products."""
+        batch = self._batch
+        self._whole_weights = self._random(batch.num_samples, self._columns)
+        if batch.kept is not None:
+            self._whole_weights *= batch.kept.mask
+        columns_of = curvature_columns(batch)
+
+        def cotangents(outputs: Tensor, samples: slice) -> Tensor:
+            # Of the outputs in the passes: from others, other labels may be drawn.
+            columns = columns_of(sweep.outputs[samples], samples).double()
+            return torch.einsum("nc,nc...->n...", self._whole_weights[samples], columns)
+
+        whole, outputs, least = self._pull(cotangents, batch.num_samples)
+        self._note("outputs", deviation(outputs, sweep.outputs))
+        # Where terms cancel, what they add up to is as exact as they are large.
+        typical = (batch.num_samples * self._scale.square().mean()).sqrt().item()
+        self._vectors.append(whole)
+        scale = torch.tensor([max(_norm(whole.values()), typical, least)], dtype=torch.float64)
+        self._scale = torch.cat([self._scale, scale])
+        self._products = {p: self._inner(self._vectors, p) for p in batch.parameters}
+
+    def _random(self, *shape: int) -> Tensor:
+        generator = torch.Generator().manual_seed(self._batch.approximation.seed + 3)
+        weights = torch.randn(shape, generator=generator, dtype=torch.float64)
+        return weights.to(self._batch.device)
+
+    def _pull(
+        self, cotangents: Callable[[Tensor, slice], Tensor], count: int
+    ) -> tuple[Direction, Tensor, float]:
+        """Sum of J_n^T times a cotangent over the first samples, by the model just as it is.
+
+        Returns:
+            It, the outputs, and what is rounding of it.
+        """
+        batch = self._batch
+        total: Direction = {}
+        seen, sizes = [], []
+        for samples in micro_batches(batch, self._plan, 0, count):
+            outputs = batch.plain_forward(samples, check=False)  # a GPU is not waited for
+            seen.append(outputs.detach())
+            cotangent = cotangents(seen[-1], samples).to(outputs.dtype)
+            add_pulled(batch, total, outputs, cotangent, keep_graph=False)
+            lengths = [x.reshape(len(x), -1).norm(dim=1) for x in (cotangent, seen[-1])]
+            sizes.append(lengths[0].double() * lengths[1])
+        found = torch.cat(seen)
+        batch.check_outputs(found, slice(0, count))
+        return total, found, self._rounding * torch.cat(sizes).norm().item()
 
     def _find_gradients(self, sweep: Sweep, alone: Sequence[Tensor]) -> None:
         """Products of v_n with grad l_m, parameter by parameter, and the mean of grad l_m."""
@@ -244,9 +305,12 @@ class Certifier(Checks):
 
     def _least_scale(self, cotangent: Tensor, outputs: Tensor) -> float:
         """What J^T s is rounding below, where its terms cancel: |s| |f| / |theta| is their size."""
-        size = _norm([outputs.detach()]) / (_norm(self._batch.parameters) or 1.0)
+        return self._rounding * _norm([cotangent]) * _norm([outputs.detach()])
+
+    @cached_property
+    def _rounding(self) -> float:
         rounding = torch.finfo(self._batch.dtype).eps / self._tolerance
-        return 30 * rounding * _norm([cotangent]) * size
+        return 30 * rounding / (_norm(self._batch.parameters) or 1.0)
 
     def _compare_outputs(self, n: int, alone: Tensor, together: Tensor) -> None:
         line = disagreement(self._batch, n, alone, together, self._tolerance)
@@ -287,8 +351,9 @@ class Certifier(Checks):
                 error = self._compare_rows(unit, factor)
             else:
                 forms = self._forms(matrix)
-                expected = sum(self._products[p] for p in unit.parameters)
-                pairs = self._scale[:, None] * self._scale
+                k = len(self._samples)
+                expected = sum(self._products[p][:k, :k] for p in unit.parameters)
+                pairs = self._scale[:k, None] * self._scale[:k]
                 error = self._compare("layers", forms - self._block.forms, expected, pairs)  # type: ignore[arg-type]
                 self._block.forms = forms
             if error > self._tolerance:
@@ -298,10 +363,10 @@ class Certifier(Checks):
         """w_n' V against v_n, entry by entry."""
         worst = 0.0
         v = factor.v.flatten(0, 1)
-        for weights, rows, vector, scale in zip(
-            self._weights, self._rows, self._vectors, self._scale, strict=True
+        for weights, vector, scale in zip(
+            self._embedded(), self._vectors, self._scale, strict=True
         ):
-            found = (weights.to(v.dtype) @ v[rows]).double()
+            found = (weights.to(v.dtype) @ v).double()
             expected = torch.cat([vector[p].flatten() for p in unit.parameters]).double()
             error = _relative((found - expected).norm(), torch.zeros(()), scale, self._batch.dtype)
             worst = max(worst, error)
@@ -354,10 +419,10 @@ class Certifier(Checks):
             if done.failed:
                 raise LayersDisagree(*_failures(done.failed, self._tolerance))
             parameters = [p for unit in block.units for p in unit.parameters]
-            vectors = [{p: v[p] for p in parameters} for v in self._vectors]
+            vectors = [{p: x[p] for p in parameters} for x in self._vectors]
             if v is not None:
                 coordinates = torch.stack(
-                    [torch.cat([v[p].flatten() for p in parameters]).double() for v in vectors]
+                    [torch.cat([x[p].flatten() for p in parameters]).double() for x in vectors]
                 )
                 rows = torch.stack([times_lower(matrix, x) for x in coordinates])
                 inner = coordinates
@@ -372,14 +437,21 @@ class Certifier(Checks):
                 inner = rows
                 total = sum(self._products[p] for p in parameters)
                 pairs = self._scale[:, None] * self._scale
-                self._compare("curvature", (rows @ coordinates.t()).cpu(), total, pairs)  # type: ignore[arg-type]
+                error = self._compare("curvature", (rows @ coordinates.t()).cpu(), total, pairs)  # type: ignore[arg-type]
+                if self._tolerance < error < math.inf:  # of the drawn samples every layer is right
+                    line = f"samples that were not drawn are off by {error:.1e}"
+                    raise LayersDisagree(frozenset(parameters), [line])
             self._block.watch = Watch(coordinates, rows, inner, vectors, self._scale)
 
     def _embedded(self) -> Tensor:
-        """The weights w_n as vectors over all columns, [k, M]."""
+        """The weights w_n and u as vectors over all columns, [k + 1, M]."""
         batch = self._batch
-        full = torch.zeros(len(self._samples), batch.rows, dtype=torch.float64, device=batch.device)
-        return full.scatter_add_(1, self._rows, self._weights)
+        count = len(self._samples) + 1
+        full = torch.zeros(count, batch.rows, dtype=torch.float64, device=batch.device)
+        full[:-1].scatter_add_(1, self._rows, self._weights)
+        whole = self._whole_weights.flatten()
+        full[-1] = whole if batch.kept is None else whole[batch.kept.index]
+        return full
 
     @property
     def _watched(self) -> Watch:
@@ -396,10 +468,32 @@ class Certifier(Checks):
                 )
                 scale = self._scale[:, None] * _norm(gradients.values())
             else:
+                self._compare_all_slopes(watch, slopes)
                 found = found[:, self._samples]
                 expected = self._expected_slopes(watch)
                 scale = self._slope_scale()
             self._compare("slopes", found, expected, scale)
+
+    def _compare_all_slopes(self, watch: Watch, slopes: Tensor) -> None:
+        """Those of all samples together, with random weights."""
+        weights, gradient, size = self._weighted_gradient
+        found = (watch.coordinates @ (slopes.double() @ weights)).cpu()
+        expected = torch.tensor([_dot(v, gradient) for v in watch.vectors], dtype=torch.float64)
+        self._compare("slopes", found, expected, self._scale * size)
+
+    @cached_property
+    def _weighted_gradient(self) -> tuple[Tensor, Direction, float]:
+        """Random r, the sum of r_n grad l_n over the whole mini-batch, and its size."""
+        batch = self._batch
+        weights = self._random(batch.batch_size)
+
+        def cotangents(outputs: Tensor, samples: slice) -> Tensor:
+            residual = batch.factor.residual(outputs, samples)
+            return torch.einsum("n,n...->n...", weights[samples], residual.double())
+
+        gradient, _, least = self._pull(cotangents, batch.batch_size)
+        typical = batch.batch_size**0.5 * self._gradient_scale * batch.batch_size
+        return weights, gradient, max(_norm(gradient.values()), typical, least)
 
     def coordinates(self, coordinates: Tensor) -> None:  # noqa: D102
         with self._timed():

@@ -111,6 +111,9 @@ class WholeFactor(Factor):
             cotangents: At its output.
         """
 
+    def leave_out(self, samples: slice, columns: slice) -> None:
+        """No cotangents arrive at a use of some samples: its share of V is zero there."""
+
     @abstractmethod
     def squared_norms(self) -> Tensor:
         """|v|^2 of every column of V, [N, c] float64."""
@@ -254,6 +257,7 @@ class AffineFactor(WholeFactor):
         roles = {r.parameter: name for name, r in use.roles.items() if r.parameter in own}
         self._roles = {name: p for p, name in roles.items()}
         self._is_linear = use.rule is LINEAR
+        self._constants = use.constants
         self._geometry = use.constants.get("geometry", {})
         groups = use.constants.get("groups", 1)
         weight = next(p for p, name in roles.items() if name != "bias")
@@ -304,18 +308,24 @@ class AffineFactor(WholeFactor):
         self, samples: slice, columns: slice, number: int, saved: Saved, cotangents: Tensor
     ) -> None:
         z, s = saved.tensors["input"], cotangents
-        if tuple(z.shape[1:]) != self._input_shape:
+        if tuple(z.shape[1:]) != self._input_shape or saved.constants != self._constants:
             raise GraphChanged
         if columns.start == 0:
             self.z[samples] = z.mT if self._is_linear else z[:, :, self._inputs]
         if self._is_linear:
-            self.s[samples, columns] = s[..., self._outputs].mT
-            return
-        s = s[:, :, :, self._outputs].flatten(4)
-        if self._images == 1:
-            self.s[samples, columns] = s.squeeze(2)
+            s = s[..., self._outputs].mT
         else:
-            self.s[samples, columns] = s.transpose(2, 3).flatten(3)
+            s = s[:, :, :, self._outputs].flatten(4)
+            s = s.squeeze(2) if self._images == 1 else s.transpose(2, 3).flatten(3)
+        kept = self.s[samples, columns]
+        if s.shape != kept.shape:
+            raise GraphChanged
+        kept.copy_(s)
+
+    def leave_out(self, samples: slice, columns: slice) -> None:  # noqa: D102
+        if columns.start == 0:
+            self.z[samples] = 0
+        self.s[samples, columns] = 0
 
     def _unfolded(
         self, samples: slice | list[int], channels: slice = slice(None), group: int = 0

@@ -154,14 +154,17 @@ class MiniBatch:
         """What `forward` does to the model; a checkpoint runs parts of it in backward passes."""
         return batched_backward(self.model)
 
-    def plain_forward(self, samples: slice | list[int], *, graph: bool = True) -> Tensor:
-        """Model outputs of some samples, by the model just as it is.
+    def plain_forward(
+        self, samples: slice | list[int], *, graph: bool = True, check: bool = True
+    ) -> Tensor:
+        """Model outputs of some samples, by the model just as it is; see `forward`.
 
         Raises:
             UsageError: They are not finite.
         """
         outputs = self._forward(samples, graph)
-        self.check_outputs(outputs, samples)
+        if check:
+            self.check_outputs(outputs, samples)
         return outputs
 
     def _forward(self, samples: slice | list[int], graph: bool) -> Tensor:
@@ -169,6 +172,12 @@ class MiniBatch:
             outputs: Tensor = self.model(_copied(self.inputs, samples))
         if graph and self.has_batch_norm:
             mend_batch_norm(outputs)
+        if outputs.ndim and outputs.shape[1:] != self.output_shape:
+            raise UsageError(
+                f"the model's output has shape {list(outputs.shape)} for samples {_named(samples)} "
+                f"and {[1, *self.output_shape]} for the first one alone; it must not depend on "
+                "which samples run together (pad to a fixed length)"
+            )
         return outputs
 
     def check_outputs(self, outputs: Tensor, samples: slice | list[int]) -> None:
@@ -471,6 +480,11 @@ def undisturbed(model: nn.Module, *, bounded: bool = False) -> Iterator[None]:
             stack.enter_context(without_cudnn())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
+        # Without a graph, transformers would take a path that leaves padded positions out.
+        stack.callback(
+            torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled()
+        )
+        torch.backends.mha.set_fastpath_enabled(False)
         stack.enter_context(torch.random.fork_rng(devices=on_cuda))
         stack.enter_context(warnings.catch_warnings())
         # Operations without a batching rule of their own are noticed, and are no news to a user.
@@ -481,11 +495,25 @@ def undisturbed(model: nn.Module, *, bounded: bool = False) -> Iterator[None]:
             yield
         finally:
             for module, name, buffer, before, version in buffers:
-                if _version(buffer) != version:
+                # Writes through .data leave the version as it is.
+                if _version(buffer) != version or not _same(buffer, before):
                     buffer.copy_(before)
                 module._buffers[name] = buffer
             for weight, before in written:
                 weight.copy_(before)
+
+
+def _named(samples: slice | list[int]) -> str:
+    if isinstance(samples, slice):
+        return f"{samples.start} to {samples.stop - 1}"
+    return ", ".join(map(str, samples))
+
+
+def _same(buffer: Tensor, before: Tensor) -> bool:
+    """Whether two tensors hold the same values, NaN included, as far as they can be compared."""
+    if buffer.layout is not torch.strided or buffer.shape != before.shape:
+        return True
+    return bool(((buffer == before) | ((buffer != buffer) & (before != before))).all())
 
 
 def _version(buffer: Tensor) -> int:

@@ -154,6 +154,8 @@ def put(
         for position, number in enumerate(piece.unit.uses):
             if number in read:
                 factor.put(samples, columns, position, *read[number])
+            else:
+                factor.leave_out(samples, columns)
         for parameter in piece.unit.plain:
             if parameter in found.gradients:
                 assert isinstance(factor, ExplicitFactor)
@@ -222,7 +224,7 @@ def complete(
         total = dict(sweep.gradient or {})
         first = known if sweep.gradient is not None else 0
     outputs = [sweep.outputs]
-    for samples in _micro_batches(batch, plan, first):
+    for samples in micro_batches(batch, plan, first):
         missing = with_gradient and gradient is None
         found = batch.forward(samples, graph=missing, check=False)
         if missing:
@@ -252,7 +254,7 @@ def pull(
     weights = weights.reshape(batch.num_samples, batch.factor.num_columns, count)
     sums: list[Direction] = [{} for _ in range(count)]
     with batch.hastened():
-        for samples in _micro_batches(batch, plan, 0, batch.num_samples):
+        for samples in micro_batches(batch, plan, 0, batch.num_samples):
             outputs = batch.forward(samples, check=False)  # as they were checked before
             columns = columns_of(outputs.detach(), samples).double()
             columns = columns.reshape(*columns.shape[:2], -1)
@@ -264,7 +266,7 @@ def pull(
     return sums
 
 
-def _micro_batches(
+def micro_batches(
     batch: MiniBatch, plan: Plan, start: int, stop: int | None = None
 ) -> Iterator[slice]:
     """Samples in micro-batches for ordinary passes, one column for each."""
@@ -300,10 +302,12 @@ def add_pulled(
         only: Parameters that count; None: all.
     """
     parameters = batch.parameters if only is None else list(only)
-    with blamed_on_model("the model's backward pass"):
-        grads = torch.autograd.grad(
-            outputs, parameters, cotangent, retain_graph=keep_graph, allow_unused=True
-        )
+    grads: Sequence[Tensor | None] = [None] * len(parameters)
+    if outputs.requires_grad:  # samples may use no parameter
+        with blamed_on_model("the model's backward pass"):
+            grads = torch.autograd.grad(
+                outputs, parameters, cotangent, retain_graph=keep_graph, allow_unused=True
+            )
     for parameter, grad in zip(parameters, grads, strict=True):
         if grad is None:
             total.setdefault(parameter, torch.zeros_like(parameter))

@@ -501,7 +501,7 @@ class _Planner:
     def _base(self) -> int:
         """What is held throughout: outputs, the certificate's vectors, libraries' buffers."""
         batch = self.batch
-        vectors = 6 * batch.num_params if self.certified else 0
+        vectors = 8 * batch.num_params if self.certified else 0
         outputs = 3 * batch.batch_size * batch.output_shape.numel()
         return (vectors + outputs) * batch.dtype.itemsize + LIBRARY_BYTES
 

@@ -107,8 +107,8 @@ class Route:
         edges = [reading.uses[i].edge for i in numbers] + [edge_of(p) for p in plain]
         found = None
         if self.batched_columns:
-            # A sample may leave a plain parameter out, which batched autograd cannot say.
-            found = (_try_batched if plain else _batched)(outputs, edges, columns)
+            # Samples may leave a use out, which batched autograd cannot say.
+            found = _try_batched(outputs, edges, columns)
         if found is None:
             found = backpropagate(outputs, edges, columns, batched=False)
         cotangents = {i: g for i, g in zip(numbers, found, strict=False) if g is not None}
@@ -338,18 +338,12 @@ def disagreement(
     )
 
 
-def _batched(
-    outputs: Tensor, edges: Sequence[GradientEdge], columns: Tensor
-) -> list[Tensor | None]:
-    return backpropagate(outputs, edges, columns, batched=True)
-
-
 def _try_batched(
     outputs: Tensor, edges: Sequence[GradientEdge], columns: Tensor
 ) -> list[Tensor | None] | None:
     """All columns at once, or None where PyTorch cannot."""
     try:
-        return _batched(outputs, edges, columns)
+        return backpropagate(outputs, edges, columns, batched=True)
     except (RuntimeError, NotImplementedError, ValueError, IndexError) as error:
         if is_out_of_memory(error):
             raise
