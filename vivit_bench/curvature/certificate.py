@@ -28,7 +28,7 @@ from vivit_bench.curvature.factors import Direction, ExplicitFactor, Factor
 from vivit_bench.curvature.kept import Kept
 from vivit_bench.curvature.kernels import times_lower
 from vivit_bench.curvature.layout import deviation
-from vivit_bench.curvature.minibatch import MiniBatch
+from vivit_bench.curvature.minibatch import MiniBatch, blamed_on_model
 from vivit_bench.curvature.passes import (
     Sweep,
     Totals,
@@ -668,7 +668,7 @@ def loss_errors(
     targets = batch.targets.double() if batch.targets.is_floating_point() else batch.targets
     generator = torch.Generator().manual_seed(batch.approximation.seed + 2)
     vector = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
-    with torch.enable_grad():
+    with torch.enable_grad(), blamed_on_model("the loss on the whole mini-batch"):
         value = copy.deepcopy(batch.loss).double()(x, targets)
         (slope,) = torch.autograd.grad(value, x, create_graph=True)
         product = torch.zeros_like(x)

@@ -193,14 +193,15 @@ class ExplicitFactor(WholeFactor):
 
     def dot(self, direction: Direction) -> Tensor:  # noqa: D102
         parts = [direction[p].flatten()[entries] for p, entries in self._entries.items()]
-        return self.v.flatten(0, 1) @ torch.cat(parts)
+        return self.v.flatten(0, 1) @ torch.cat([*parts, self.v.new_empty(0)])
 
     def combine(self, weights: Tensor, samples: Sequence[int] | None = None) -> Direction:  # noqa: D102
         v, weights = self.v, weights.view(self.num_samples, self.num_columns)
         if samples is not None:
             v, weights = v[list(samples)], weights[list(samples)]
         vector = weights.flatten() @ v.flatten(0, 1)
-        return {p: vector[self._slices[p]].view_as(p) for p in self.parameters}
+        nothing = slice(0, 0)  # of a parameter without entries
+        return {p: vector[self._slices.get(p, nothing)].view_as(p) for p in self.parameters}
 
 
 def expanding_bytes(parameters: Sequence[nn.Parameter], use: UseShape, columns: int) -> int:

@@ -62,7 +62,10 @@ def find_layouts(use: Use, saved: Saved, cotangent: Tensor, alone: Reading) -> L
     """
     fitting = []
     arriving = [n for n, column in enumerate(cotangent) if column.any()]
+    summed = use.rule.summed(use.roles)
     for layout in _candidates(cotangent.shape[1:]):
+        if any(_has_axis(shape, layout.axis + 1 - cotangent.ndim) for shape in summed):
+            continue  # a parameter's own entries are no samples
         rows = layout.split(cotangent, 2, lead=1)
         own = all(bool(rows[n, n].any()) for n in arriving)
         others = any(bool(rows[1 - n, n].any()) for n in arriving)
@@ -74,6 +77,11 @@ def find_layouts(use: Use, saved: Saved, cotangent: Tensor, alone: Reading) -> L
     ):  # few rows are reached, as behind a class token: look at the inputs
         fitting = [f for f in fitting if _is_alone(use, cotangent.shape[1:], saved, f, alone)]
     return fitting[0] if len(fitting) == 1 else None
+
+
+def _has_axis(shape: torch.Size, axis: int) -> bool:
+    """Whether there is more than one entry along an axis, counted from the end."""
+    return len(shape) >= -axis and shape[axis] != 1
 
 
 def _candidates(shape: torch.Size) -> Iterator[Layout]:

@@ -16,6 +16,8 @@ def check_loss(loss: nn.Module) -> None:
     Raises:
         UsageError: In one line.
     """
+    if isinstance(loss, type):
+        raise UsageError(f"loss is the class {loss.__name__}; write {loss.__name__}()")
     name = type(loss).__name__
     kind = next((k for k in _LOSSES if isinstance(loss, k)), None)
     if kind is None:
@@ -41,6 +43,11 @@ def check_loss(loss: nn.Module) -> None:
         if not isinstance(weight, torch.Tensor) or not weight.is_floating_point():
             raise UsageError(
                 f"{attribute} of {name} is no floating-point tensor; convert it with .float()"
+            )
+        if weight.requires_grad:
+            raise UsageError(
+                f"{attribute} of {name} requires gradients, which are no part of the GGN; give "
+                f"{attribute}.detach()"
             )
         if not bool((weight >= 0).all() and weight.isfinite().all()):
             raise UsageError(
@@ -106,6 +113,11 @@ def _check_classes(loss: nn.CrossEntropyLoss, shape: tuple[int, ...], targets: T
             f"the model has C = {classes} classes"
         )
     if targets.is_floating_point() and tuple(targets.shape[1:]) == shape:
+        if loss.ignore_index >= 0:
+            raise UsageError(
+                f"ignore_index of CrossEntropyLoss is {loss.ignore_index}, and targets that are "
+                "probabilities cannot be ignored; leave it out, or give labels"
+            )
         sums = targets.double().sum(1)
         if targets.min() < 0 or (sums - 1).abs().max() > 1e-4:
             raise UsageError(
@@ -120,10 +132,12 @@ def _check_classes(loss: nn.CrossEntropyLoss, shape: tuple[int, ...], targets: T
             "targets.long()"
         )
     if tuple(targets.shape[1:]) != positions:
+        last = tuple(targets.shape[1:]) == shape[:-1]
+        remedy = "; if the classes are its last axis, return outputs.movedim(-1, 1)" * last
         raise UsageError(
             f"targets have shape {list(targets.shape)}; CrossEntropyLoss needs labels of shape "
             f"[{', '.join(map(str, ('N', *positions)))}] for outputs [N, "
-            f"{', '.join(map(str, shape))}]"
+            f"{', '.join(map(str, shape))}]{remedy}"
         )
     labels = targets.long()
     counted = labels[labels != loss.ignore_index]

@@ -3,12 +3,13 @@
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from vivit_bench.curvature.batched import batched_backward
 from vivit_bench.curvature.kept import Kept
@@ -73,6 +74,8 @@ class MiniBatch:
     """Whether ``mend_batch_norm`` has something to do."""
     kept: Kept | None = None
     """The columns of V that count; None: all."""
+    is_plain: bool = False
+    """Nothing is made faster: the model runs just as it is."""
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -152,7 +155,7 @@ class MiniBatch:
 
     def hastened(self) -> AbstractContextManager[None]:
         """What `forward` does to the model; a checkpoint runs parts of it in backward passes."""
-        return batched_backward(self.model)
+        return nullcontext() if self.is_plain else batched_backward(self.model)
 
     def plain_forward(
         self, samples: slice | list[int], *, graph: bool = True, check: bool = True
@@ -292,13 +295,14 @@ def named_parameters(
         UsageError: There is none, or a pattern matches none.
     """
     trainable = {p: name for name, p in model.named_parameters() if p.requires_grad}
+    every = [x for x in model.named_parameters(remove_duplicate=False) if x[1].requires_grad]
     if not trainable:
         raise UsageError("the model has no parameter with requires_grad=True")
     if params is None:
         return [(name, p) for p, name in trainable.items()]
     chosen: set[nn.Parameter] = set()
     for pattern in check_patterns("params", params):
-        found = {p for p, name in trainable.items() if fnmatchcase(name, pattern)}
+        found = {p for name, p in every if fnmatchcase(name, pattern)}  # tied ones by any name
         if not found:
             known = ", ".join(list(trainable.values())[:4])
             raise UsageError(
@@ -419,6 +423,11 @@ def _check_outputs(outputs: object, first: nn.Parameter) -> None:
             f"the model returns {outputs.dtype}, its parameters are {first.dtype}; "
             "let it compute in one precision"
         )
+    if not outputs.numel():
+        raise UsageError(
+            f"the model returns {list(outputs.shape)} for one sample; without outputs there is no "
+            "loss"
+        )
     if not outputs.requires_grad:
         raise UsageError("the model's output does not depend on its trainable parameters")
     if not outputs.isfinite().all():
@@ -464,7 +473,7 @@ def undisturbed(model: nn.Module, *, bounded: bool = False) -> Iterator[None]:
         (module, name, buffer, buffer.clone(), _version(buffer))
         for module in model.modules()
         for name, buffer in module._buffers.items()
-        if buffer is not None
+        if buffer is not None and not is_lazy(buffer)
     ]
     # An embedding with a largest norm writes into its weight when it is called.
     written = [

@@ -63,6 +63,10 @@ class Rule(ABC):
     without_samples = False
     """Whether saved tensors are the same for all samples."""
 
+    def summed(self, roles: Roles) -> list[torch.Size]:
+        """Shapes that cotangents are summed to, along the samples, too; aligned at their ends."""
+        return []
+
     def __init__(self, label: str, nodes: Sequence[str]) -> None:
         self.label = label
         self.nodes = nodes
@@ -345,6 +349,9 @@ class _PReLU(Rule):
 class _BroadcastSum(Rule):
     """Positions, biases and tokens that are added or expanded."""
 
+    def summed(self, roles: Roles) -> list[torch.Size]:
+        return [role.shape for role in roles.values()]
+
     def role(self, node: Any, slot: int, path: tuple[str, ...]) -> str | None:
         if not _flat_path(path) or (slot == 1 and node._saved_alpha != 1):
             return None
@@ -361,6 +368,9 @@ class _BroadcastProduct(Rule):
     """Scales and gates that multiply."""
 
     broadcasts = True
+
+    def summed(self, roles: Roles) -> list[torch.Size]:
+        return [role.shape for role in roles.values()]
 
     def role(self, node: Any, slot: int, path: tuple[str, ...]) -> str | None:
         other = node._saved_other if slot == 0 else node._saved_self
@@ -393,6 +403,9 @@ class Broadcast(Rule):
     def __init__(self, rule: Rule, output: torch.Size) -> None:
         super().__init__(f"{rule.label} of {list(output)}, broadcast", [])
         self._rule, self._output = rule, output
+
+    def summed(self, roles: Roles) -> list[torch.Size]:  # noqa: D102
+        return [self._output]
 
     def role(self, node: Any, slot: int, path: tuple[str, ...]) -> str | None:  # noqa: D102
         return None  # made where a graph is read

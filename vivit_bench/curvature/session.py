@@ -178,6 +178,9 @@ def run(
     with request.undisturbed():
         for attempt in range(3):
             batch, outputs = checked(request)
+            if plain.issuperset(batch.parameters):
+                batch = replace(batch, is_plain=True)
+                outputs = batch.forward([0])
             try:
                 route = find_route(batch, outputs, batch.factor.num_columns, plain)
                 del outputs
