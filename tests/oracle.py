@@ -129,7 +129,11 @@ def dense(
         for n, single in enumerate(singles):
             entry_list = single.reshape(-1).unbind() if entries > 1 else [single.reshape(())]
             rows = [
-                flat(torch.autograd.grad(f, parameters, retain_graph=True, allow_unused=True))
+                flat(
+                    torch.autograd.grad(f, parameters, retain_graph=True, allow_unused=True)
+                    if f.requires_grad  # samples may use no parameter
+                    else [None] * len(parameters)
+                )
                 for f in entry_list
             ]
             jacobians.append(torch.stack(rows))

@@ -438,10 +438,18 @@ class Certifier(Checks):
                 total = sum(self._products[p] for p in parameters)
                 pairs = self._scale[:, None] * self._scale
                 error = self._compare("curvature", (rows @ coordinates.t()).cpu(), total, pairs)  # type: ignore[arg-type]
-                if self._tolerance < error < math.inf:  # of the drawn samples every layer is right
-                    line = f"samples that were not drawn are off by {error:.1e}"
-                    raise LayersDisagree(frozenset(parameters), [line])
+                self._compute_plainly(parameters, error)
             self._block.watch = Watch(coordinates, rows, inner, vectors, self._scale)
+
+    def _compute_plainly(self, parameters: Sequence[nn.Parameter], error: float) -> None:
+        """Where layers are right of the drawn samples, and all samples together are not.
+
+        Raises:
+            LayersDisagree: They are not.
+        """
+        if self._tolerance < error < math.inf:
+            line = f"samples that were not drawn were off by {error:.1e}"
+            raise LayersDisagree(frozenset(parameters), [f"{line}: computed by plain autograd"])
 
     def _embedded(self) -> Tensor:
         """The weights w_n and u as vectors over all columns, [k + 1, M]."""
@@ -479,7 +487,8 @@ class Certifier(Checks):
         weights, gradient, size = self._weighted_gradient
         found = (watch.coordinates @ (slopes.double() @ weights)).cpu()
         expected = torch.tensor([_dot(v, gradient) for v in watch.vectors], dtype=torch.float64)
-        self._compare("slopes", found, expected, self._scale * size)
+        error = self._compare("slopes", found, expected, self._scale * size)
+        self._compute_plainly(self._batch.parameters, error)
 
     @cached_property
     def _weighted_gradient(self) -> tuple[Tensor, Direction, float]:
