@@ -103,6 +103,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     [
         ("curvature newton p.py:ok --damping nan", "damping"),
         ("curvature newton p.py:ok --cutoff nan", "--cutoff nan"),
+        ("curvature newton p.py:ok --whole-space --cutoff 1e-2", "--whole-space has no cutoff"),
         ("curvature newton p.py:ok --seed -1", "0 .. 2^63 - 1"),
         ("curvature newton p.py:ok --seed 18446744073709551616", "0 .. 2^63 - 1"),
         ("curvature explain p.py:ok --seed -1", "0 .. 2^63 - 1"),

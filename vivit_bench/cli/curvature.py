@@ -51,6 +51,7 @@ from vivit_bench.cli.options import (
 )
 from vivit_bench.cli.output import check_table_file, check_tensor_file, hand_out, save_tensors
 from vivit_bench.curvature.options import Approximation, Curvature, Goal, Method, Precision, Samples
+from vivit_bench.errors import UsageError
 from vivit_bench.problems.workload import WorkloadSpec
 from vivit_bench.report.tables import TableFormat
 
@@ -131,6 +132,8 @@ def newton(
     spec = WorkloadSpec(problem, batch_size, data, data_dir, seed, checkpoint, dtype, device)
     approximation = Approximation(curvature, samples, mc_samples, seed)
     check_cutoff(cutoff)
+    if whole_space and cutoff != DEFAULT_CUTOFF:
+        raise UsageError(f"--cutoff {cutoff:g}: --whole-space has no cutoff; leave one of them out")
     structure = parse_blocks(blocks or [])
     check_tensor_file(output)
     policy = damping_policy(damping, seed)

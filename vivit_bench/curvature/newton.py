@@ -341,11 +341,12 @@ def _directions(batch: MiniBatch, vectors: Sequence[Sequence[Tensor]]) -> list[D
         )
     for number, vector in enumerate(vectors):
         tensors = isinstance(vector, list | tuple) and all(isinstance(t, Tensor) for t in vector)
-        shapes = [tuple(t.shape) for t in vector] if tensors else f"{type(vector).__name__}"
+        shapes = [tuple(t.shape) for t in vector] if tensors else []
         if shapes != [tuple(p.shape) for p in batch.parameters]:
+            what = f"has shapes {shapes[:3]}" if tensors else f"is a {type(vector).__name__}"
             raise UsageError(
-                f"vector {number} has shapes {shapes[:3]}...; give one tensor for each "
-                "parameter, of its shape"
+                f"vector {number} {what}; give a list of vectors, each a list with one tensor of "
+                "its shape for each parameter"
             )
         if not all(t.isfinite().all() for t in vector):
             raise UsageError(f"vector {number} contains NaN or infinity")
