@@ -267,7 +267,7 @@ def test_a_full_disk_is_said_and_the_run_goes_on_later(
 
 def test_a_read_only_place_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("file").write_text("")
-    with pytest.raises(StorageError, match=r"cannot write file/noise/run"):
+    with pytest.raises(UsageError, match="--results-dir file: is a file; name a folder"):
         run_noise(CHOICES, Path("file"), name="run")
 
     def read_only(*arguments: object, **options: object) -> None:

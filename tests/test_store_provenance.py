@@ -13,7 +13,14 @@ import pytest
 import torch
 
 import vivit_bench
-from vivit_bench.store import Provenance, code_fingerprint, environment, provenance
+from vivit_bench.store import (
+    Provenance,
+    code_fingerprint,
+    differences,
+    environment,
+    provenance,
+    same_numbers,
+)
 from vivit_bench.store.provenance import library_version
 
 module = sys.modules["vivit_bench.store.provenance"]
@@ -210,3 +217,17 @@ def test_the_commit_is_that_of_the_package_and_marked_where_edited(package: Path
     assert git("rev-parse", "HEAD").startswith(commit)
     (package / "alone.py").write_text("x = 3\n")
     assert _git_commit() == f"{commit}-dirty"
+
+
+def test_versions_of_the_code_that_give_the_same_numbers_go_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(same_numbers, "_NEWEST", {"old": "new", "new": "new"})
+    assert differences({"code": "old", "torch": "2"}, {"code": "new", "torch": "2"}) == ""
+    assert differences({"code": "old"}, {"code": "newer"}) == "code old -> newer"
+    assert differences({"code": "old", "torch": "2"}, {"code": "new"}) == "torch 2 -> None"
+
+
+def test_no_version_of_the_code_stands_twice() -> None:
+    codes = [code for same in same_numbers._SAME for code in same]
+    assert len(codes) == len(set(codes))

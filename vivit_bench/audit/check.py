@@ -169,7 +169,8 @@ def _differences(stored: StoredRun, present: Present) -> str:
     if present.unknown:  # of data that cannot be had nothing is said
         before = {name: value for name, value in before.items() if name in present.environment}
     changed = [differences(settings, present.settings), differences(before, present.environment)]
-    if before.get("code") != present.environment.get("code"):
+    code = [{"code": given.get("code")} for given in (before, present.environment)]
+    if differences(*code):
         commit = stored.provenance.get("git_commit") or "unknown"
         changed.append(f"its code is that of commit {commit}")
     return ", ".join(filter(None, changed))

@@ -10,6 +10,7 @@ from typing import Any
 
 from vivit_bench.errors import UsageError
 from vivit_bench.store.files import sha256
+from vivit_bench.store.same_numbers import newest
 
 LONGEST_NAME = 200
 """Bytes of a folder's name; file systems end at 255, and moved-aside runs get an ending."""
@@ -90,9 +91,14 @@ def check_name(name: str) -> str:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """What differs between two flat records, on one line; empty if nothing does."""
+    """What differs between two flat records, on one line; empty if nothing does.
+
+    Versions of the code that give the same numbers do not.
+    """
     names = dict.fromkeys([*new, *old])
     changed = [name for name in names if old.get(name) != new.get(name)]
+    if newest(old.get("code")) == newest(new.get("code")):
+        changed = [name for name in changed if name != "code"]
     return ", ".join(
         f"{name} {_short(old.get(name))} -> {_short(new.get(name))}" for name in changed
     )
