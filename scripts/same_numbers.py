@@ -101,7 +101,7 @@ def _hash(value: Any) -> str:
 COMMANDS = (
     ("spectrum", "sweep", "mnist_2c2d", "--data", "mnist5k", "--batch-size", "64"),
     ("noise", "run", "mnist_2c2d", "--optimizer", "sgd", "--data", "mnist5k", "--epochs", "1"),
-    ("quadratic", "run", "--name", "small", "--repetitions", "5"),
+    ("quadratic", "run", "--name", "small", "--repeats", "5"),
     ("critical-batch", "search", "mnist_mlp", "--memory-limit", "24MiB", "--threads", "1"),
     (
         *("compare-engines", "mnist_mlp", "--batch-size", "8", "--repeats", "0", "--threads", "1"),
