@@ -36,7 +36,7 @@ def numbers() -> Iterator[tuple[str, str]]:
         eigenvalues,
         newton_step,
     )
-    from vivit_bench.curvature.options import Goal
+    from vivit_bench.curvature.options import Approximation, Curvature, Goal, Samples
     from vivit_bench.curvature.session import Request, leanest_of
     from vivit_bench.problems.workload import WorkloadSpec, load_workload
 
@@ -47,10 +47,11 @@ def numbers() -> Iterator[tuple[str, str]]:
         given = load_workload(WorkloadSpec(problem, size, "synthetic", None, 0, None)).request
         how = {"curvature": curvature, "samples": samples, "certify": False}
         name = f"{problem}, {curvature}, {samples}"
-        approximation = Request(*given, _approximation(curvature, samples), certify=False)
-        least = {goal: leanest_of_goal(leanest_of, approximation, goal) for goal in Goal}
+        approximation = Approximation(Curvature(curvature), Samples(samples), 1, 0)
+        requests = [Request(*given, approximation, certify=False, goal=goal) for goal in Goal]
+        least = [leanest_of(request).bytes for request in requests]
         yield f"{name}: least memory", _hash(least)
-        bound = int(1.1 * max(least.values()))
+        bound = int(1.1 * max(least))
         for memory in (None,) if is_large else (None, bound):
             more = {**how, "memory": memory}
             where = f"{name}, memory {'free' if memory is None else 'bounded'}"
@@ -61,18 +62,6 @@ def numbers() -> Iterator[tuple[str, str]]:
             for blocks, cutoff in (("none", 1e-4), ("none", None), ("layer", 1e-4)):
                 step = newton_step(*given, damping=1.0, cutoff=cutoff, blocks=blocks, **more)
                 yield f"{where}: step, {blocks}, cutoff {cutoff}", _hash(step.step)
-
-
-def leanest_of_goal(leanest_of: Any, request: Any, goal: Any) -> int:
-    from dataclasses import replace
-
-    return int(leanest_of(replace(request, goal=goal)).bytes)
-
-
-def _approximation(curvature: str, samples: str) -> Any:
-    from vivit_bench.curvature.options import Approximation, Curvature, Samples
-
-    return Approximation(Curvature(curvature), Samples(samples), 1, 0)
 
 
 def _hash(value: Any) -> str:
@@ -86,10 +75,6 @@ def _hash(value: Any) -> str:
             digest.update(part.detach().cpu().contiguous().numpy().tobytes())
         elif isinstance(part, list | tuple):
             for each in part:
-                add(each)
-        elif isinstance(part, dict):
-            for key, each in part.items():
-                digest.update(str(key).encode())
                 add(each)
         else:
             digest.update(repr(part).encode())

@@ -12,6 +12,7 @@ from vivit_bench.audit.record import Audit, Look, Present, header_problems
 from vivit_bench.cluster.jobs import LOGS
 from vivit_bench.errors import UsageError, VivitBenchError, describe
 from vivit_bench.store import DamagedRunError, State, StoredRun, differences, load_run, read_journal
+from vivit_bench.store.same_numbers import newest
 from vivit_bench.store.stored import HEADER, REPLACED, exists
 
 EXPERIMENTS = ("critical_batch", "spectrum", "noise", "quadratic", "comparison")
@@ -169,8 +170,7 @@ def _differences(stored: StoredRun, present: Present) -> str:
     if present.unknown:  # of data that cannot be had nothing is said
         before = {name: value for name, value in before.items() if name in present.environment}
     changed = [differences(settings, present.settings), differences(before, present.environment)]
-    code = [{"code": given.get("code")} for given in (before, present.environment)]
-    if differences(*code):
+    if newest(before.get("code")) != newest(present.environment.get("code")):
         commit = stored.provenance.get("git_commit") or "unknown"
         changed.append(f"its code is that of commit {commit}")
     return ", ".join(filter(None, changed))
