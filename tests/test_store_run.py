@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from vivit_bench.store import (
     write_atomic,
 )
 from vivit_bench.store import files as store_files
+from vivit_bench.store.provenance import _static_provenance
 
 IDENTITY = Identity(
     experiment="toy",
@@ -103,6 +105,21 @@ def test_other_conditions_are_named_and_kept(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"code abc -> xyz.*--fresh"):
         action(tmp_path, changed)
     assert (folder / "run.json").read_bytes() == before
+
+
+def test_another_kernel_leaves_the_machine_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    total = 25_276_514_304
+    every_byte = {"code": "abc", "torch": "2", "ram_bytes": total}  # as it was once recorded
+    finish(tmp_path, replace(IDENTITY, environment=every_byte))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=total - 12_288))
+    now = _static_provenance.__wrapped__()["ram_bytes"]
+    same = replace(IDENTITY, environment={**every_byte, "ram_bytes": now})
+    assert action(tmp_path, same) is Action.RETURN
+    more = replace(IDENTITY, environment={**every_byte, "ram_bytes": 2 * now})
+    with pytest.raises(UsageError, match="ram_bytes"):
+        action(tmp_path, more)
 
 
 def test_other_settings_under_a_chosen_name_are_refused(tmp_path: Path) -> None:

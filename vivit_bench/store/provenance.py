@@ -31,6 +31,8 @@ _LIBRARIES = {
 CARD = ("gpu", "gpu_bytes", "cuda", "cudnn", "driver")
 """Facts that decide, beside the libraries, what is computed on a CUDA device."""
 _RAM = "ram_bytes"
+_RAM_UNIT = 2**26
+"""A kernel's own share differs by some KiB from version to version: still the same machine."""
 
 
 def provenance(device: str | None = None) -> Provenance:
@@ -60,9 +62,14 @@ def _static_provenance() -> Provenance:
         "host": platform.node(),
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
-        _RAM: psutil.virtual_memory().total,
+        _RAM: rounded_ram(psutil.virtual_memory().total),
         "float32": "ieee",  # see `vivit_bench.precision`
     }
+
+
+def rounded_ram(size: int) -> int:
+    """A machine's memory to 64 MiB, in bytes; records of earlier versions have every byte."""
+    return round(size / _RAM_UNIT) * _RAM_UNIT
 
 
 def library_version(distribution: str) -> str | None:

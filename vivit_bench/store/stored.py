@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 from vivit_bench.errors import UsageError, VivitBenchError
 from vivit_bench.store.files import sha256
 from vivit_bench.store.identity import State, canonical, differences
+from vivit_bench.store.provenance import rounded_ram
 from vivit_bench.store.schema import violations
 
 FORMAT = "vivit-bench run 1"
@@ -250,6 +251,9 @@ def read_header(folder: Path) -> StoredRun:
             raise DamagedRunError(f"{path} was edited or cut short")
         values.pop("format")
         values |= {"state": State(values["state"]), "owns": tuple(values["owns"])}
+        for conditions in (values["environment"], values["provenance"]):
+            if "ram_bytes" in conditions:
+                conditions["ram_bytes"] = rounded_ram(conditions["ram_bytes"])
         return StoredRun(folder=folder, **values)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DamagedRunError(f"{path} is no header of a run") from error
