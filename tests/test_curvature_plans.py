@@ -27,6 +27,7 @@ from vivit_bench.curvature.square import Square
 from vivit_bench.curvature.units import plan_blocks
 from vivit_bench.errors import UsageError
 from vivit_bench.measure.host_memory import read_memory
+from vivit_bench.problems.workload import WorkloadSpec, load_workload
 
 LEANEST = Memory(1, strict=False)
 APPROXIMATIONS: tuple[dict[str, Any], ...] = (
@@ -185,6 +186,21 @@ def test_less_memory_means_more_passes_and_none_is_refused() -> None:
         eigenvalues(model, loss, x, y, memory=2**20)
     with pytest.raises(UsageError, match="memory is 0"):
         eigenvalues(model, loss, x, y, memory=0)
+
+
+@pytest.mark.parametrize(
+    ("problem", "n", "goal"),
+    [("fmnist_2c2d", 287, Goal.STEP), ("cifar10_3c3d", 77, Goal.DERIVATIVES)],
+)
+def test_any_memory_above_the_leanest_need_has_a_plan(problem: str, n: int, goal: Goal) -> None:
+    """The libraries' buffers are there in all passes but the first."""
+    given = load_workload(WorkloadSpec(problem, n, "synthetic", None, 0, None)).request
+    request = Request(*given, Approximation("mc"), "layer", certify=False, goal=goal)
+    least = leanest_of(request).bytes
+    for percent in range(100, 125):
+        memory = least * percent // 100
+        _, plan = plan_request(replace(request, memory=Memory(memory)))
+        assert plan.peak.bytes <= memory
 
 
 @pytest.mark.parametrize("m", [0, 1, 2, 3, 100])

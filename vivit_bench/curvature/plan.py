@@ -375,6 +375,8 @@ class _Planner:
     """Memory; None: no bound."""
     before: int = 0
     """Memory of the vectors of earlier blocks."""
+    first: bool = True
+    """Whether nothing is collected before, so that the libraries' buffers are not there yet."""
 
     def plan(self) -> Plan:
         """The fastest plan for these micro-batches within the target, or else the leanest."""
@@ -446,22 +448,24 @@ class _Planner:
         together: list[Piece] = []
         for block in self.blocks:
             own = [Piece(unit, None, unit.contraction) for unit in block.units[::-1]]
-            if self._fit([*together, *own], in_place):
+            if self._fit([*together, *own], in_place, first=not any(passes)):
                 together += own
                 continue
             passes.append(tuple(together))
             together = own
-            if not self._fit(own, in_place) and not block.in_parameter_space:
+            fits = self._fit(own, in_place, first=not any(passes))
+            if not fits and not block.in_parameter_space:
                 passes += self._cut(block)
                 together = []
         return [*passes, tuple(together)]
 
-    def _fit(self, pieces: list[Piece], in_place: frozenset[BlockPlan]) -> bool:
+    def _fit(self, pieces: list[Piece], in_place: frozenset[BlockPlan], first: bool) -> bool:
         """Whether whole blocks fit that are collected in one pass."""
         assert self.target is not None
         units = {piece.unit for piece in pieces}
         blocks = tuple(block for block in self.blocks if units.issuperset(block.units))
-        alone = replace(self, blocks=blocks, before=self._vectors_before(blocks[0]))
+        before = self._vectors_before(blocks[0])
+        alone = replace(self, blocks=blocks, before=before, first=first)
         return alone._made([tuple(pieces)], in_place, lean=True).peak.bytes <= self.target
 
     def _cut(self, block: BlockPlan) -> list[tuple[Piece, ...]]:
@@ -541,7 +545,7 @@ class _Planner:
         for number, pieces in enumerate(plan.passes, 1):
             matrix = 0 if started is None else self._forming(started)
             name = f"pass {number} of {total}" if total > 1 else "pass over the mini-batch"
-            there = LIBRARY_BYTES if number == 1 else 0  # not yet
+            there = LIBRARY_BYTES if number == 1 and self.first else 0  # not yet
             yield Stage(name, base - there + matrix + self._sweeping(pieces), collects=True)
             held = sum(map(self._kept, pieces))
             for piece in pieces:
