@@ -176,6 +176,35 @@ def test_pointing_at_a_trial_shows_n_and_peak(browser: Browser) -> None:
     assert "16" in _tooltip(browser)
 
 
+def test_a_finger_that_taps_beside_a_mark_sees_its_values_until_it_taps_elsewhere(
+    browser: Browser,
+) -> None:
+    browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": True})
+    try:
+        for key, name in (("growth_0_peak_mib", "peak (MiB)"), ("eigenvalues", "eigenvalue")):
+            x, y = _run(
+                browser,
+                """const mark = document.querySelector(arguments[0]);
+                mark.scrollIntoView({block: "center", behavior: "instant"});
+                const {x, y, width, height} = mark.getBoundingClientRect();
+                return [x + width / 2, y + height / 2]""",
+                f"#{key} .role-mark.mark-symbol path",
+            )
+            _tap(browser, x + 5, y - 4)
+            _wait(lambda name=name: name in _tooltip(browser))
+            _tap(browser, 5, 450)
+            _wait(lambda: _tooltip(browser) == "")
+    finally:
+        browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": False})
+
+
+def _tap(browser: Browser, x: float, y: float) -> None:
+    for event, points in (("touchStart", [{"x": x, "y": y}]), ("touchEnd", [])):
+        given = {"type": event, "touchPoints": points}
+        browser.execute_cdp_cmd("Input.dispatchTouchEvent", given)
+    time.sleep(0.5)  # two in a shorter time would be a double tap
+
+
 def test_a_slider_moves_by_keys_and_all_its_charts_follow(browser: Browser) -> None:
     slider = browser.find_element(By.CSS_SELECTOR, "input[type=range]")
     before = _run(browser, "return document.querySelector('#directions_0_gamma svg').innerHTML")

@@ -105,24 +105,36 @@ def colours_of(names: Sequence[str]) -> alt.Scale:
     return alt.Scale(domain=list(names), range=[PALETTE[i % len(PALETTE)] for i in _places(names)])
 
 
-def colour(field: str, names: Sequence[str], legend: Sequence[str] | None = None) -> alt.Color:
-    """`colours_of` for a mark; ``legend``: the names in it, if not all."""
-    shown = legend_of(names if legend is None else legend)
+def colour(
+    field: str,
+    names: Sequence[str],
+    legend: Sequence[str] | None = None,
+    columns: int | None = None,
+) -> alt.Color:
+    """`colours_of` for a mark; ``legend``: the names in it, if not all, and its ``columns``."""
+    shown = legend_of(names if legend is None else legend, columns=columns)
     return alt.Color(f"{field}:N", scale=colours_of(names), legend=shown)
 
 
-def shape(field: str, names: Sequence[str], legend: Sequence[str] | None = None) -> alt.Shape:
+def shape(
+    field: str,
+    names: Sequence[str],
+    legend: Sequence[str] | None = None,
+    columns: int | None = None,
+) -> alt.Shape:
     """A shape for each name, as `colour`."""
     shapes = [SHAPES[i % len(SHAPES)] for i in _places(names)]
     scale = alt.Scale(domain=list(names), range=shapes)
-    shown = legend_of(names if legend is None else legend)
+    shown = legend_of(names if legend is None else legend, columns=columns)
     return alt.Shape(f"{field}:N", scale=scale, legend=shown)
 
 
-def legend_of(names: Sequence[str], *, as_lines: bool = False) -> alt.Legend:
-    """A legend of these names that fits a phone."""
+def legend_of(
+    names: Sequence[str], *, as_lines: bool = False, columns: int | None = None
+) -> alt.Legend:
+    """A legend of these names that fits a phone; beside long labels in one column."""
     longest = max(map(len, names), default=0)
-    columns = 3 if longest < 14 else 2 if longest < 24 else 1
+    columns = columns or (3 if longest < 14 else 2 if longest < 24 else 1)
     if as_lines:
         return alt.Legend(
             values=list(names),

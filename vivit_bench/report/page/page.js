@@ -65,6 +65,37 @@ function point(group) {
   }
 }
 
+/** What Vega shows of an element, and where its middle is. */
+const toldOf = (element) => [element?.__data__].flat()[0];
+function middleOf(element) {
+  const { x, y, width, height } = element.getBoundingClientRect();
+  return { clientX: x + width / 2, clientY: y + height / 2 };
+}
+
+/** The mark at a place or, as fingers are broad, the nearest one beside it. */
+function markNear({ target, clientX, clientY }) {
+  const answers = (element) => toldOf(element)?.tooltip && toldOf(element).mark.marktype !== "line";
+  if (answers(target)) return target;
+  let [nearest, least] = [null, 20];
+  for (const each of target.closest("[data-chart] svg")?.querySelectorAll(".mark-symbol path") ?? []) {
+    const middle = middleOf(each), distance = Math.hypot(middle.clientX - clientX, middle.clientY - clientY);
+    if (distance < least && answers(each)) [nearest, least] = [each, distance];
+  }
+  return nearest;
+}
+
+/** A finger does not hover: what it taps is pointed at, until it taps elsewhere. */
+let tapped = null;
+function tap(event) {
+  if (event.pointerType !== "touch") return;
+  const point = (mark, type) => mark.dispatchEvent(new PointerEvent(type, { bubbles: true, ...middleOf(mark) }));
+  if (tapped) point(tapped, "pointerout");
+  document.getElementById("vg-tooltip-element")?.classList.remove("visible"); // the mark may be drawn anew
+  tapped = markNear(event);
+  if (tapped) for (const type of ["pointerover", "pointermove"]) point(tapped, type);
+}
+document.addEventListener("click", tap);
+
 function sort(button) {
   const header = button.closest("th"), table = button.closest("table");
   const column = header.cellIndex, body = table.tBodies[0];
