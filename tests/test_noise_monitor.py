@@ -4,12 +4,15 @@ import copy
 import random
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+import torch.distributed as dist
 from curvature_cases import CASES, Case
 from noise_cases import small_network
 from oracle import Dense, dense, relative_error
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from vivit_bench.curvature import Approximation, BatchInfo, DirectionalDerivatives
 from vivit_bench.errors import UsageError
@@ -221,3 +224,19 @@ def test_one_sample_has_no_variance() -> None:
     seen = measure(model, nn.CrossEntropyLoss(), torch.ones(1, 3), torch.tensor([1]))
     assert np.isinf(seen.directions[["snr_gamma", "snr_lambda"]]).all(axis=None)
     assert seen.summary()["zero_variance_gamma"] == 1
+
+
+def test_a_distributed_model_is_looked_at_without_the_other_processes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    batch = (nn.CrossEntropyLoss(), torch.randn(8, 6), torch.randint(3, (8,)))
+    expected = measure(model, *batch)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        wrapped = DistributedDataParallel(model)
+        monkeypatch.delattr(DistributedDataParallel, "forward")  # it would wait for the others
+        monitor = NoiseMonitor(wrapped, *batch, at=[0])
+    finally:
+        dist.destroy_process_group()
+    pd.testing.assert_frame_equal(monitor.measurements[0].directions, expected.directions)

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from vivit_bench.curvature import (
     Approximation,
@@ -77,7 +78,8 @@ def measure(
     state are as before afterwards.
 
     Args:
-        model: In any mode.
+        model: In any mode. Of one that is trained in several processes (DistributedDataParallel)
+            this process's copy is looked at, so that the others need not look.
         loss: One that `vivit_bench.curvature` knows.
         inputs: Tensors [N, ...], on the model's device and in its precision.
         targets: [N] labels, or [N, ...] like the outputs.
@@ -92,6 +94,8 @@ def measure(
         CertificateError: What it computed failed its check.
     """
     start = time.perf_counter()
+    if isinstance(model, DistributedDataParallel):
+        model = model.module  # the wrapper's forward pass waits for the other processes' buffers
     with _undisturbed(model, inputs):
         derivatives = directional_derivatives(
             model,
