@@ -1192,6 +1192,7 @@ class Outcome:
 
 def run(case: Case) -> Outcome:
     """Ask the engine for one quantity of a case and judge the answer."""
+    from vivit_bench.curvature import Memory
     from vivit_bench.errors import VivitBenchError
 
     d = Draw(f"request {case.number}")
@@ -1208,6 +1209,9 @@ def run(case: Case) -> Outcome:
         case.features.add("params")
     if d.flip():
         options["working_bytes"] = d.choice([1, 4096])
+    if Draw(f"memory {case.number}").flip(0.4):  # many passes, and parts of layers
+        options["memory"] = Memory(1, strict=False)
+        case.features.add("leanest-plan")
     quantity, held, inside = d.choice(QUANTITIES), d.flip(0.1), d.flip(0.1)
     case.features |= {quantity, str(options["curvature"]), str(options["samples"])}
     for p in case.model.parameters():
