@@ -33,11 +33,7 @@ def numbers() -> Iterator[tuple[str, str]]:
     """Names and hashes of what the version that is imported gives."""
     import torch
 
-    from vivit_bench.curvature import (
-        directional_derivatives,
-        eigenvalues,
-        newton_step,
-    )
+    from vivit_bench.curvature import directional_derivatives, eigenvalues, newton_step
     from vivit_bench.curvature.options import Approximation, Curvature, Goal, Samples
     from vivit_bench.curvature.session import Request, leanest_of
     from vivit_bench.problems.workload import WorkloadSpec, load_workload
@@ -127,8 +123,8 @@ def _results_in(path: Path) -> str:
     import pandas as pd
 
     table = pd.read_csv(path)
-    kept = [name for name in table if not str(name).endswith("seconds")]
-    kept = [name for name in kept if not str(name).startswith("certifi")]
+    names = map(str, table)
+    kept = [n for n in names if not (n.endswith("seconds") or n.startswith("certifi"))]
     return hashlib.sha256(table[kept].to_csv().encode()).hexdigest()[:16]
 
 

@@ -105,28 +105,16 @@ def colours_of(names: Sequence[str]) -> alt.Scale:
     return alt.Scale(domain=list(names), range=[PALETTE[i % len(PALETTE)] for i in _places(names)])
 
 
-def colour(
-    field: str,
-    names: Sequence[str],
-    legend: Sequence[str] | None = None,
-    columns: int | None = None,
-) -> alt.Color:
-    """`colours_of` for a mark; ``legend``: the names in it, if not all, and its ``columns``."""
-    shown = legend_of(names if legend is None else legend, columns=columns)
-    return alt.Color(f"{field}:N", scale=colours_of(names), legend=shown)
+def colour(field: str, names: Sequence[str], legend: alt.Legend | None = None) -> alt.Color:
+    """`colours_of` for a mark; ``legend``: another than that of all names."""
+    return alt.Color(f"{field}:N", scale=colours_of(names), legend=legend or legend_of(names))
 
 
-def shape(
-    field: str,
-    names: Sequence[str],
-    legend: Sequence[str] | None = None,
-    columns: int | None = None,
-) -> alt.Shape:
+def shape(field: str, names: Sequence[str], legend: alt.Legend | None = None) -> alt.Shape:
     """A shape for each name, as `colour`."""
     shapes = [SHAPES[i % len(SHAPES)] for i in _places(names)]
     scale = alt.Scale(domain=list(names), range=shapes)
-    shown = legend_of(names if legend is None else legend, columns=columns)
-    return alt.Shape(f"{field}:N", scale=scale, legend=shown)
+    return alt.Shape(f"{field}:N", scale=scale, legend=legend or legend_of(names))
 
 
 def legend_of(

@@ -100,7 +100,8 @@ def _ratios(frame: pd.DataFrame, name: str) -> Chart:
     # The base has the first colour wherever engines are drawn.
     bases = engines_in_order(frame["base"])
     names = [*bases, *(engine for engine in engines if engine not in bases)]
-    color = charts.colour("engine", names, legend=engines, columns=1)
+    legend = charts.legend_of(engines, columns=1)
+    color = charts.colour("engine", names, legend)
     ends = ["wall_ratio_low", "wall_ratio_high"] if name == "wall" else []
     values = [1.0, *(v for c in [value, *ends] for v in frame[c].astype(float).dropna())]
     most = frame["work"].value_counts().max()
@@ -131,7 +132,7 @@ def _ratios(frame: pd.DataFrame, name: str) -> Chart:
         .encode(x=alt.datum(1.0))
     )
     layers: Any = one + base.mark_point(filled=True, size=80, opacity=1).encode(
-        x=x, color=color, shape=charts.shape("engine", names, legend=engines, columns=1)
+        x=x, color=color, shape=charts.shape("engine", names, legend)
     )
     if name == "wall":
         layers += base.mark_rule(strokeWidth=2).encode(
