@@ -131,6 +131,15 @@ def test_compare_engines_end_to_end(
     assert {"problem", "batch_size", "threads", "cpu", "code"} <= set(found[0])
 
 
+def test_a_trial_keeps_to_the_memory_that_it_was_planned_for() -> None:
+    """Behind this network's widest layer four results are there at a time, and indices."""
+    limit = 64 * 2**20
+    given = {"problem": "cifar10_3c3d", "curvature": "mc", "memory_bytes": limit}
+    arguments = {**WORK, **given, "engine": "vivit-bench"}
+    trial = run_trial(Spec(n=256, threads=1, arguments=arguments, limit_bytes=limit), 120.0).trial
+    assert (trial.outcome, trial.message) == (Outcome.FITS, "")
+
+
 @pytest.mark.thorough
 def test_a_trial_and_a_comparison_read_the_same_peak() -> None:
     arguments = {**WORK, "engine": "vivit-bench"}

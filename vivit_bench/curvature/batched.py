@@ -97,16 +97,15 @@ def _pool(module: MaxPool, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _without_padding(indices: Tensor, padded: torch.Size, size: torch.Size, pads: Pads) -> Tensor:
-    """Flat positions in a padded image as those in the image itself."""
-    if padded == size:
-        return indices
-    found, step = torch.zeros_like(indices), 1
+    """Flat positions in a padded image as those in the image itself, in their own memory."""
+    rows, step = indices, 1
     for axis, before in zip(range(len(size) - 1, 1, -1), pads[::2], strict=False):
-        position = indices % padded[axis]
-        indices = indices // padded[axis]
-        found += (position - before) * step
+        if axis > 2:  # beyond the first axis there is nothing to divide
+            rows = rows // padded[axis]
+            indices.sub_(rows, alpha=step * (padded[axis] - size[axis]))
+        indices.sub_(step * before)
         step *= size[axis]
-    return found
+    return indices
 
 
 def _max_pool(module: Any, x: Tensor) -> Tensor:

@@ -575,8 +575,9 @@ class AffineFactor(WholeFactor):
         return gradient
 
     def _slices(self) -> Iterator[slice]:
-        """Samples whose layer outputs and their like take little beside a chunk."""
-        size = self.s.shape[2] * self.s.shape[3] * self.s.element_size()
-        step = max(self.chunk_bytes // (4 * max(size, 1)), 1)
+        """Samples whose inputs and outputs take little beside a chunk: kernels copy both."""
+        inputs, outputs = prod(self.z.shape[1:]), prod(self.s.shape[2:])
+        size = max(inputs, outputs, 1) * self.s.element_size()
+        step = max(self.chunk_bytes // (4 * size), 1)
         for start in range(0, self.num_samples, step):
             yield slice(start, min(start + step, self.num_samples))

@@ -217,14 +217,11 @@ def make_plan(
         UsageError: Blocks that are unknown, empty or do not cover the parameters.
         DoesNotFit: The memory does not suffice even for the leanest plan.
     """
-
-    def planners(target: int | None) -> Iterator[_Planner]:
-        return _planners(batch, route, structure, goal, certified, target)
-
+    asked = (batch, route, structure, goal, certified)
     if memory is None:
-        return next(planners(None)).plan()
+        return next(_planners(*asked)).fastest()
 
-    least = leanest_peak(batch, route, structure, goal, certified)
+    least = leanest_peak(*asked)
     if memory.strict and least.bytes > memory.bytes:
         raise DoesNotFit(
             f"memory of {size_text(memory.bytes)} does not suffice for N = {batch.batch_size}: "
@@ -236,12 +233,14 @@ def make_plan(
     most = max(comfortable, least.bytes)
     # Where a solver alone takes more than is comfortable, passes that can do with less keep to it.
     for target in dict.fromkeys((comfortable, most)):
-        for planner in planners(target):
-            bounds = planner.fastest(), planner.leanest()  # made without cutting every layer
-            if any(plan.within(target, most) for plan in bounds):
-                plan = planner.plan()
-                if plan.within(target, most):
-                    return plan
+        for planner in _planners(*asked, target, most):
+            fastest = planner.fastest()
+            if fastest.within(target, most):
+                return fastest
+            if planner.leanest().within(target, most):  # known without cutting every layer
+                packed = planner.packed()
+                if packed.within(target, most):
+                    return packed
     raise AssertionError("the leanest plan is within every target")
 
 
@@ -268,7 +267,7 @@ def leanest_peak(
         UsageError: Blocks that are unknown, empty or do not cover the parameters.
     """
     peaks = []
-    for planner in _planners(batch, route, structure, goal, certified, None):
+    for planner in _planners(batch, route, structure, goal, certified):
         peaks += [planner.fastest().peak, planner.leanest().peak]
     return min(peaks, key=lambda stage: stage.bytes)
 
@@ -279,14 +278,15 @@ def _planners(
     structure: BlockPatterns,
     goal: Goal,
     certified: bool,
-    target: int | None,
+    target: int = 0,
+    most: int = 0,
 ) -> Iterator["_Planner"]:
     """From the fastest choice of matrices and micro-batches to the leanest."""
     diagonal = structure != Blocks.NONE
     for blocks in _block_plans(batch, route, structure):
         for working in _halved(batch.working_bytes):
             smaller = replace(batch, working_bytes=working)
-            yield _Planner(smaller, route, blocks, diagonal, goal, certified, target)
+            yield _Planner(smaller, route, blocks, diagonal, goal, certified, target, most)
 
 
 def _block_plans(
@@ -371,20 +371,14 @@ class _Planner:
     diagonal: bool
     goal: Goal
     certified: bool
-    target: int | None
-    """Memory; None: no bound."""
+    target: int
+    """Memory for stages that collect."""
+    most: int
+    """Memory for the others."""
     before: int = 0
     """Memory of the vectors of earlier blocks."""
     first: bool = True
     """Whether nothing is collected before, so that the libraries' buffers are not there yet."""
-
-    def plan(self) -> Plan:
-        """The fastest plan for these micro-batches within the target, or else the leanest."""
-        fastest = self.fastest()
-        if self.target is None or fastest.peak.bytes <= self.target:
-            return fastest
-        in_place = self._solved_in_place(self.target)
-        return self._made(self._packed(in_place), in_place, lean=True)
 
     def fastest(self) -> Plan:
         """The fastest plan for these micro-batches, whatever it takes."""
@@ -394,6 +388,11 @@ class _Planner:
             for unit in block.units[::-1]
         )
         return self._made([whole], self._solved_in_place(None), lean=False)
+
+    def packed(self) -> Plan:
+        """The plan with the fewest passes that keep to the memory, or else the leanest."""
+        in_place = self._solved_in_place(self.most)
+        return self._made(self._packed(in_place), in_place, lean=True)
 
     def leanest(self) -> Plan:
         """A plan with the peak of the leanest one, that collects a part of each unit alone."""
@@ -409,20 +408,21 @@ class _Planner:
                     passes.append((replace(largest),))
         return self._made(passes, self._solved_in_place(0), lean=True)
 
-    def _solved_in_place(self, target: int | None) -> frozenset[BlockPlan]:
+    def _solved_in_place(self, most: int | None) -> frozenset[BlockPlan]:
         """Blocks whose solver's copies do not fit, and that take less in their own memory.
 
         And those that are too large for a device's solver.
         """
-        most = largest_rows(self.batch.device)
+        largest = largest_rows(self.batch.device)
         return frozenset(
             block
             for block in self.blocks
-            if block.size > most
+            if block.size > largest
             or (
-                target is not None
-                and self._beside + self._solving(block, False) > target
-                and self._solving(block, True) < self._solving(block, False)
+                most is not None
+                and self._beside + self._vectors_before(block) + self._solved_peak(block, False)
+                > most
+                and self._solved_peak(block, True) < self._solved_peak(block, False)
             )
         )
 
@@ -461,16 +461,15 @@ class _Planner:
 
     def _fit(self, pieces: list[Piece], in_place: frozenset[BlockPlan], first: bool) -> bool:
         """Whether whole blocks fit that are collected in one pass."""
-        assert self.target is not None
         units = {piece.unit for piece in pieces}
         blocks = tuple(block for block in self.blocks if units.issuperset(block.units))
         before = self._vectors_before(blocks[0])
         alone = replace(self, blocks=blocks, before=before, first=first)
-        return alone._made([tuple(pieces)], in_place, lean=True).peak.bytes <= self.target
+        plan = alone._made([tuple(pieces)], in_place, lean=True)
+        return plan.within(self.target, self.most)
 
     def _cut(self, block: BlockPlan) -> list[tuple[Piece, ...]]:
         """Passes that each collect as much of a block as fits beside its matrix."""
-        assert self.target is not None
         held = self._beside + self._vectors_before(block) + self._forming(block)
         room = self.target - held
         passes: list[tuple[Piece, ...]] = []
@@ -579,18 +578,30 @@ class _Planner:
         where = f" of {block.name}" if block.name else ""
         in_place = block in plan.in_place
         yield Stage(plan.solver_name(block), held + self._solving(block, in_place))
-        if not self.goal.lifts or block.in_parameter_space:
+        if not self._lifts(block):
             return
-        if not in_place:
-            matrix = 8 * block.size**2
-        else:
-            matrix = _triangle(block.size, 8, self.batch.device) if self._on_cpu else 0
         if plan.keeps_factors:
             pieces = [piece for unit in block.units for piece in plan.pieces(unit)]
             lifting = self._vectors(block) + max(map(self._combining, pieces))
         else:
             lifting = self._pulling()
-        yield Stage("vectors" + where, held + matrix + lifting)
+        yield Stage("vectors" + where, held + self._solution(block, in_place) + lifting)
+
+    def _solved_peak(self, block: BlockPlan, in_place: bool) -> int:
+        """The height of what `_solved` counts where factors are freed."""
+        peak = self._solving(block, in_place)
+        if not self._lifts(block):
+            return peak
+        return max(peak, self._solution(block, in_place) + self._pulling())
+
+    def _lifts(self, block: BlockPlan) -> bool:
+        return self.goal.lifts and not block.in_parameter_space
+
+    def _solution(self, block: BlockPlan, in_place: bool) -> int:
+        """Memory of a block's matrix once it is solved."""
+        if not in_place:
+            return 8 * block.size**2
+        return _triangle(block.size, 8, self.batch.device) if self._on_cpu else 0
 
     def _combining(self, piece: Piece) -> int:
         """V w of a piece's factor, beside the sum: a weight gradient, and samples' cotangents."""
@@ -663,9 +674,13 @@ class _Planner:
         return most
 
     def _forward(self, step: int) -> int:
-        """The forward pass of some samples: the graph, and copies for activation and pooling."""
+        """The forward pass of some samples: the graph, and copies.
+
+        A convolution copies its input and output; behind one, activation, padding and pooling
+        hold a result each beside its own, pooling a copy and wide indices as well.
+        """
         widest = max(map(self._output, range(len(self.route.uses))), default=0)
-        return step * max(self.route.saved_bytes + widest, 4 * widest)
+        return step * max(self.route.saved_bytes + 2 * widest, 5 * widest)
 
     def _pulled(self, step: int, count: int) -> int:
         """An ordinary backward pass of some of the samples, beside what the others add up to.
