@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,8 @@ def lightning_trainer(folder: Path, **options: Any) -> Any:
     from lightning.pytorch import Trainer
 
     quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
-    return Trainer(accelerator="cpu", devices=1, default_root_dir=folder, **quiet, **options)
+    options = {"devices": 1, **quiet, **options}
+    return Trainer(accelerator="cpu", default_root_dir=folder, **options)
 
 
 def lightning_batches() -> Any:
@@ -276,7 +278,7 @@ def test_a_language_model_through_a_function_of_its_outputs(tmp_path: Path) -> N
         nn.CrossEntropyLoss(),
         output=lambda found: found.logits[:, :-1].transpose(1, 2),
     )
-    watch._begin(model, 0, 1)
+    watch._begin(model, 0)
     loss = watch.summary()["loss"].item()
     assert loss == pytest.approx(model.eval()(tokens, labels=tokens).loss.item(), rel=1e-5)
     assert list(model.state_dict()) == names
@@ -301,22 +303,78 @@ class Names(nn.Module):
 def test_outputs_that_are_no_tensor_are_named_or_chosen() -> None:
     batch = torch.randn(4, 2), torch.tensor([0, 1, 2, 0])
     with pytest.raises(UsageError, match="returns a Named without logits; give output="):
-        Watch(batch, nn.CrossEntropyLoss())._begin(Names(), 0, 1)
+        Watch(batch, nn.CrossEntropyLoss())._begin(Names(), 0)
     watch = Watch(batch, nn.CrossEntropyLoss(), output=lambda found: found.scores)
     assert watch.table().empty
     assert watch.summary().empty
     assert watch.measurements == {}
-    watch._begin(Names(), 0, 1)
+    watch._begin(Names(), 0)
     assert list(watch.measurements) == [0]
 
 
-def test_steps_that_cannot_be_seen_and_several_processes_are_refused() -> None:
+def test_parts_of_a_model_are_refused_and_later_processes_look_at_nothing() -> None:
+    model, loss, *_ = small_network()
+    watch = Watch(watched_batch(), loss)
+    with pytest.raises(UsageError, match="with fsdp each process has a part of the model"):
+        watch._begin(model, 0, 0, "fsdp")
+    watch._begin(model, 0, 1)
+    watch._count(3)
+    assert watch.monitor is None
+    next(model.parameters()).device_mesh = None  # type: ignore[attr-defined]
+    with pytest.raises(UsageError, match="with a device mesh each process has a part"):
+        watch._begin(model, 0, 1)
+
+
+_TWO_PROCESSES = {
+    "lightning": """
+        module = lightning_module()
+        options = {"strategy": "ddp", "devices": 2, "max_epochs": 2, "enable_checkpointing": False}
+        lightning_trainer(FOLDER, callbacks=noise, **options).fit(module, lightning_batches())
+        model = module.net
+    """,
+    "transformers": """
+        model = train_bert(FOLDER, *(noise or [None]), num_train_epochs=3)
+    """,
+}
+
+
+@pytest.mark.parametrize("name", list(_TWO_PROCESSES))
+def test_of_two_processes_the_first_looks(name: str, tmp_path: Path) -> None:
+    library(name)
+    batch = "collated(7)" if name == "transformers" else "watched_batch()"
+    before = f"""
+        import os, sys
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from test_noise_callbacks import *
+        FOLDER, watched = Path({str(tmp_path)!r}), sys.argv[1]
+        make, batch = library({name!r}), {batch}
+        noise = [make(batch, nn.CrossEntropyLoss(), [0, 2])] if watched == "True" else []
+        torch.manual_seed(1)
+    """
+    after = """
+        steps = [list(one.measurements) for one in noise]
+        file = FOLDER / f"{watched}{os.environ.get('LOCAL_RANK', 0)}.pt"
+        torch.save((steps, model.state_dict()), file)
+    """
+    script = tmp_path / "train.py"
+    script.write_text("\n".join(map(textwrap.dedent, (before, _TWO_PROCESSES[name], after))))
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for watched in ("False", "True"):
+        command = [*(launch if name == "transformers" else []), str(script), watched]
+        done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    files = [tmp_path / f"{watched}{rank}.pt" for watched in (False, True) for rank in (0, 1)]
+    plain, _, first, second = (torch.load(file) for file in files)
+    assert (first[0], second[0]) == ([[0, 2]], [[]])
+    for parameter, values in plain[1].items():
+        assert torch.equal(values, first[1][parameter]), parameter
+
+
+def test_steps_that_cannot_be_seen_are_refused() -> None:
     model, loss, *_ = small_network()
     watch = Watch(watched_batch(), loss, at=[2])
-    with pytest.raises(UsageError, match="the training has 2 processes"):
-        watch._begin(model, 0, 2)
     watch._count(3)  # nothing is watched yet
-    watch._begin(model, 0, 1)
+    watch._begin(model, 0)
     watch._count(0)
     watch._count(1)
     with pytest.raises(UsageError, match="from optimizer step 1 to 3"):
@@ -324,20 +382,20 @@ def test_steps_that_cannot_be_seen_and_several_processes_are_refused() -> None:
     watch._count(2)
     assert list(watch.measurements) == [2]
     going_on = watch.monitor
-    watch._begin(model, 2, 1)
+    watch._begin(model, 2)
     assert watch.monitor is going_on
-    watch._begin(model, 0, 1)
+    watch._begin(model, 0)
     assert watch.monitor is not going_on
 
 
 def test_a_training_that_goes_on_in_another_model_is_looked_at_there() -> None:
     first, loss, *_ = small_network()
     watch = Watch(watched_batch(), loss)
-    watch._begin(first, 0, 1)
+    watch._begin(first, 0)
     watch._count(1)
     before = dict(watch.measurements)
     restored = copy.deepcopy(first)
-    watch._begin(restored, 1, 1)
+    watch._begin(restored, 1)
     with torch.no_grad():
         for parameter in restored.parameters():
             parameter.mul_(1.5)
@@ -348,7 +406,7 @@ def test_a_training_that_goes_on_in_another_model_is_looked_at_there() -> None:
     expected = measure(restored, loss, *watched_batch())
     assert watch.measurements[2].directions.equals(expected.directions)
     other = copy.deepcopy(first)
-    watch._begin(other, 0, 1)  # another training
+    watch._begin(other, 0)  # another training
     assert list(watch.measurements) == [0]
 
 

@@ -11,6 +11,7 @@ from vivit_bench.trees import Tree
 
 try:
     from lightning.pytorch.callbacks import Callback
+    from lightning.pytorch.strategies import DDPStrategy
 except ModuleNotFoundError as missing:
     raise UsageError(
         f"vivit_bench.noise.lightning needs the package {str(missing.name).split('.')[0]!r}; "
@@ -37,8 +38,9 @@ class NoiseCallback(Watch, Callback):
         others: See `Watch`.
 
     Raises:
-        UsageError: No such mini-batch or step; while training also: more processes than one,
-            no such attribute, several optimizer steps in one batch, what the engine cannot compute.
+        UsageError: No such mini-batch or step; while training also: processes that share one
+            model, no such attribute, several optimizer steps in one batch, what the engine cannot
+            compute.
         CertificateError: What it computed failed its check.
     """
 
@@ -56,7 +58,11 @@ class NoiseCallback(Watch, Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Look before the first step, if asked to."""
-        self._begin(_chosen(self._model, pl_module), trainer.global_step, trainer.world_size)
+        strategy = type(trainer.strategy)  # DeepSpeed's is a kind of DDPStrategy
+        whole = trainer.world_size == 1 or strategy is DDPStrategy
+        model = _chosen(self._model, pl_module)
+        divided_by = None if whole else strategy.__name__
+        self._begin(model, trainer.global_step, trainer.global_rank, divided_by)
 
     def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
         """Count the optimizer step, if the batch made one."""

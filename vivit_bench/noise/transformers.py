@@ -37,8 +37,8 @@ class NoiseCallback(Watch, TrainerCallback):
     Args: See `Watch`.
 
     Raises:
-        UsageError: No such mini-batch or step; while training also: more processes than one,
-            what the engine cannot compute.
+        UsageError: No such mini-batch or step; while training also: processes that share one
+            model, what the engine cannot compute.
         CertificateError: What it computed failed its check.
     """
 
@@ -46,7 +46,9 @@ class NoiseCallback(Watch, TrainerCallback):
         self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
     ) -> None:
         """Look before the first step, if asked to."""
-        self._begin(model, state.global_step, args.world_size)
+        ways = [way for way in ("fsdp", "deepspeed") if getattr(args, way, None)]
+        divided_by = ways[0] if ways and args.world_size > 1 else None
+        self._begin(model, state.global_step, args.process_index, divided_by)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Count the optimizer step."""

@@ -20,7 +20,8 @@ class Watch:
     """The `NoiseMonitor` of a callback, made when the training begins.
 
     A training that goes on where it was left, in the same model or in another one that a
-    checkpoint was restored into, keeps its measurements.
+    checkpoint was restored into, keeps its measurements. Of several processes, each with the
+    whole model, the first alone looks; the others wait where gradients are exchanged next.
 
     Args:
         monitor_batch: (inputs, targets), best held out from training; for Hugging Face also a
@@ -79,16 +80,28 @@ class Watch:
         """See `NoiseMonitor.summary`; empty before the training begins."""
         return pd.DataFrame() if self.monitor is None else self.monitor.summary()
 
-    def _begin(self, model: nn.Module, step: int, processes: int) -> None:
+    def _begin(
+        self, model: nn.Module, step: int, process: int = 0, divided_by: str | None = None
+    ) -> None:
         """Make the monitor, unless the training goes on that it has watched so far.
 
         Going on with another model, the step that it begins at is looked at once more, in it.
+
+        Args:
+            model: Of this process.
+            step: Optimizer steps so far.
+            process: Its number; the first looks.
+            divided_by: What leaves each process a part of the model, if anything does.
         """
-        if processes > 1:
+        if divided_by is None and any(hasattr(p, "device_mesh") for p in model.parameters()):
+            divided_by = "a device mesh"
+        if divided_by is not None:
             raise UsageError(
-                f"NoiseCallback: the training has {processes} processes; it watches trainings in "
-                "one process (num_nodes=1, one device)"
+                f"NoiseCallback: with {divided_by} each process has a part of the model; it "
+                "watches trainings in which each has all of it (such as strategy='ddp')"
             )
+        if process > 0:
+            return
         goes_on = self.monitor is not None and step == self.monitor.steps > 0
         if goes_on and model is self._watched:
             return
