@@ -8,7 +8,14 @@ says, and in no number, results from before and after it go together. That is wr
 _SAME: tuple[tuple[str, ...], ...] = (
     ("4da17e5daf4b", "b8c0d7ffd993", "24abeb4bdad7", "0bb70a1952de"),  # critical_batch, comparison
     ("5ccd256062f5", "09a44ee43309", "874b19b2d405", "4c1f2716d12e"),  # spectrum
-    ("c23ad725313b", "bca3d716b921", "b72af209eec3", "3607d2242d40", "51c70d456e5e"),  # noise
+    (
+        "c23ad725313b",
+        "bca3d716b921",
+        "b72af209eec3",
+        "3607d2242d40",
+        "51c70d456e5e",
+        "e03524157c24",
+    ),  # noise
     ("c106b10ae1d6", "50554242241d", "16ccaaffb923", "d147fa683c29"),  # quadratic
 )
 """Fingerprints of code, see `code_fingerprint`; those of a line give the same numbers."""
