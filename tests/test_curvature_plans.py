@@ -202,7 +202,7 @@ def test_less_memory_means_more_passes_and_none_is_refused() -> None:
 def test_any_memory_has_a_plan_that_keeps_to_it_or_to_the_leanest_need(
     problem: str, n: int, goal: Goal, options: tuple[str, ...]
 ) -> None:
-    """The libraries' buffers are there in all passes but the first, and steps of blocks stay."""
+    """Libraries' buffers are there in all passes but the first; vectors of solved blocks stay."""
     given = load_workload(WorkloadSpec(problem, n, "synthetic", None, 0, None)).request
     request = Request(*given, Approximation(*options), "layer", certify=False, goal=goal)
     least = leanest_of(request).bytes

@@ -54,12 +54,11 @@ def lightning_module() -> Any:
     return Module()
 
 
-def lightning_trainer(folder: Path, **options: Any) -> Any:
+def lightning_trainer(folder: Path, devices: int = 1, **options: Any) -> Any:
     from lightning.pytorch import Trainer
 
     quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
-    options = {"devices": 1, **quiet, **options}
-    return Trainer(accelerator="cpu", default_root_dir=folder, **options)
+    return Trainer(accelerator="cpu", devices=devices, default_root_dir=folder, **quiet, **options)
 
 
 def lightning_batches() -> Any:
@@ -361,7 +360,8 @@ def test_of_two_processes_the_first_looks(name: str, tmp_path: Path) -> None:
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     for watched in ("False", "True"):
         command = [*(launch if name == "transformers" else []), str(script), watched]
-        done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
+        command = [sys.executable, *command]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
     files = [tmp_path / f"{watched}{rank}.pt" for watched in (False, True) for rank in (0, 1)]
     plain, _, first, second = (torch.load(file) for file in files)
