@@ -414,17 +414,15 @@ class _Planner:
         And those that are too large for a device's solver.
         """
         largest = largest_rows(self.batch.device)
-        return frozenset(
-            block
-            for block in self.blocks
-            if block.size > largest
-            or (
-                most is not None
-                and self._beside + self._vectors_before(block) + self._solved_peak(block, False)
-                > most
-                and self._solved_peak(block, True) < self._solved_peak(block, False)
-            )
-        )
+
+        def must_be(block: BlockPlan) -> bool:
+            if block.size > largest:
+                return True
+            copied = self._solved_peak(block, in_place=False)
+            fits = most is None or self._held_beside(block) + copied <= most
+            return not fits and self._solved_peak(block, in_place=True) < copied
+
+        return frozenset(filter(must_be, self.blocks))
 
     def _made(
         self, passes: Sequence[tuple[Piece, ...]], in_place: frozenset[BlockPlan], lean: bool
@@ -470,8 +468,7 @@ class _Planner:
 
     def _cut(self, block: BlockPlan) -> list[tuple[Piece, ...]]:
         """Passes that each collect as much of a block as fits beside its matrix."""
-        held = self._beside + self._vectors_before(block) + self._forming(block)
-        room = self.target - held
+        room = self.target - self._held_beside(block) - self._forming(block)
         passes: list[tuple[Piece, ...]] = []
         together: list[Piece] = []
         for unit in block.units[::-1]:
@@ -531,6 +528,10 @@ class _Planner:
 
     def _vectors_before(self, block: BlockPlan) -> int:
         return sum(map(self._vectors, self.blocks[: self.blocks.index(block)]))
+
+    def _held_beside(self, block: BlockPlan) -> int:
+        """What is held beside a block's factors and its matrix, with the vectors before it."""
+        return self._beside + self._vectors_before(block)
 
     def _stages(self, plan: Plan) -> Iterator[Stage]:
         """The plan's parts in their order, with the memory that is held at the height of each."""
