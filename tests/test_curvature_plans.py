@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 from unittest.mock import Mock
+from weakref import WeakSet
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ import vivit_bench.curvature.plan as plan_module
 from vivit_bench.curvature import (
     Approximation,
     Memory,
+    batched_convolution,
     directional_derivatives,
     eigenvalues,
     eigenvectors,
@@ -24,12 +26,13 @@ from vivit_bench.curvature import (
 )
 from vivit_bench.curvature.factors import AffineFactor
 from vivit_bench.curvature.options import Goal
-from vivit_bench.curvature.plan import Piece
+from vivit_bench.curvature.plan import Piece, gradient_copies
+from vivit_bench.curvature.route import Collected, Route
 from vivit_bench.curvature.session import Request, leanest_of, plan_request
 from vivit_bench.curvature.square import Square
 from vivit_bench.curvature.units import plan_blocks
 from vivit_bench.errors import UsageError
-from vivit_bench.measure.host_memory import read_memory
+from vivit_bench.measure.host_memory import read_memory, reset_peak
 from vivit_bench.problems.workload import WorkloadSpec, load_workload
 
 LEANEST = Memory(1, strict=False)
@@ -250,6 +253,51 @@ def test_a_part_of_a_convolution_multiplies_a_few_samples_at_a_time() -> None:
     copied = [call.args[0].nbytes for call in convolve.call_args_list]
     assert sum(copied) == factor.z.nbytes
     assert max(copied) <= chunk_bytes // 4
+
+
+def test_columns_go_no_further_than_the_layer_whose_factor_is_wanted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nor are those of one part of the columns there while the next are on their way."""
+    to_input = Mock(side_effect=batched_convolution._to_input)
+    monkeypatch.setattr(batched_convolution, "_to_input", to_input)
+    send = Route.backpropagate
+    alive: WeakSet[Tensor] = WeakSet()
+    calls: list[tuple[int, int]] = []
+
+    def observed(route: Route, *args: Any) -> Collected:
+        assert not alive
+        to_input.reset_mock()
+        found = send(route, *args)
+        alive.update(found.cotangents.values())
+        (number,) = found.cotangents
+        calls.append((number, to_input.call_count))
+        return found
+
+    monkeypatch.setattr(Route, "backpropagate", observed)
+    model, loss, x, y = network()
+    work = partial(eigenvalues, model, loss, x[:4], y[:4], memory=LEANEST, certify=False)
+    work(working_bytes=2**16)
+    assert len(calls) > 3 * 4
+    assert {number for number, _ in calls} == {0, 1, 2}
+    for number, count in calls:  # from the linear layer, the second and the first convolution
+        assert count == (1 if number == 2 else 0)
+
+
+@pytest.mark.parametrize("stride", [(1, 1), (2, 2), (1,), (2,), (1, 1, 1)])
+def test_a_convolution_takes_its_input_gradient_and_copies_of_it(stride: tuple[int, ...]) -> None:
+    axes = len(stride)
+    module = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1](16, 16, 3, stride, 1)
+    size = torch.Size((512, 16, *{1: (4096,), 2: (64, 64), 3: (16, 16, 16)}[axes]))  # 128 MiB
+    grad = torch.ones(*size[:2], *(size[2 + i] // stride[i] for i in range(axes)))
+    before = read_memory()
+    assert before is not None
+    reset_peak()
+    found = batched_convolution._to_input(grad, module.weight.detach(), size, module)
+    after = read_memory()
+    assert after is not None
+    taken, counted = (after.peak - before.resident) / found.nbytes, gradient_copies(stride)
+    assert 1.9 < taken < counted + 0.1
 
 
 @pytest.mark.parametrize("m", [0, 1, 2, 3, 100])

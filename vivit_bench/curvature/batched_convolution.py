@@ -56,22 +56,21 @@ def _to_input(grad: Tensor, weight: Tensor, size: torch.Size, module: Convolutio
     return found
 
 
-class _Joined(torch.autograd.Function):
-    """A convolution's output as a function of its input; its parameters have their own path.
+class _PathOfInput(torch.autograd.Function):
+    """Zeros shaped like a convolution's output, through which cotangents reach its input.
 
-    So the backward pass to the input knows that nothing else is wanted.
+    Where a backward pass ends at the convolution, this node is left out.
     """
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, x: Tensor, weight: Tensor, module: Convolution) -> Tensor:
+    def forward(ctx: Any, x: Tensor, output: Tensor, weight: Tensor, module: Convolution) -> Tensor:
         ctx.save_for_backward(weight)
         ctx.size, ctx.module = x.shape, module
-        # No view of the output: those of such functions cannot be written to, by a ReLU say.
-        return output.data
+        return output.new_zeros(()).expand(output.shape)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        return grad, _ToInput.apply(grad, *ctx.saved_tensors, ctx.size, ctx.module), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return _ToInput.apply(grad, *ctx.saved_tensors, ctx.size, ctx.module), None, None, None
 
 
 def convolution(module: Any, x: Tensor) -> Tensor:
@@ -85,5 +84,6 @@ def convolution(module: Any, x: Tensor) -> Tensor:
     if plain or not x.requires_grad or x.ndim != 2 + len(module.stride):
         return type(module).forward(module, x)
     weight: Tensor = module.weight
-    output = type(module).forward(module, x.detach())
-    return _Joined.apply(output, x, weight.detach(), module)
+    output: Tensor = type(module).forward(module, x.detach())
+    # Input and parameters have a path each, so that either is computed alone.
+    return output.add_(_PathOfInput.apply(x, output.detach(), weight.detach(), module))

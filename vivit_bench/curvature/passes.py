@@ -88,11 +88,15 @@ class Sweep:
                 reading = route.read(batch, outputs)
                 s = self._columns_of(kept[-1], samples)
                 for part in slices:
-                    found = route.backpropagate(outputs, reading, s[:, part], uses, plain)
-                    put(route, factors, samples, part, reading, found)
-                del found, s
+                    # Unnamed, so that the next part's cotangents do not come beside these.
+                    put(
+                        *(route, factors, samples, part, reading),
+                        route.backpropagate(outputs, reading, s[:, part], uses, plain),
+                    )
+                del s
                 if gradient is not None:
                     _add_gradient(batch, gradient, outputs, samples)
+                del outputs, reading  # with the graph, before the next one
         found_outputs = torch.cat(kept)
         batch.check_outputs(found_outputs, slice(0, num_samples))
         return factors, found_outputs

@@ -600,9 +600,10 @@ class _Planner:
 
     def _solution(self, block: BlockPlan, in_place: bool) -> int:
         """Memory of a block's matrix once it is solved."""
+        m = block.size
         if not in_place:
-            return 8 * block.size**2
-        return _triangle(block.size, 8, self.batch.device) if self._on_cpu else 0
+            return 8 * m * m
+        return _triangle(m, 8, self.batch.device) + _PIECES * m if self._on_cpu else 0
 
     def _combining(self, piece: Piece) -> int:
         """V w of a piece's factor, beside the sum: a weight gradient, and samples' cotangents."""
@@ -660,8 +661,8 @@ class _Planner:
         """What one sample's columns take on their way back to the uses, beside the graph.
 
         A layer's input gradient is made of cotangents that a convolution has copied, and copied
-        back; its activation multiplies it with a mask that becomes numbers. Uses are in the order
-        in which columns reach them.
+        back, twice if it has strides; its activation multiplies it with a mask that becomes
+        numbers. Uses are in the order in which columns reach them.
         """
         most = there = through = 0
         itemsize = self.batch.dtype.itemsize
@@ -671,7 +672,9 @@ class _Planner:
             if collected and number in uses:
                 there += output
             entries = use.saved["input"].numel() * itemsize if "input" in use.saved else 0
-            through = output + 2 * entries if "geometry" in use.constants else entries
+            through = entries
+            if "geometry" in use.constants:
+                through = output + gradient_copies(use.constants["geometry"]["stride"]) * entries
         return most
 
     def _forward(self, step: int) -> int:
@@ -777,6 +780,18 @@ _DIRECT = {
 _DIRECT_ON_DEVICE = 48.2
 """The same of cuSOLVER's syevd under PyTorch 2.11, with and without eigenvectors (measured at
 m = 1,152 to 33,000)."""
+_PIECES = 2048
+"""Bytes a row that eigenvectors in their matrix's own memory leave in small pieces of the heap
+(measured at m = 1,200 to 5,200: 1,550 to 2,300)."""
+
+
+def gradient_copies(stride: Sequence[int]) -> int:
+    """How many times its memory a convolution's input gradient takes: with oneDNN's copies of it.
+
+    Args:
+        stride: Of each spatial axis.
+    """
+    return 2 if len(stride) == 2 and max(stride) == 1 else 3
 
 
 def _triangle(m: int, itemsize: int, device: torch.device) -> int:
