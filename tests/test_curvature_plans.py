@@ -1,5 +1,7 @@
 """Every quantity under every kind of plan: the same numbers, and no more memory than foreseen."""
 
+import gc
+import itertools
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -25,6 +27,7 @@ from vivit_bench.curvature import (
     newton_step,
 )
 from vivit_bench.curvature.factors import AffineFactor
+from vivit_bench.curvature.minibatch import MiniBatch
 from vivit_bench.curvature.options import Goal
 from vivit_bench.curvature.plan import Piece, gradient_copies
 from vivit_bench.curvature.route import Collected, Route
@@ -282,6 +285,32 @@ def test_columns_go_no_further_than_the_layer_whose_factor_is_wanted(
     assert {number for number, _ in calls} == {0, 1, 2}
     for number, count in calls:  # from the linear layer, the second and the first convolution
         assert count == (1 if number == 2 else 0)
+
+
+@pytest.mark.parametrize("samples", ["full", "frac"])
+def test_micro_batches_leave_nothing_behind(samples: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outputs of each, kept one by one, would scatter the heap: 20 MB in 3,000 micro-batches."""
+    forward = MiniBatch.forward
+    seen: list[tuple[int, int]] = []
+
+    def observed(batch: MiniBatch, *args: Any, **kwargs: Any) -> Tensor:
+        there = sum(issubclass(type(each), Tensor) for each in gc.get_objects())
+        seen.append((args[0].start if isinstance(args[0], slice) else -1, there))
+        return forward(batch, *args, **kwargs)
+
+    monkeypatch.setattr(MiniBatch, "forward", observed)
+    model, loss, x, y = network()
+    newton_step(
+        *(model, loss, x[:16], y[:16]), samples=samples, certify=True, cutoff=1e-3, damping=1.0,
+        memory=LEANEST, working_bytes=2**16,
+    )  # fmt: skip
+    growths = [
+        there - before
+        for (last, before), (start, there) in itertools.pairwise(seen)
+        if last >= 3 and start == last + 1
+    ]
+    assert len(growths) >= 12
+    assert max(growths) <= 0
 
 
 @pytest.mark.parametrize("stride", [(1, 1), (2, 2), (1,), (2,), (1, 1, 1)])

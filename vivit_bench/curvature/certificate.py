@@ -28,7 +28,7 @@ from vivit_bench.curvature.factors import Direction, ExplicitFactor, Factor
 from vivit_bench.curvature.kept import Kept
 from vivit_bench.curvature.kernels import times_lower
 from vivit_bench.curvature.layout import deviation
-from vivit_bench.curvature.minibatch import MiniBatch, blamed_on_model
+from vivit_bench.curvature.minibatch import MiniBatch, Together, blamed_on_model
 from vivit_bench.curvature.passes import (
     Sweep,
     Totals,
@@ -250,18 +250,17 @@ class Certifier(Checks):
         """
         batch = self._batch
         total: Direction = {}
-        seen, sizes = [], []
+        seen, sizes = Together(count), Together(count)
         passes = micro_batches(batch, self._plan, 0, count)
         for samples in (part for whole in passes for part in _cut_unlike(whole)):
             outputs = batch.plain_forward(samples, check=False)  # a GPU is not waited for
-            seen.append(outputs.detach())
-            cotangent = cotangents(seen[-1], samples).to(outputs.dtype)
+            seen.put(samples, outputs)
+            cotangent = cotangents(outputs.detach(), samples).to(outputs.dtype)
             add_pulled(batch, total, outputs, cotangent, keep_graph=False)
-            lengths = [x.reshape(len(x), -1).norm(dim=1) for x in (cotangent, seen[-1])]
-            sizes.append(lengths[0].double() * lengths[1])
-        found = torch.cat(seen)
-        batch.check_outputs(found, slice(0, count))
-        return total, found, self._rounding * torch.cat(sizes).norm().item()
+            lengths = [x.reshape(len(x), -1).norm(dim=1) for x in (cotangent, outputs.detach())]
+            sizes.put(samples, lengths[0].double() * lengths[1])
+        batch.check_outputs(seen.tensor, slice(0, count))
+        return total, seen.tensor, self._rounding * sizes.tensor.norm().item()
 
     def _find_gradients(self, sweep: Sweep, alone: Sequence[Tensor]) -> None:
         """Products of v_n with grad l_m, parameter by parameter, and the mean of grad l_m."""

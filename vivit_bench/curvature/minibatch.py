@@ -203,6 +203,37 @@ class MiniBatch:
         )
 
 
+class Together:
+    """What micro-batches give for each of their samples, in one tensor.
+
+    A small one each would stay on the heap between what is freed around it, and scatter it.
+
+    Args:
+        count: Samples of all micro-batches.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._all: Tensor | None = None
+
+    def put(self, samples: slice, found: Tensor) -> None:
+        """Copy what is found; the first time tells shape, dtype and device.
+
+        Args:
+            samples: Which ones.
+            found: [n, ...] of them.
+        """
+        if self._all is None:
+            self._all = found.new_empty(self._count, *found.shape[1:])
+        self._all[samples] = found.detach()
+
+    @property
+    def tensor(self) -> Tensor:
+        """[count, ...], without a graph; of all samples there is something."""
+        assert self._all is not None
+        return self._all
+
+
 def check_request(
     model: nn.Module,
     loss: nn.Module,

@@ -10,7 +10,7 @@ from vivit_bench.curvature.capture import Reading
 from vivit_bench.curvature.factors import Direction, ExplicitFactor, Factor, WholeFactor
 from vivit_bench.curvature.grouped import keep_columns
 from vivit_bench.curvature.kept import Kept, choose_columns
-from vivit_bench.curvature.minibatch import MiniBatch, blamed_on_model
+from vivit_bench.curvature.minibatch import MiniBatch, Together, blamed_on_model
 from vivit_bench.curvature.plan import Piece, Plan, cut
 from vivit_bench.curvature.route import Collected, Route
 
@@ -79,14 +79,14 @@ class Sweep:
         }
         uses = sorted({number for piece in pieces for number in piece.unit.uses})
         plain = {p for piece in pieces for p in piece.unit.plain}
-        kept: list[Tensor] = []
+        together = Together(num_samples)
         cuts = _pieces(batch, plan, uses, num_samples, columns, per_sample=True)
         with batch.hastened():
             for samples, slices in cuts:
                 outputs = batch.forward(samples, check=False)
-                kept.append(outputs.detach())
+                together.put(samples, outputs)
                 reading = route.read(batch, outputs)
-                s = self._columns_of(kept[-1], samples)
+                s = self._columns_of(outputs.detach(), samples)
                 for part in slices:
                     # Unnamed, so that the next part's cotangents do not come beside these.
                     put(
@@ -97,9 +97,8 @@ class Sweep:
                 if gradient is not None:
                     _add_gradient(batch, gradient, outputs, samples)
                 del outputs, reading  # with the graph, before the next one
-        found_outputs = torch.cat(kept)
-        batch.check_outputs(found_outputs, slice(0, num_samples))
-        return factors, found_outputs
+        batch.check_outputs(together.tensor, slice(0, num_samples))
+        return factors, together.tensor
 
 
 def curvature_columns(batch: MiniBatch) -> ColumnsOf:
@@ -227,7 +226,8 @@ def complete(
     if with_gradient and gradient is None:
         total = dict(sweep.gradient or {})
         first = known if sweep.gradient is not None else 0
-    outputs = [sweep.outputs]
+    together = Together(batch.batch_size)
+    together.put(slice(0, known), sweep.outputs)
     for samples in micro_batches(batch, plan, first):
         missing = with_gradient and gradient is None
         found = batch.forward(samples, graph=missing, check=False)
@@ -235,10 +235,10 @@ def complete(
             assert total is not None
             _add_gradient(batch, total, found, samples)
         if samples.stop > known:
-            outputs.append(found.detach()[max(known - samples.start, 0) :])
-    together = torch.cat(outputs)
-    batch.check_outputs(together, slice(0, batch.batch_size))
-    return Totals(batch.factor.value(together), together, total)
+            new = slice(max(known, samples.start), samples.stop)
+            together.put(new, found[new.start - samples.start :])
+    batch.check_outputs(together.tensor, slice(0, batch.batch_size))
+    return Totals(batch.factor.value(together.tensor), together.tensor, total)
 
 
 def pull(

@@ -572,7 +572,7 @@ class _Planner:
         vectors = self._gradient if self.goal.lifts else 0
         yield Stage("result", self._base + self._gradient + 2 * vectors)
         if not from_factors and not (self._comes_along and batch.num_samples == batch.batch_size):
-            yield Stage("gradient", self._base + vectors + self._pulling())
+            yield Stage("gradient", self._base + vectors + self._pulling(self._gradient))
 
     def _solved(self, plan: Plan, block: BlockPlan, held: int) -> Iterator[Stage]:
         """A block's solver, and the vectors that are made of its coordinates."""
@@ -585,7 +585,7 @@ class _Planner:
             pieces = [piece for unit in block.units for piece in plan.pieces(unit)]
             lifting = self._vectors(block) + max(map(self._combining, pieces))
         else:
-            lifting = self._pulling()
+            lifting = self._pulling(self._vectors(block))
         yield Stage("vectors" + where, held + self._solution(block, in_place) + lifting)
 
     def _solved_peak(self, block: BlockPlan, in_place: bool) -> int:
@@ -593,7 +593,7 @@ class _Planner:
         peak = self._solving(block, in_place)
         if not self._lifts(block):
             return peak
-        return max(peak, self._solution(block, in_place) + self._pulling())
+        return max(peak, self._solution(block, in_place) + self._pulling(self._vectors(block)))
 
     def _lifts(self, block: BlockPlan) -> bool:
         return self.goal.lifts and not block.in_parameter_space
@@ -648,9 +648,12 @@ class _Planner:
         found = max(written + max(self._forward(step), backward), kept + putting)
         if self._comes_along or (self.goal.lifts and not batch.gradients_in_range):
             along = self._comes_along
-            gradient = self._pulled(step, batch.num_samples) if along else self._pulling()
+            vector = self._gradient
+            gradient = (
+                self._pulled(step, batch.num_samples, vector) if along else self._pulling(vector)
+            )
             # The sum is held from now on; the buffers are there.
-            found = max(found, kept + gradient - self._gradient + LIBRARY_BYTES)
+            found = max(found, kept + gradient - vector + LIBRARY_BYTES)
         return found
 
     def _output(self, number: int) -> int:
@@ -686,26 +689,26 @@ class _Planner:
         widest = max(map(self._output, range(len(self.route.uses))), default=0)
         return step * max(self.route.saved_bytes + 2 * widest, 5 * widest)
 
-    def _pulled(self, step: int, count: int) -> int:
-        """An ordinary backward pass of some of the samples, beside what the others add up to.
+    def _pulled(self, step: int, count: int, vector: int) -> int:
+        """An ordinary backward pass of some of the samples, beside the vector they add up to.
 
         Where a cotangent is widest, most of the graph is freed already: what is left is a mask.
         """
         uses = range(len(self.route.uses))
         masked = max(map(self._output, uses), default=0) // 4
         sending = self._sending(uses, 1, collected=False) + masked
-        backward = self._gradient + step * max(self.route.saved_bytes, sending)
-        sum_of_others = self._gradient if step < count else 0
-        return max(sum_of_others + max(backward, self._forward(step)), 2 * self._gradient)
+        backward = vector + step * max(self.route.saved_bytes, sending)
+        sum_of_others = vector if step < count else 0
+        return max(sum_of_others + max(backward, self._forward(step)), 2 * vector)
 
-    def _pulling(self) -> int:
-        """A pass over the mini-batch for a vector in parameter space."""
+    def _pulling(self, vector: int) -> int:
+        """A pass over the mini-batch for a vector of so many bytes in parameter space."""
         batch, route = self.batch, self.route
         step, _ = cut(batch, route, None, batch.batch_size, 1, False)
         if route.plain:
             per_sample, per_column = sample_bytes(batch, route, None, False)
-            return 2 * self._gradient + step * (per_sample + per_column)
-        return self._pulled(step, batch.batch_size)
+            return 2 * vector + step * (per_sample + per_column)
+        return self._pulled(step, batch.batch_size, vector)
 
     def _kept(self, piece: Piece) -> int:
         """Memory of a piece's factors."""
@@ -763,9 +766,11 @@ class _Planner:
             return int((16.5 if self.goal is Goal.INVERSE else _DIRECT_ON_DEVICE) * m * m)
         if not in_place:
             return int(_DIRECT[self.goal] * m * m)
-        if self.goal is Goal.EIGENVALUES:
-            return _triangle(m, 8, self.batch.device) + band_bytes(m)
-        return _triangle(m, 8, self.batch.device) + 8 * m * 256 * 4
+        if self.goal is Goal.INVERSE:
+            return 8 * m * m + _PIECES * m  # which keeps the matrix in the upper triangle
+        beside = {Goal.EIGENVALUES: band_bytes(m), Goal.STEP: 2 * _PIECES * m}
+        vectors = 8 * m * 256 * 4
+        return _triangle(m, 8, self.batch.device) + beside.get(self.goal, vectors)
 
 
 _DIRECT = {

@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from vivit_bench.curvature.capture import read_uses
 from vivit_bench.curvature.certificate import TOLERANCE
 from vivit_bench.curvature.factors import Direction
-from vivit_bench.curvature.minibatch import MiniBatch, mend_batch_norm
+from vivit_bench.curvature.minibatch import MiniBatch, Together, mend_batch_norm
 from vivit_bench.curvature.passes import add_pulled
 from vivit_bench.errors import UsageError, VivitBenchError, describe, is_out_of_memory, message_of
 from vivit_bench.precision import without_cudnn
@@ -375,12 +375,12 @@ class GgnProducts:
 
     def outputs(self) -> Tensor:
         """Of the whole mini-batch, [N, ...], detached."""
-        found = []
+        together = Together(self.batch.batch_size)
         for samples in self.micro_batches(self.batch.batch_size):
             part = self.batch.plain_forward(samples).detach()  # with grad: no other kernels
             _check_shape(self.batch, part, samples.stop - samples.start)
-            found.append(part)
-        return torch.cat(found)
+            together.put(samples, part)
+        return together.tensor
 
     def gradient(self) -> Tensor:
         """Of the loss of the whole mini-batch, [D] float64."""
