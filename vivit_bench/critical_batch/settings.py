@@ -37,10 +37,11 @@ _STEP_WORK = "vivit_bench.measure.steps:StepWork"
 _KIND_WORK = "vivit_bench.measure.steps:KindWork"
 _PLAN_WORK = "vivit_bench.measure.planning:PlanWork"
 
-# What a trial's process imports of the package.
+# What a trial's process needs of the package, and of `curvature` where that is not measured.
+_CURVATURE = ("curvature",)
+_NOT_CURVATURE = ("curvature/options", "curvature/loss_checks", "curvature/available")
 _MEASURING_ROOMS = (
     "measure",
-    "curvature",
     "peers",
     "problems",
     "hardware",
@@ -58,25 +59,32 @@ _ENGINE_DISTRIBUTIONS = {
 }
 
 
-def measuring_environment(engines: Sequence[str], device: str, problem: str) -> dict[str, Any]:
+def measuring_environment(
+    engines: Sequence[str], device: str, problem: str, quantity: str | None = None
+) -> dict[str, Any]:
     """What must be the same for measurements of some engines to be comparable.
 
     Args:
         engines: Names.
         device: ``cpu`` or ``cuda:i``.
         problem: Name.
+        quantity: What is measured, if it is one: the gradient and a user's own step do without
+            this package's curvature, as other engines do.
 
     Returns:
         Flat JSON types. ``code`` is that of the parts of the package that a measured process
-        imports; how its threads wait, and its allocator on a CUDA device, is set outside of them.
+        needs; how its threads wait, and its allocator on a CUDA device, is set outside of them.
     """
+    without = (Quantity.GRADIENT, Quantity.STEP)
+    ours = DEFAULT_ENGINE in engines and quantity not in without
+    rooms = (*_MEASURING_ROOMS, *(_CURVATURE if ours else _NOT_CURVATURE))
     others: dict[str, Any] = {**OPENMP_WAITING, **imported_files(problem)}
     if device != "cpu":
         others |= CUDA_ENVIRONMENT
     for engine in engines:
         if distribution := _ENGINE_DISTRIBUTIONS.get(engine):
             others[distribution] = library_version(distribution)
-    return environment(_MEASURING_ROOMS, _LIBRARIES, device=device, **others)
+    return environment(rooms, _LIBRARIES, device=device, **others)
 
 
 @dataclass(frozen=True)
@@ -205,7 +213,7 @@ class Cell:
 
     def environment(self) -> dict[str, Any]:
         """What must be the same for two trials of this cell to be comparable, flat JSON types."""
-        return measuring_environment([self.engine], self.device, self.problem)
+        return measuring_environment([self.engine], self.device, self.problem, self.quantity)
 
 
 def make_cell(

@@ -6,8 +6,9 @@ says, and in no number, results from before and after it go together. That is wr
 """
 
 _SAME: tuple[tuple[str, ...], ...] = (
-    ("4da17e5daf4b", "b8c0d7ffd993", "24abeb4bdad7", "0bb70a1952de"),  # critical_batch, comparison
-    ("5ccd256062f5", "09a44ee43309", "874b19b2d405", "4c1f2716d12e"),  # spectrum
+    # critical_batch of other engines and of gradients; the last is their part of the code alone
+    ("4da17e5daf4b", "b8c0d7ffd993", "24abeb4bdad7", "0bb70a1952de", "d0fa6273f11f"),
+    ("5ccd256062f5", "09a44ee43309", "874b19b2d405", "4c1f2716d12e", "da479c4f77f8"),  # spectrum
     (
         "c23ad725313b",
         "bca3d716b921",
@@ -15,8 +16,9 @@ _SAME: tuple[tuple[str, ...], ...] = (
         "3607d2242d40",
         "51c70d456e5e",
         "e03524157c24",
+        "78b0cd71af83",
     ),  # noise
-    ("c106b10ae1d6", "50554242241d", "16ccaaffb923", "d147fa683c29"),  # quadratic
+    ("c106b10ae1d6", "50554242241d", "16ccaaffb923", "d147fa683c29", "8d3467b43f89"),  # quadratic
 )
 """Fingerprints of code, see `code_fingerprint`; those of a line give the same numbers."""
 
