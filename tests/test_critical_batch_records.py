@@ -1,5 +1,6 @@
 """Records of trials and searches: durable, resumable, and never mixed silently."""
 
+import ast
 import contextlib
 import json
 import shutil
@@ -478,6 +479,40 @@ def test_only_code_that_a_trial_imports_makes_records_stale(
         search(FakeTrials(21))
     assert {"measure", "curvature", "peers", "problems"} <= set(rooms[0])
     assert not {"critical_batch", "report", "cli", "store"} & set(rooms[0])
+
+
+def test_other_engines_belong_to_the_code_that_they_need() -> None:
+    def code(engine: str, quantity: Quantity) -> object:
+        found = settings_module.measuring_environment([engine], "cpu", "mnist_mlp", quantity)
+        return found["code"]
+
+    ours, theirs = settings_module.DEFAULT_ENGINE, "vivit-for-pytorch"
+    assert code(ours, Quantity.GRADIENT) == code(ours, Quantity.STEP)
+    assert code(ours, Quantity.GRADIENT) == code(theirs, Quantity.EIGENVALUES)
+    assert code(ours, Quantity.EIGENVALUES) != code(theirs, Quantity.EIGENVALUES)
+
+    package = Path(settings_module.__file__).parents[1]
+    todo = [p for room in settings_module._MEASURING_ROOMS for p in (package / room).rglob("*.py")]
+    todo += [package / f"{room}.py" for room in settings_module._NOT_CURVATURE]
+    needed = set()
+    for path in todo:
+        tree = ast.parse(path.read_text())
+        of_types = {
+            id(node)
+            for branch in ast.walk(tree)
+            if isinstance(branch, ast.If) and ast.unparse(branch.test) == "TYPE_CHECKING"
+            for node in ast.walk(branch)
+        }
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.ImportFrom) or id(node) in of_types:
+                continue
+            whole = node.module == "vivit_bench.curvature"
+            modules = [f"{node.module}.{a.name}" for a in node.names] if whole else [node.module]
+            if path != package / "peers" / "own.py":  # our engine's
+                needed |= {m for m in modules if m and m.startswith("vivit_bench.curvature.")}
+    assert needed == {
+        "vivit_bench." + room.replace("/", ".") for room in settings_module._NOT_CURVATURE
+    }
 
 
 def test_how_a_trial_s_threads_wait_is_part_of_its_conditions(
