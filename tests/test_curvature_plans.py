@@ -287,6 +287,17 @@ def test_columns_go_no_further_than_the_layer_whose_factor_is_wanted(
         assert count == (1 if number == 2 else 0)
 
 
+@pytest.mark.parametrize(("goal", "triangles"), [(Goal.STEP, 1), (Goal.INVERSE, 2)])
+def test_cholesky_keeps_the_matrix_in_its_other_triangle(goal: Goal, triangles: int) -> None:
+    model, loss, x, y = network(64)  # with more parameters than columns
+    request = Request(model, loss, x, y, Approximation(), certify=False, memory=LEANEST, goal=goal)
+    batch, plan = plan_request(request)
+    assert plan.in_place
+    (solver,) = (stage for stage in plan.stages if stage.name == "solver")
+    m = batch.num_samples * 9
+    assert 4 * triangles * m**2 < solver.bytes < 4 * (triangles + 1) * m**2 + 2**25
+
+
 @pytest.mark.parametrize("samples", ["full", "frac"])
 def test_micro_batches_leave_nothing_behind(samples: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Outputs of each, kept one by one, would scatter the heap: 20 MB in 3,000 micro-batches."""
