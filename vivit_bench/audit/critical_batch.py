@@ -68,8 +68,7 @@ def _present(stored: StoredRun, look: Look) -> Present:
     settings = stored.settings
     files, unknown = present_files(stored)
     environment = measuring_environment(
-        *([settings["engine"]], settings["device"], settings["problem"]),
-        settings["quantity"],
+        [settings["engine"]], settings["device"], settings["problem"], settings["quantity"]
     )
     return Present(environment, files, unknown)
 

@@ -37,8 +37,7 @@ _STEP_WORK = "vivit_bench.measure.steps:StepWork"
 _KIND_WORK = "vivit_bench.measure.steps:KindWork"
 _PLAN_WORK = "vivit_bench.measure.planning:PlanWork"
 
-# What a trial's process needs of the package, and of `curvature` where that is not measured.
-_CURVATURE = ("curvature",)
+# What every trial's process needs of the package; of `curvature`, where that is not measured.
 _NOT_CURVATURE = ("curvature/options", "curvature/loss_checks", "curvature/available")
 _MEASURING_ROOMS = (
     "measure",
@@ -75,9 +74,8 @@ def measuring_environment(
         Flat JSON types. ``code`` is that of the parts of the package that a measured process
         needs; how its threads wait, and its allocator on a CUDA device, is set outside of them.
     """
-    without = (Quantity.GRADIENT, Quantity.STEP)
-    ours = DEFAULT_ENGINE in engines and quantity not in without
-    rooms = (*_MEASURING_ROOMS, *(_CURVATURE if ours else _NOT_CURVATURE))
+    ours = DEFAULT_ENGINE in engines and quantity not in (Quantity.GRADIENT, Quantity.STEP)
+    rooms = (*_MEASURING_ROOMS, *(("curvature",) if ours else _NOT_CURVATURE))
     others: dict[str, Any] = {**OPENMP_WAITING, **imported_files(problem)}
     if device != "cpu":
         others |= CUDA_ENVIRONMENT
