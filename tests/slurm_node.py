@@ -22,6 +22,11 @@ PROGRAMS = (
     *("slurmd", "sbatch", "srun", "squeue", "sacct", "sacctmgr", "scancel", "scontrol"),
 )
 _CPUS, _MEMORY_MIB = 2, 9_000
+_PARTITIONS = {
+    "main": "Default=YES PriorityTier=1 PreemptMode=REQUEUE",
+    "spare": "PriorityTier=1 PreemptMode=CANCEL",
+    "urgent": "PriorityTier=2 PreemptMode=OFF",
+}
 _PATIENCE_SECONDS = 60.0
 _END_SECONDS = 15.0
 
@@ -189,7 +194,12 @@ class SlurmNode:
             "JobAcctGatherType=jobacct_gather/linux\n"
             "JobAcctGatherFrequency=2\n"
             f"NodeName={self.host} NodeAddr=127.0.0.1 CPUs={_CPUS} RealMemory={_MEMORY_MIB}\n"
-            f"PartitionName=main Nodes={self.host} Default=YES MaxTime=INFINITE State=UP\n"
+            # Jobs of "urgent" end those of the others: these may be requeued, or are cancelled.
+            "PreemptType=preempt/partition_prio\nPreemptMode=REQUEUE\n"
+            + "".join(
+                f"PartitionName={name} Nodes={self.host} MaxTime=INFINITE State=UP {options}\n"
+                for name, options in _PARTITIONS.items()
+            )
         )
 
     def _daemon(self, name: str, *command: object) -> None:

@@ -73,6 +73,16 @@ def running(node: SlurmNode) -> dict[str, str]:
     return dict(row.split("|") for row in rows)
 
 
+def under_way(node: SlurmNode, results: Path) -> list[tuple[str, str]]:
+    """Number and name of the jobs that run and have stored a trial."""
+    known = lines(results)
+    return [
+        (number, name)
+        for number, name in running(node).items()
+        if any(name.startswith(run[:60]) and found for run, found in known.items())
+    ]
+
+
 def process_of(number: str) -> int | None:
     """The process that does a job's work."""
     for entry in Path("/proc").iterdir():
@@ -123,18 +133,10 @@ def test_a_cancelled_and_a_killed_job_are_named_and_gone_on_with(
     results = tmp_path / "critical_batch"
     first = sweep(node, tmp_path, *ON_SLURM)
 
-    def under_way() -> list[tuple[str, str]]:
-        known = lines(results)
-        return [
-            (number, name)
-            for number, name in running(node).items()
-            if any(name.startswith(run[:60]) and found for run, found in known.items())
-        ]
-
-    cancelled, name = first.wait_for(under_way)[-1]
+    cancelled, name = first.wait_for(lambda: under_way(node, results))[-1]
     node.run("scancel", cancelled)
     killed, _ = first.wait_for(
-        lambda: [each for each in under_way() if each[1] != name and process_of(each[0])]
+        lambda: [e for e in under_way(node, results) if e[1] != name and process_of(e[0])]
     )[-1]
     process = process_of(killed)
     assert process is not None
@@ -155,6 +157,33 @@ def test_a_cancelled_and_a_killed_job_are_named_and_gone_on_with(
     for found in now.values():  # no trial is repeated, but one that the kill made an error
         good = [entry["n"] for entry in found if entry["outcome"] != "error"]
         assert len(set(good)) == len(good)
+
+
+@pytest.mark.parametrize("partition", ["main", "spare"])
+def test_a_pre_empted_job_is_named_and_gone_on_with(
+    partition: str, node: SlurmNode, tmp_path: Path
+) -> None:
+    """Whether Slurm would requeue it or cancels it; jobs that have not begun wait."""
+    results = tmp_path / "critical_batch"
+    on_spare = ("--executor", "slurm", "--slurm", f"partition={partition},time=10")
+    first = sweep(node, tmp_path, *on_spare)
+    first.wait_for(lambda: under_way(node, results))
+    urgent = ["sbatch", "--parsable", "--partition=urgent", "--cpus-per-task=2", "--mem=64M"]
+    number = node.run(*urgent, f"--output={tmp_path}/urgent", "--wrap=sleep 5").strip()
+    code, out, err = first.ends()
+    assert code == 1, err
+    last = err.splitlines()[-1]
+    assert re.search(r"job \d+ was (preempted|stopped by SIGTERM)", last), last
+    assert "the same command tries them again" in last
+    ends = node.run("sacct", "-n", "-X", "-P", f"--jobs={number}", "--format=State")
+    assert ends.strip() == "COMPLETED"
+    kept = lines(results)
+    code, out, err = sweep(node, tmp_path, *on_spare).ends()
+    assert (code, sizes(out)) == (0, SIZES), err
+    now = lines(results)
+    assert all(now[run][: len(found)] == found for run, found in kept.items())
+    for found in now.values():  # no trial is repeated
+        assert len({entry["n"] for entry in found}) == len(found)
 
 
 def test_an_interrupted_command_leaves_its_jobs_and_waits_for_them_again(

@@ -260,7 +260,9 @@ def predict(
     format: FormatOption = TableFormat.TABLE,
     quiet: QuietOption = False,
 ) -> None:
-    """Predict critical batch sizes from small trials, in about a minute each; nothing is stored.
+    """Predict critical batch sizes from small trials; nothing is stored.
+
+    A minute or two each; block-diagonal steps of deep networks take several.
 
     The interval holds the size that a search would find with 95 % probability.
     """
