@@ -37,7 +37,7 @@ EOF
 esac
 cat <<EOF
 Table S.1 a - c under $limit, vivit-for-pytorch      2 hours
-Table S.1 a - c under $limit, vivit-bench            hours a cell: days
+Table S.1 a - c under $limit, vivit-bench            lower bounds and predictions in 3 hours, then hours a cell: days
 (2 cores of an AMD EPYC; 'vivit-bench critical-batch sweep --dry-run' predicts them for this machine.
 Table S.1 d needs a GPU: make table-s1d.)
 EOF

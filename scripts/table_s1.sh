@@ -1,6 +1,7 @@
 #!/bin/sh
-# Table S.1 a to c: the gradient and vivit-for-pytorch, then vivit-bench, exact curvature of the whole
-# mini-batch first; tables and figures after each step. Interrupted, the same command goes on.
+# Table S.1 a to c: the gradient and vivit-for-pytorch, then vivit-bench: every cell with trials of at most
+# five minutes, lower bounds beside predictions; then to the end, exact curvature of the whole mini-batch
+# first. Tables and figures after each step. Interrupted, the same command goes on.
 #   table_s1.sh [LIMIT [OPTION ...]]    options of every sweep, for example --jobs 2
 set -eu
 cd "$(dirname "$0")/.."
@@ -18,6 +19,8 @@ sweep() {
     $run critical-batch sweep --memory-limit "$limit" --timeout 7200 --max-batch 4000000 "$@"
 }
 sweep --engine vivit-for-pytorch "$@"
+show
+sweep --no-gradient "$@" --timeout 300
 show
 for samples in full frac; do
     for curvature in exact mc; do

@@ -223,6 +223,29 @@ def test_what_trials_took_corrects_what_is_expected_of_larger_ones() -> None:
     assert (result.critical_batch_size, result.stopped_by) == (1000, StoppedBy.TIMEOUT)
 
 
+def test_after_a_trial_that_was_stopped_time_is_not_expected_to_fall_faster_than_n() -> None:
+    """Expected as N^3, which holds near the limit; in truth it is as N, and forty times as much."""
+    machine = Machine(10**6)
+
+    def run(n: int, bracket: Bracket) -> Trial:
+        done = replace(machine.run(n, bracket), work_seconds=n / 50)
+        late = n > 64 and n / 50 > 60
+        return replace(done, outcome=Outcome.TIMEOUT, message="stopped") if late else done
+
+    result = find_critical_batch_size(
+        run,
+        10**6,
+        limit_bytes=10**5,
+        planned=PlannedPeaks(((1, 1), (10**6, 10**6))),
+        expected=lambda n: 60 * (n / 10_000) ** 3,
+        recorded=lambda n: n <= 64,
+        timeout_seconds=60,
+    )
+    stopped, smaller = machine.runs[-2:]
+    assert smaller == stopped // 3
+    assert (result.critical_batch_size, result.stopped_by) == (smaller, StoppedBy.TIMEOUT)
+
+
 @pytest.mark.parametrize(
     ("threshold", "seconds_per_sample", "found", "stopped_by", "message"),
     [

@@ -82,9 +82,11 @@ def format_size(size: int | None) -> str:
 
 
 def format_duration(seconds: float | None) -> str:
-    """Time for people: ``45 s``, ``12 min``, ``3 h 20 min``; a dash for None."""
+    """Time for people: ``2.1 s``, ``45 s``, ``12 min``, ``3 h 20 min``; a dash for None."""
     if seconds is None:
         return "-"
+    if 0 < seconds < 9.95:
+        return f"{seconds:.2g} s"
     if seconds < 99.5:
         return f"{seconds:.0f} s"
     hours, minutes = divmod(round(seconds / 60), 60)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vivit_bench.arguments import format_size
+from vivit_bench.arguments import format_duration, format_size
 from vivit_bench.critical_batch.guide import LEANEST_SHARE, PlannedPeaks
 from vivit_bench.critical_batch.listener import Listener
 from vivit_bench.critical_batch.predict import (
@@ -294,7 +294,7 @@ def _look_ahead(
         listener.note(f"nothing guides the search: {error}")
         return {PLANNED: [], EXPECTED: [], SMALL: small.sizes, PREDICTED: None}
     told = found.prediction
-    step = "" if told.step_seconds is None else f", {told.step_seconds:.3g} s a trial"
+    step = "" if told.step_seconds is None else f", {format_duration(told.step_seconds)} a trial"
     listener.note(
         f"expected: N = {told.critical_batch_size} ({told.low} - {told.high}, 95 %){step}"
     )

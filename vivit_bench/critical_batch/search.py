@@ -357,7 +357,8 @@ def _expected_seconds(
 ) -> float:
     """What N will take, as the largest trial that was timed corrects it; 0 if nothing is known.
 
-    A trial that was stopped is taken to have needed twice its time-out.
+    A trial that was stopped is taken to have needed twice its time-out. What a smaller N takes is at
+    least its share of that: powers of N that hold near the limit promise too much far below.
     """
     seconds = expected(n)
     if seconds is None:
@@ -369,7 +370,9 @@ def _expected_seconds(
     ] + [(t.n, 2 * t.timeout_seconds) for t in timed if t.outcome is Outcome.TIMEOUT]
     largest, took = max(ended, default=(0, 0.0))
     guess = expected(largest) if largest > SMALL_SIZES[-1] else None
-    return seconds * took / guess if guess else seconds
+    if not guess:
+        return seconds
+    return took * max(seconds / guess, n / largest if n < largest else 0.0)
 
 
 def _affordable(

@@ -24,10 +24,6 @@ PAPER_MACHINES = {
 """Where the paper's numbers come from, by kind of device."""
 
 
-def _time(seconds: float) -> str:
-    return f"{seconds:.2g} s" if seconds < 10 else format_duration(seconds)
-
-
 _SEARCH = (
     Column("problem", left=True),
     Column("work", left=True),
@@ -68,8 +64,8 @@ _PREDICTIONS = (
     Column("low", is_detail=True),
     Column("high", is_detail=True),
     Column("limited_by", "memory is full at", left=True),
-    Column("step_seconds", "time", _time),
-    Column("search_seconds", "of a search", _time),
+    Column("step_seconds", "time", format_duration),
+    Column("search_seconds", "of a search", format_duration),
     *(Column(name, is_detail=True) for name in ("device", "data", "seed", "dtype", "threads")),
 )
 
