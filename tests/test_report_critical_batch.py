@@ -378,6 +378,23 @@ def test_bars_stand_in_groups_with_their_numbers(tmp_path: Path) -> None:
     assert labels == ["1000", "0", "20", "30", "40", *(rf"$\geq${n}" for n in (1, 2, 3, 4))]
 
 
+def test_an_outline_goes_on_to_where_memory_is_predicted_to_end_a_search(tmp_path: Path) -> None:
+    facts = {"predicted": PREDICTED}
+    add_search(tmp_path, critical_batch_size=20, stopped_by="timeout", facts=facts)
+    add_search(tmp_path, curvature="mc", critical_batch_size=2440, facts=facts)  # by memory
+    figure = draw_critical_batch_sizes(select(tmp_path).rows)
+    (axes,) = figure.axes
+    heights = [bar.get_height() for bar in axes.patches]  # type: ignore[attr-defined]
+    assert heights == [20, 2450, 2440]
+    assert [text.get_text() for text in axes.texts] == [r"$\geq$20", "2450", "2440"]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "exact, full",
+        "mc, full",
+        "predicted",
+    ]
+
+
 def test_a_step_of_the_user_s_own_has_a_bar(tmp_path: Path) -> None:
     step = {"quantity": "step", "curvature": None, "samples": None, "engine": "none"}
     add_search(tmp_path, critical_batch_size=12, **step)

@@ -224,7 +224,8 @@ def test_bars_growth_and_predictions_draw_the_stored_numbers(tmp_path: Path) -> 
         ("eigenvalues, mc, frac", "vivit-for-pytorch", "4"),
     }
     (bar,) = found.drawn("sizes_0_1_fmnist_2c2d")
-    assert bar["label"] == "≥ 512 (time)"
+    assert bar["label"] == "≥ 512 (2,450)"
+    assert (bar["size"], bar["end"], bar["interval"]) == ("512", "2450", "2,400 - 2,500")
     (choice,) = {
         str(place)
         for place, title in enumerate(re.findall(r"<option>(.*?)</option>", found.text))

@@ -357,8 +357,8 @@ def _expected_seconds(
 ) -> float:
     """What N will take, as the largest trial that was timed corrects it; 0 if nothing is known.
 
-    A trial that was stopped is taken to have needed twice its time-out. What a smaller N takes is at
-    least its share of that: powers of N that hold near the limit promise too much far below.
+    A trial that was stopped is taken to have needed twice its time-out. What a smaller N takes is
+    at least its share of that: powers of N that hold near the limit promise too much far below.
     """
     seconds = expected(n)
     if seconds is None:

@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from vivit_bench.arguments import format_size
+from vivit_bench.report.critical_batch_marks import predicted_beyond
 from vivit_bench.report.critical_batch_selection import circumstances, words_of_options
 from vivit_bench.report.figures import STYLE, save_figure
 
@@ -24,6 +25,7 @@ _BARS = {
 _ALONE = {"gradient": ("gradient", "#7F7F7F"), "step": ("step", "#009E73")}
 _QUANTITIES = ("gradient", "step", "eigenvalues", "block-newton", "full-newton")
 _BAR_INCHES = 0.36
+_PREDICTED = "predicted"
 
 Group = tuple[str, list[dict[str, Any]]]
 
@@ -48,7 +50,8 @@ def draw_critical_batch_sizes(rows: pd.DataFrame) -> Figure:
     """Draw the bars of ``plot_critical_batch_sizes`` without storing them.
 
     One group per quantity (and engine, if there are several), the gradient first; log axis;
-    every bar with its number.
+    every bar with its number. An outline goes on to where memory is predicted to end a search that
+    time, say, ended before.
     """
     groups = _groups(rows)
     bars = sum(len(group) for _, group in groups)
@@ -60,14 +63,17 @@ def draw_critical_batch_sizes(rows: pd.DataFrame) -> Figure:
         _draw_groups(panel, groups)
         panel.set_yscale("log")
         # Bars begin below 1 so that a 1 is seen; there is room for the numbers above.
-        panel.set_ylim(0.7, max(10, int(rows["critical_batch_size"].max())) * 2.5)
+        tops = [_top(bar) for _, group in groups for bar in group]
+        panel.set_ylim(0.7, max(10, *tops) * 2.5)
         first = rows.iloc[0]
         limits = " / ".join(format_size(int(v)) for v in sorted(set(rows["memory_limit_bytes"])))
         about = [_short(first["problem"]), first["device"], *words_of_options(rows)]
         panel.set_title(f"{', '.join(about)}, memory limit {limits}\n{circumstances(rows)}")
         panel.set_ylabel("critical batch size")
         handles, labels = panel.get_legend_handles_labels()
-        columns = 5 if width >= 4.5 else 3
+        order = sorted(range(len(labels)), key=lambda i: labels[i] == _PREDICTED)  # at the end
+        handles, labels = ([found[i] for i in order] for found in (handles, labels))
+        columns = 6 if width >= 5.5 else 3
         figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
     return figure
 
@@ -107,18 +113,45 @@ def _draw_groups(panel: Axes, groups: list[Group]) -> None:
             panel.bar(place, size, width=0.9, color=colour, edgecolor="white", label=shown)
             labelled.add(label)
             at_least = r"$\geq$" if bar["is_lower_bound"] else ""
-            panel.annotate(
-                f"{at_least}{size}",
-                (place, max(size, 1)),
-                xytext=(0, 1.5),
-                textcoords="offset points",
-                ha="center",
-                va="bottom",
-                fontsize=6,
-            )
+            _write(panel, place, size, f"{at_least}{size}")
+            if (beyond := predicted_beyond(bar)) is not None and beyond[0] > size:
+                shown = "" if _PREDICTED in labelled else _PREDICTED
+                panel.bar(
+                    place,
+                    beyond[0],
+                    width=0.8,
+                    facecolor="none",
+                    edgecolor="0.35",
+                    linestyle=(0, (2, 1.5)),
+                    linewidth=0.6,
+                    label=shown,
+                )
+                labelled.add(_PREDICTED)
+                _write(panel, place, beyond[0], f"{beyond[0]}", color="0.35")
         position = float(places[-1]) + 2.0
     panel.set_xticks(ticks, [label for label, _ in groups])
     panel.tick_params(axis="x", length=0)
+
+
+def _top(bar: dict[str, Any]) -> int:
+    """The largest number that is drawn of a search."""
+    beyond = predicted_beyond(bar)
+    return max(int(bar["critical_batch_size"]), 0 if beyond is None else beyond[0])
+
+
+def _write(panel: Axes, place: float, size: int, text: str, color: str = "black") -> None:
+    """A number above a bar."""
+    panel.annotate(
+        text,
+        (place, max(size, 1)),
+        xytext=(0, 1.5),
+        textcoords="offset points",
+        ha="center",
+        va="bottom",
+        fontsize=6,
+        color=color,
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4},
+    )
 
 
 def _short(problem: str) -> str:

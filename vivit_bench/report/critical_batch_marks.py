@@ -30,14 +30,29 @@ def mark_of(row: Row) -> str:
     Returns:
         Empty if memory ended the search.
     """
-    reason = StoppedBy(row["stopped_by"])
-    if reason not in _BEFORE_MEMORY or not is_predicted_of_memory(row):
+    beyond = predicted_beyond(row)
+    if beyond is None:
         return short_mark_of(row)
-    size, low, high = predicted_size(row)
-    word = _MARKS[reason][0]
+    size, low, high = beyond
+    word = _MARKS[StoppedBy(row["stopped_by"])][0]
     interval = f"\n[{low:,}, {high:,}]" if low is not None and high is not None else ""
     start = "\n" if " " in word else ""  # a line is to be no wider than the interval
     return f"{start}({word};\npredicted {size:,}{interval})"
+
+
+def predicted_beyond(row: Row) -> tuple[int, int | None, int | None] | None:
+    """Where memory is predicted to end a search that ended before; None of other searches.
+
+    Args:
+        row: See `mark_of`.
+
+    Returns:
+        The size, and its interval's ends.
+    """
+    size, low, high = predicted_size(row)
+    if StoppedBy(row["stopped_by"]) not in _BEFORE_MEMORY or size is None:
+        return None
+    return (size, low, high) if is_predicted_of_memory(row) else None
 
 
 def short_mark_of(row: Row) -> str:

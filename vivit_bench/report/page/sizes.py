@@ -6,11 +6,14 @@ import altair as alt
 import pandas as pd
 
 from vivit_bench.measure.budget import MIB
-from vivit_bench.report.critical_batch_marks import mark_of
+from vivit_bench.report.critical_batch_marks import predicted_beyond, short_mark_of
 from vivit_bench.report.critical_batch_tables import in_paper_order
 from vivit_bench.report.page import charts
 from vivit_bench.report.page.parts import Chart, Charts, Heading, Section, name_of, plain
 from vivit_bench.report.page.searches import Group, Searches, work_of, work_place
+
+_CHARACTER = 0.025
+"""Width of one beside a bar, over a chart's on a phone or in two columns."""
 
 
 def section(searches: Searches) -> Section:
@@ -19,7 +22,8 @@ def section(searches: Searches) -> Section:
         "sizes",
         "How large a batch fits",
         "Critical batch sizes by what is computed, on a logarithmic axis. Longer is better; "
-        "≥ means that something else than memory ended the search.",
+        "≥ means that something else than memory ended the search; an outline then goes on to the "
+        "size in brackets, at which memory is predicted to.",
     )
     for group in searches.groups:
         problems = in_paper_order(group.rows["problem"])
@@ -35,9 +39,10 @@ def _bars(group: Group, problem: str, number: int, section: Section) -> Chart:
     section.data[key] = charts.csv_of(frame)
     names = sorted(set(frame["work"]), key=work_place)
     engines = [name for name in group.engines if name in set(frame["engine"])]
-    room = 4 if frame["label"].str.len().max() < 8 else 15  # for the numbers
-    top = max(10.0, float(frame["size"].max())) * room
-    start = charts.ends_of([0.8, top])[0]
+    least, most = 0.8, max(10.0, float(frame["end"].max()))
+    share = min(int(frame["label"].str.len().max()) * _CHARACTER, 0.5)  # of the numbers
+    top = most * (most / least) ** (share / (1 - share))
+    start = charts.ends_of([least, top])[0]
     base = alt.Chart(charts.data_of(key, frame)).encode(
         y=alt.Y(
             "work:N",
@@ -45,11 +50,12 @@ def _bars(group: Group, problem: str, number: int, section: Section) -> Chart:
             axis=charts.names_axis(150),
         ),
         yOffset=alt.YOffset("engine:N", sort=engines, scale=alt.Scale(domain=engines)),
-        x=charts.log_axis(alt.X, "shown", [0.8, top], "critical batch size N"),
+        x=charts.log_axis(alt.X, "shown", [least, top], "critical batch size N"),
         tooltip=[
             charts.tip("work", "work"),
             charts.tip("engine", "engine"),
             charts.tip("label", "critical N"),
+            charts.tip("interval", "predicted (95 %)"),
             charts.tip("peak_mib", "peak (MiB)", ",.1f"),
             charts.tip("seconds", "seconds", ".3g"),
         ],
@@ -57,10 +63,13 @@ def _bars(group: Group, problem: str, number: int, section: Section) -> Chart:
     drawn = base.mark_bar(cornerRadiusEnd=2).encode(
         x2=alt.datum(start), color=charts.colour("engine", engines)
     )
-    text = base.mark_text(align="left", dx=4).encode(text="label:N")
+    outline = base.mark_bar(filled=False, strokeDash=[3, 2], strokeWidth=1).encode(
+        x=alt.X("end:Q"), x2=alt.X2("shown:Q"), color=charts.colour("engine", engines)
+    )
+    text = base.mark_text(align="left", dx=4).encode(x=alt.X("end:Q"), text="label:N")
     said = "; ".join(f"{row.work}, {row.engine}: {row.label}" for row in frame.itertuples())
     return charts.finish(
-        drawn + text,
+        drawn + outline + text,
         key,
         problem,
         f"Bars of critical batch sizes of {problem}: {said}",
@@ -71,13 +80,19 @@ def _bars(group: Group, problem: str, number: int, section: Section) -> Chart:
 def _bar_rows(rows: pd.DataFrame) -> Iterator[dict[str, object]]:
     for row in map(plain, rows.to_dict("records")):
         size = int(row["critical_batch_size"])
-        word = mark_of(row).partition(";")[0].strip("\n()")
+        word, beyond = short_mark_of(row), predicted_beyond(row)
+        predicted, low, high = beyond or (None, None, None)
+        label = f"≥ {size:,} {word}" if word else f"{size:,}"
+        shown = max(size, 0.75)  # a zero has no place on the axis
         yield {
             "work": work_of(row),
             "engine": row["engine"],
             "size": size,
-            "shown": max(size, 0.75),  # a zero has no place on the axis
-            "label": f"≥ {size:,} ({word})" if word else f"{size:,}",
+            "shown": shown,
+            "label": label if predicted is None else f"≥ {size:,} ({predicted:,})",
+            "predicted": predicted,
+            "interval": "" if low is None or high is None else f"{low:,} - {high:,}",
+            "end": max(shown, predicted or 0),
             "peak_mib": (row.get("peak_bytes") or float("nan")) / MIB,
             "seconds": row.get("work_seconds"),
         }
