@@ -382,14 +382,18 @@ def test_an_outline_goes_on_to_where_memory_is_predicted_to_end_a_search(tmp_pat
     facts = {"predicted": PREDICTED}
     add_search(tmp_path, critical_batch_size=20, stopped_by="timeout", facts=facts)
     add_search(tmp_path, curvature="mc", critical_batch_size=2440, facts=facts)  # by memory
+    more = {"samples": "frac", "critical_batch_size": 2450, "stopped_by": "timeout"}
+    add_search(tmp_path, facts=facts, **more)  # it has run what was predicted
     figure = draw_critical_batch_sizes(select(tmp_path).rows)
     (axes,) = figure.axes
     heights = [bar.get_height() for bar in axes.patches]  # type: ignore[attr-defined]
-    assert heights == [20, 2450, 2440]
-    assert [text.get_text() for text in axes.texts] == [r"$\geq$20", "2450", "2440"]
+    assert heights == [20, 2450, 2450, 2440]
+    texts = [text.get_text() for text in axes.texts]
+    assert texts == [r"$\geq$20", "2450", r"$\geq$2450", "2440"]
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == [
         "exact, full",
+        "exact, frac",
         "mc, full",
         "predicted",
     ]

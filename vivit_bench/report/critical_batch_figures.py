@@ -114,7 +114,7 @@ def _draw_groups(panel: Axes, groups: list[Group]) -> None:
             labelled.add(label)
             at_least = r"$\geq$" if bar["is_lower_bound"] else ""
             _write(panel, place, size, f"{at_least}{size}")
-            if (beyond := predicted_beyond(bar)) is not None and beyond[0] > size:
+            if (beyond := predicted_beyond(bar)) is not None:
                 shown = "" if _PREDICTED in labelled else _PREDICTED
                 panel.bar(
                     place,

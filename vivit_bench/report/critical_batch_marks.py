@@ -24,8 +24,8 @@ def mark_of(row: Row) -> str:
     """What stands after a size: ``(time)``, or with a prediction on lines of their own.
 
     Args:
-        row: Of a search: ``stopped_by``, and ``predicted_critical_batch_size``,
-            ``predicted_low``, ``predicted_high`` where there is a prediction.
+        row: Of a search: ``critical_batch_size``, ``stopped_by``, and where there is a prediction
+            ``predicted_critical_batch_size``, ``predicted_low``, ``predicted_high``.
 
     Returns:
         Empty if memory ended the search.
@@ -43,6 +43,8 @@ def mark_of(row: Row) -> str:
 def predicted_beyond(row: Row) -> tuple[int, int | None, int | None] | None:
     """Where memory is predicted to end a search that ended before; None of other searches.
 
+    Nor of one that has run what was predicted, and more.
+
     Args:
         row: See `mark_of`.
 
@@ -51,6 +53,8 @@ def predicted_beyond(row: Row) -> tuple[int, int | None, int | None] | None:
     """
     size, low, high = predicted_size(row)
     if StoppedBy(row["stopped_by"]) not in _BEFORE_MEMORY or size is None:
+        return None
+    if size <= row["critical_batch_size"]:
         return None
     return (size, low, high) if is_predicted_of_memory(row) else None
 

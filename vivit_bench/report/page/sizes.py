@@ -63,8 +63,10 @@ def _bars(group: Group, problem: str, number: int, section: Section) -> Chart:
     drawn = base.mark_bar(cornerRadiusEnd=2).encode(
         x2=alt.datum(start), color=charts.colour("engine", engines)
     )
-    outline = base.mark_bar(filled=False, strokeDash=[3, 2], strokeWidth=1).encode(
-        x=alt.X("end:Q"), x2=alt.X2("shown:Q"), color=charts.colour("engine", engines)
+    outline = (
+        base.transform_filter(alt.datum.end > alt.datum.shown)
+        .mark_bar(filled=False, strokeDash=[3, 2], strokeWidth=1)
+        .encode(x=alt.X("end:Q"), x2=alt.X2("shown:Q"), color=charts.colour("engine", engines))
     )
     text = base.mark_text(align="left", dx=4).encode(x=alt.X("end:Q"), text="label:N")
     said = "; ".join(f"{row.work}, {row.engine}: {row.label}" for row in frame.itertuples())
