@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml
 # A real critical-batch search, a prediction for more memory and a real spectrum, on a laptop's CPU
 # in about five minutes.
 demo: $(STAMP)
-	$(RUN) critical-batch search mnist_mlp --memory-limit 32MiB --results-dir results/demo
+	$(RUN) critical-batch search mnist_mlp --memory-limit 64MiB --results-dir results/demo
 	$(RUN) critical-batch predict cifar10_3c3d --memory 2GiB --memory 16GiB
 	$(RUN) spectrum sweep mnist_2c2d --data mnist5k --results-dir results/demo
 	$(RUN) spectrum plot mnist_2c2d --results-dir results/demo
@@ -38,7 +38,7 @@ test-oldest: pyproject.toml tests/oldest.txt
 	build/oldest/bin/pip install --quiet --constraint tests/oldest.txt --editable ".[dev,peers]"
 	build/oldest/bin/python -m pytest -m "not models and not slurm"
 
-# Real networks against plain autograd in float64 (20 minutes).
+# Real networks against plain autograd in float64 (10 minutes).
 test-models: $(STAMP)
 	$(VENV)/bin/python -m pytest -m models
 
