@@ -345,7 +345,7 @@ def test_small_trials_come_first_and_tell_the_time(
     ahead, searches = told.err.split("To run: 4 of 4 searches; expected time 5 min")
     assert ahead.count("expected: N = 21 (") == 4
     assert ahead.count("begun, 1 trial  ") == 4
-    assert re.search(r"searches: they took \d+ s, 5 min were expected", searches)
+    assert re.search(r"searches: they took [\d.]+ s, 5 min were expected", searches)
     assert run(*COMMAND, "--fresh").code == 0
     assert ran[len(ran) // 2 :] == ran[: len(ran) // 2]  # nothing is begun twice
 

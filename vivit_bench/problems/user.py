@@ -130,11 +130,12 @@ def _split(name: str) -> tuple[Path, str]:
 @contextmanager
 def _default_device() -> Iterator[None]:
     """Restore where tensors are made; the engine's own would be made there too."""
-    before = torch.get_default_device()
+    # PyTorch 2.6 cannot tell its default device once that has been set to none.
+    before = torch.empty(0).device
     try:
         yield
     finally:
-        if torch.get_default_device() != before:
+        if torch.empty(0).device != before:
             torch.set_default_device(None if before.type == "cpu" else before)
 
 
