@@ -63,16 +63,15 @@ def draw_critical_batch_sizes(rows: pd.DataFrame) -> Figure:
         _draw_groups(panel, groups)
         panel.set_yscale("log")
         # Bars begin below 1 so that a 1 is seen; there is room for the numbers above.
-        tops = [_top(bar) for _, group in groups for bar in group]
-        panel.set_ylim(0.7, max(10, *tops) * 2.5)
+        panel.set_ylim(0.7, max(10, panel.dataLim.y1) * 2.5)
         first = rows.iloc[0]
         limits = " / ".join(format_size(int(v)) for v in sorted(set(rows["memory_limit_bytes"])))
         about = [_short(first["problem"]), first["device"], *words_of_options(rows)]
         panel.set_title(f"{', '.join(about)}, memory limit {limits}\n{circumstances(rows)}")
         panel.set_ylabel("critical batch size")
-        handles, labels = panel.get_legend_handles_labels()
-        order = sorted(range(len(labels)), key=lambda i: labels[i] == _PREDICTED)  # at the end
-        handles, labels = ([found[i] for i in order] for found in (handles, labels))
+        named = dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
+        labels = sorted(named, key=lambda label: label == _PREDICTED)  # which comes last
+        handles = [named[label] for label in labels]
         columns = 6 if width >= 5.5 else 3
         figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
     return figure
@@ -131,12 +130,6 @@ def _draw_groups(panel: Axes, groups: list[Group]) -> None:
         position = float(places[-1]) + 2.0
     panel.set_xticks(ticks, [label for label, _ in groups])
     panel.tick_params(axis="x", length=0)
-
-
-def _top(bar: dict[str, Any]) -> int:
-    """The largest number that is drawn of a search."""
-    beyond = predicted_beyond(bar)
-    return max(int(bar["critical_batch_size"]), 0 if beyond is None else beyond[0])
 
 
 def _write(panel: Axes, place: float, size: int, text: str, color: str = "black") -> None:

@@ -22,8 +22,8 @@ from vivit_bench.peers import Quantity
 from vivit_bench.report.critical_batch_curves import Curve, unrecorded_seconds
 from vivit_bench.report.critical_batch_marks import (
     is_predicted_of_memory,
-    mark_of,
     predicted_size,
+    short_mark_of,
 )
 from vivit_bench.report.critical_batch_selection import circumstances, way_of_running
 from vivit_bench.report.figures import STYLE, save_figure
@@ -257,7 +257,7 @@ def _legend(curves: Sequence[Curve]) -> list[Line2D]:
 
 def _has_star(row: dict[str, Any]) -> bool:
     """Whether memory did not end the search, and where it would have is predicted."""
-    return bool(mark_of(row)) and is_predicted_of_memory(row)
+    return bool(short_mark_of(row)) and is_predicted_of_memory(row)
 
 
 def _on_one_cpu(curve: Curve, trial: Trial) -> bool:
@@ -269,8 +269,8 @@ def _on_one_cpu(curve: Curve, trial: Trial) -> bool:
 def _critical(row: dict[str, Any]) -> str:
     """A critical batch size, and what ended the search if not memory."""
     size = f"{int(row['critical_batch_size']):,}"
-    word = mark_of(row).partition(";")[0].strip("\n()")
-    return f"≥ {size} ({word})" if word else size
+    mark = short_mark_of(row)
+    return f"≥ {size} {mark}" if mark else size
 
 
 def _title(curves: Sequence[Curve]) -> str:

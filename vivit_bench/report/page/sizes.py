@@ -82,19 +82,18 @@ def _bars(group: Group, problem: str, number: int, section: Section) -> Chart:
 def _bar_rows(rows: pd.DataFrame) -> Iterator[dict[str, object]]:
     for row in map(plain, rows.to_dict("records")):
         size = int(row["critical_batch_size"])
-        word, beyond = short_mark_of(row), predicted_beyond(row)
-        predicted, low, high = beyond or (None, None, None)
-        label = f"≥ {size:,} {word}" if word else f"{size:,}"
+        predicted, low, high = predicted_beyond(row) or (None, None, None)
+        mark = short_mark_of(row) if predicted is None else f"({predicted:,})"
         shown = max(size, 0.75)  # a zero has no place on the axis
         yield {
             "work": work_of(row),
             "engine": row["engine"],
             "size": size,
             "shown": shown,
-            "label": label if predicted is None else f"≥ {size:,} ({predicted:,})",
+            "label": f"≥ {size:,} {mark}" if mark else f"{size:,}",
             "predicted": predicted,
             "interval": "" if low is None or high is None else f"{low:,} - {high:,}",
-            "end": max(shown, predicted or 0),
+            "end": predicted or shown,
             "peak_mib": (row.get("peak_bytes") or float("nan")) / MIB,
             "seconds": row.get("work_seconds"),
         }
